@@ -1,0 +1,49 @@
+# make quickstart   samples -> stores -> a trained, evaluated model, on the CPU, in minutes
+# make test         the test suite
+# make lint         ruff, mypy, codespell
+# make soak         the hours-long proofs; logs under benchmarks/results/
+# Needs Python >= 3.11, make and a package index. Every target sets itself up.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+DIR    := build/quickstart
+
+.PHONY: setup quickstart test lint soak clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+# uv installs from constraints.txt; it is used from PATH or brought into the environment itself.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Handloom needs Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable . --group dev
+	@touch $(READY)
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/codespell
+	$(PY) -m mypy
+
+quickstart: $(READY)
+	rm -rf $(DIR)
+	$(PY) -m preprocess make-sample dataset=freihand out=$(DIR)/freihand num=2500 num_eval=400 seed=1
+	$(PY) -m preprocess make-sample dataset=interhand26m out=$(DIR)/interhand26m num=48 seed=1
+	$(PY) -m preprocess build-cache dataset=freihand root=$(DIR)/freihand out=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano
+	$(PY) -m preprocess build-cache dataset=interhand26m root=$(DIR)/interhand26m out=$(DIR)/interhand26m.zarr mano=$(DIR)/interhand26m/mano
+	$(PY) -m preprocess show-cache store=$(DIR)/freihand.zarr out=$(DIR)/freihand.png
+	$(PY) -m train run experiment=quickstart store=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano run_dir=$(DIR)/run
+	$(PY) -m train evaluate run=$(DIR)/run store=$(DIR)/freihand.zarr split=evaluation mano=$(DIR)/freihand/mano
+
+soak: $(READY)
+	$(PY) -m pytest -m slow --override-ini addopts=-ra
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

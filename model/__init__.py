@@ -1,0 +1,1 @@
+"""Hands, cameras and networks; knows nothing of files of data."""

@@ -1,0 +1,75 @@
+"""Image backbones through timm: pooled features, pretrained on purpose or not at all."""
+
+import timm
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+
+
+def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
+    """Return the backbone (image [b, 3, s, s] -> features [b, c]) and c.
+
+    BatchNorm of a pretrained backbone is frozen: its statistics are better than those of the
+    small, correlated batches of this field.
+
+    Raises:
+        ValueError: If timm has no such model, or pretrained weights cannot be had.
+    """
+    if not timm.is_model(config.backbone):
+        near = timm.list_models(f"*{config.backbone[:6]}*")[:5]
+        raise ValueError(
+            f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
+        )
+    options: dict[str, object] = {"pretrained": config.pretrained, "num_classes": 0}
+    if config.weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": config.weights}
+    if "vit" in config.backbone:
+        options["img_size"] = input_px
+    try:
+        backbone = timm.create_model(config.backbone, **options)
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise ValueError(
+            f"pretrained weights of {config.backbone!r} cannot be had "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a local file with "
+            "model.weights=PATH or train from scratch with model.pretrained=false"
+        ) from error
+    if config.pretrained:
+        freeze_batch_norm(backbone)
+    return backbone, int(backbone.num_features)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm by its fixed affine map at the current statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm(child))
+        else:
+            freeze_batch_norm(child)
+
+
+class FrozenBatchNorm(nn.Module):
+    """``act(x * scale + shift)`` with the statistics of a trained BatchNorm, no longer learned."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("cannot freeze a BatchNorm without running statistics")
+        gain = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+        bias = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+        scale = gain.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", (bias.detach() - norm.running_mean * scale)[:, None, None])
+        # timm fuses drop and activation into its BatchNormAct2d
+        self.drop = getattr(norm, "drop", None) or nn.Identity()
+        self.act = getattr(norm, "act", None) or nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the normalised features, same shape and dtype."""
+        out: torch.Tensor = self.act(self.drop(x * self.scale.to(x.dtype) + self.shift.to(x.dtype)))
+        return out

@@ -1,0 +1,37 @@
+"""Configuration of the networks."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Head(Enum):
+    """What the regressor predicts."""
+
+    mano = "mano"
+    """MANO parameters, decoded to vertices and joints; needs the MANO files."""
+    joints = "joints"
+    """21 joints, without MANO."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Image-to-hand regressor. Treat as read-only once the run has started."""
+
+    backbone: str = "resnet50"
+    """Name of a timm model; any that gives pooled features."""
+    pretrained: bool = True
+    """Start from published weights. Without network or local weights this is an error, never a
+    silent fall-back: say model.pretrained=false to train from scratch."""
+    weights: str | None = None
+    """Local file with the backbone's weights; null asks the hub."""
+    head: Head = Head.mano
+    """Predict MANO parameters or plain joints."""
+    hidden: int = 1024
+    """Width of the regression head."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.hidden <= 0:
+            raise ValueError(f"model.hidden must be positive, got {self.hidden}")
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("model.weights needs model.pretrained=true, got false")

@@ -1,0 +1,1 @@
+"""Rotations, cameras, crops and alignment; the only place for such maths."""

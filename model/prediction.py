@@ -1,0 +1,26 @@
+"""What a network returns, shared by all model families.
+
+Shape legend: b = batch, h = hands (slot 0 right, slot 1 left; a single-hand crop has h = 1).
+Everything is in the camera frame of the input pixels, metres, OpenCV axes. A part a family does
+not predict is None.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandPrediction:
+    """Hands of one batch."""
+
+    joints_3d: Float[Tensor, "b h 21 3"]
+    """Standard order, in the joint set that the batch asked for."""
+    vertices: Float[Tensor, "b h 778 3"] | None = None
+    theta_rotmat: Float[Tensor, "b h 16 3 3"] | None = None
+    """MANO pose, absolute: root, then 15 finger joints."""
+    beta: Float[Tensor, "b h 10"] | None = None
+    transl: Float[Tensor, "b h 3"] | None = None
+    """MANO translation in smplx's meaning: ``joint0 = J0(beta) + transl``."""
+    confidence: Float[Tensor, "b h"] | None = None

@@ -1,0 +1,1 @@
+"""Online half: store -> resident cache -> batches on the device."""

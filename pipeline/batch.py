@@ -1,0 +1,50 @@
+"""The one batch type: the contract between the pipeline and every trainer.
+
+Shape legend: b = batch, h = hands (hand view: 1; frame view: slot 0 right, slot 1 left),
+s = input side in pixels.
+
+"Input" names the pixels and the camera that the network sees. A label point obeys
+``p_input = R_input_from_cam @ p_cam`` and projects with ``K``; a pixel obeys
+``x_input = A_input_from_frame @ [x_frame, y_frame, 1]``. Missing values are NaN; every reader
+selects with the masks before any maths.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One batch; every field is on the same device."""
+
+    image: Float[Tensor, "b 3 s s"]
+    """RGB, normalised with the mean and deviation in the config."""
+    K: Float[Tensor, "b 3 3"]
+    """Intrinsics of the input pixels; the upper left 2x2 block may be full."""
+    A_input_from_frame: Float[Tensor, "b 2 3"]
+    R_input_from_cam: Float[Tensor, "b 3 3"]
+    """Orthogonal; determinant -1 where the sample was mirrored."""
+    joints_3d: Float[Tensor, "b h 21 3"]
+    """Input camera frame, metres."""
+    joint_valid: Bool[Tensor, "b h 21"]
+    theta_rotmat: Float[Tensor, "b h 16 3 3"]
+    beta: Float[Tensor, "b h 10"]
+    transl: Float[Tensor, "b h 3"]
+    has_joints: Bool[Tensor, "b h"]
+    has_mano: Bool[Tensor, "b h"]
+    has_beta: Bool[Tensor, "b h"]
+    is_right: Bool[Tensor, "b h"]
+    """The hand as recorded; a mirrored left hand keeps False."""
+    mirrored: Bool[Tensor, " b"]
+    """Image and labels were mirrored, so the hand now looks (and decodes) like the other side."""
+    joint_set: Int64[Tensor, " b"]
+    """Value of ``model.hand.JointSet``."""
+    sample_id: Int64[Tensor, " b"]
+    """Row of the store times two plus the hand slot (hand view), or times two (frame view)."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on ``device``."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

@@ -1,0 +1,165 @@
+"""Options of the pipeline. Imports nothing heavy, so that a typo is answered at once.
+
+Treat every config as read-only once it is built. A change of one value is
+``dataclasses.replace(config, split="val")``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from pipeline.store.schema import FLAGS
+
+MAX_CACHE_PX: Final = 4096
+"""Keeps every intermediate of the gather's 16.16 coordinates within int32."""
+
+
+class ViewKind(Enum):
+    """What one sample is."""
+
+    hand = "hand"
+    """A square crop around one hand; a frame with two hands is two samples."""
+    frame = "frame"
+    """The whole frame with both hand slots, letterboxed."""
+
+
+class ImageDtype(Enum):
+    """Element type of ``Batch.image``."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class OnBadImage(Enum):
+    """What to do with an image that cannot be decoded."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+@dataclass(kw_only=True, slots=True)
+class ViewConfig:
+    """Which part of which frames becomes a sample."""
+
+    kind: ViewKind = ViewKind.hand
+    """hand: a square crop per hand. frame: the whole frame, letterboxed."""
+    pad: float = 1.5
+    """Side of the input crop over the longer side of the joints' box (hand view). Joints leave out
+    flesh and context; 1.5 shows the whole hand and part of the forearm."""
+    margin: float = 1.25
+    """Side of the cached crop over the side of the input crop (hand view). Turning, shifting and
+    growing the crop within it shows real pixels instead of repeated border pixels."""
+    require_joints: bool = False
+    """Leave out hands without any annotated joint (frame view: frames without any)."""
+    exclude_flags: list[str] = field(default_factory=list)
+    """Quality flags of the store whose rows are left out in training; evaluation keeps them, as the
+    official denominators do."""
+
+    def __post_init__(self) -> None:
+        _check("view.pad", self.pad, at_least=0.1, at_most=10)
+        _check("view.margin", self.margin, at_least=1, at_most=4)
+        for flag in self.exclude_flags:
+            if flag not in FLAGS:
+                raise ValueError(
+                    f"view.exclude_flags must be among {', '.join(FLAGS)}, got {flag!r}"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class CacheConfig:
+    """The decoded crops that stay on the device."""
+
+    size_px: int = 256
+    """Side of a cached crop, pixels; one sample takes 3 * size_px^2 bytes of device memory."""
+    decode_threads: int = 0
+    """CPU threads of the decoder; 0 = all cores of this process."""
+    decode_batch: int = 64
+    """Images per decoder batch."""
+    on_bad_image: OnBadImage = OnBadImage.stop
+    """stop: an image that cannot be decoded ends the run and is named. skip: it is named in the
+    log, stays black and without labels in training; evaluation always stops."""
+
+    def __post_init__(self) -> None:
+        _check("cache.size_px", self.size_px, at_least=8, at_most=MAX_CACHE_PX)
+        _check("cache.decode_threads", self.decode_threads, at_least=0)
+        _check("cache.decode_batch", self.decode_batch, at_least=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """Ranges of the random changes of a training sample; uniform, 0 = off. Never in evaluation."""
+
+    rotation_deg: float = 30.0
+    """In-plane turn up to this angle either way, degrees."""
+    scale: float = 0.2
+    """Side of the crop times 1 - scale .. 1 + scale."""
+    shift: float = 0.05
+    """Centre of the crop moved up to this share of its side, per axis."""
+    gain: float = 0.1
+    """Each colour channel times 1 - gain .. 1 + gain."""
+    brightness: float = 0.2
+    """All channels times 1 - brightness .. 1 + brightness."""
+    contrast: float = 0.2
+    """Distance from mid grey times 1 - contrast .. 1 + contrast."""
+    saturation: float = 0.2
+    """Distance from the pixel's own grey times 1 - saturation .. 1 + saturation."""
+    erase_probability: float = 0.0
+    """Chance that a rectangle of the input is replaced by the mean colour."""
+    erase_size: float = 0.3
+    """Longest side of that rectangle, share of the input's side."""
+
+    def __post_init__(self) -> None:
+        _check("augment.rotation_deg", self.rotation_deg, at_least=0, at_most=180)
+        for name in ("scale", "shift"):
+            _check(f"augment.{name}", getattr(self, name), at_least=0, at_most=0.5)
+        for name in ("gain", "brightness", "contrast", "saturation", "erase_probability"):
+            _check(f"augment.{name}", getattr(self, name), at_least=0, at_most=1)
+        _check("augment.erase_size", self.erase_size, at_least=0, at_most=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class PipelineConfig:
+    """How a store becomes batches."""
+
+    store: str
+    """Store directory written by python -m preprocess build-cache."""
+    split: str = "train"
+    """Row list of the store; python -m preprocess show-cache lists them."""
+    subset: float = 1.0
+    """Share of the split's rows to use, evenly spaced over its sequences."""
+    batch_size: int = 64
+    """Samples per step, over all ranks."""
+    seed: int = 0
+    """Decides order and augmentation."""
+    input_px: int = 224
+    """Side of the network's input, pixels."""
+    mirror_left: bool = True
+    """Mirror left hands, labels included, so that every hand looks right (hand view)."""
+    image_dtype: ImageDtype = ImageDtype.float32
+    """Element type of the images."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Mean of red, green, blue in 0..1, subtracted from the input; ImageNet's by default."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Deviation of red, green, blue, divides the input; ImageNet's by default."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.subset <= 1:
+            raise ValueError(f"subset must lie in (0, 1], got {self.subset}")
+        _check("batch_size", self.batch_size, at_least=1)
+        _check("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        _check("input_px", self.input_px, at_least=8, at_most=MAX_CACHE_PX)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3:
+                raise ValueError(f"{name} must have 3 values (red, green, blue), got {values}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+
+def _check(key: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:
+    if not at_least <= value <= at_most:
+        above = f" and at most {at_most}" if at_most < math.inf else ""
+        raise ValueError(f"{key} must be at least {at_least}{above}, got {value}")

@@ -1,0 +1,1 @@
+"""The store format: one place that writes, proves and reads it."""

@@ -1,0 +1,251 @@
+"""Read a store: JPEG bytes by row, labels in RAM, splits.
+
+store = open_store("build/freihand.zarr")
+jpeg = store.jpeg_checked(store.split("train")[0])
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.store.errors import StoreError, StoreUnfinishedError, StoreVersionError
+from pipeline.store.image_bytes import (
+    ImageIndex,
+    ReadBytes,
+    Reader,
+    open_array,
+    open_image_bytes,
+    rebuild,
+)
+from pipeline.store.schema import (
+    ATTRIBUTE,
+    FORMAT_VERSION,
+    IMAGE_INDEX,
+    LABELS,
+    ArraySpec,
+    StoreAttributes,
+)
+from pipeline.store.shard import corrupt, crc32c, shard_path
+
+ALL_ROWS: Final = "all"
+"""Name of the split that every store has without storing it."""
+SCAN_BLOCK_BYTES: Final = 8 << 20
+SCAN_GAP_BYTES: Final = 256 << 10
+"""Unwanted bytes that ``scan`` reads over: cold random reads of 85 KB frames reach about a fifth of
+the sequential rate, so a gap of a few frames costs less than a second read."""
+
+
+class Store:
+    """An open store, made by ``open_store``; safe to read from several threads."""
+
+    def __init__(
+        self,
+        path: Path,
+        attributes: StoreAttributes,
+        image_index: ImageIndex,
+        read_bytes: ReadBytes,
+        resources: ExitStack,
+    ) -> None:
+        self.path = path
+        self.attributes = attributes
+        self.num_rows = attributes.num_rows
+        self.image_index = image_index
+        self._read_bytes = read_bytes
+        self._resources = resources
+        self._labels: dict[str, NDArray[Any]] = {}
+
+    def jpeg(self, row: int) -> NDArray[np.uint8]:
+        """Return the JPEG bytes of ``row``, read-only; empty if its image is unreadable.
+
+        Zero-copy with ``reader="mmap"``. The view stays valid as long as it is held.
+
+        Raises:
+            IndexError: If the store has no such row.
+        """
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"store {self.path} has rows 0..{self.num_rows - 1}, got {row}")
+        start, length = int(self.image_index.offset[row]), int(self.image_index.length[row])
+        return self._read_bytes(start, start + length) if length else np.empty(0, np.uint8)
+
+    def jpeg_checked(self, row: int) -> NDArray[np.uint8]:
+        """Return ``jpeg(row)`` after ``check``."""
+        jpeg = self.jpeg(row)
+        self.check(row, jpeg)
+        return jpeg
+
+    def check(self, row: int, jpeg: NDArray[np.uint8]) -> None:
+        """Compare the bytes of ``row``, as ``jpeg`` or ``scan`` gave them, with its crc32c.
+
+        Raises:
+            StoreCorruptError: If they differ; names row and file.
+        """
+        expected, found = int(self.image_index.crc32c[row]), crc32c(jpeg)
+        if found != expected:
+            raise corrupt(
+                shard_path(self.path, row // self.attributes.shard_rows),
+                f"crc32c {expected:#010x} for the image of row {row}",
+                f"{found:#010x}",
+                rebuild(self.attributes),
+            )
+
+    def scan(
+        self, rows: Sequence[int] | NDArray[np.integer]
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield (row, JPEG bytes) in store order, neighbours read in one go of about 8 MiB.
+
+        Unreadable rows have no bytes and are left out. The bytes are not checked: see ``check``. A
+        view stays valid as long as it is held, and keeps its block alive.
+        """
+        ordered = np.sort(np.asarray(rows, np.int64))
+        ordered = ordered[self.image_index.length[ordered] > 0]
+        start = self.image_index.offset[ordered]
+        stop = start + self.image_index.length[ordered]
+        new_block = (
+            (np.diff(ordered // self.attributes.shard_rows) > 0)
+            | (np.diff(start // SCAN_BLOCK_BYTES) > 0)
+            | (start[1:] - stop[:-1] > SCAN_GAP_BYTES)
+        )
+        edges = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(rows)]
+        for first, last in itertools.pairwise(edges):
+            if first == last:  # no rows at all
+                return
+            base = start[first]
+            block = self._read_bytes(int(base), int(stop[last - 1]))
+            for row, lo, hi in zip(
+                ordered[first:last].tolist(),
+                (start[first:last] - base).tolist(),
+                (stop[first:last] - base).tolist(),
+                strict=True,
+            ):
+                yield row, block[lo:hi]
+
+    def label(self, name: str) -> NDArray[Any]:
+        """Return the whole array ``labels/<name>``, read once and kept; read-only.
+
+        Raises:
+            StoreError: If there is no such label; lists the choices.
+        """
+        if name not in self._labels:
+            specs = {spec.name: spec for spec in LABELS}
+            if name not in specs:
+                raise StoreError(f"unknown label {name!r}; choices: {', '.join(specs)}")
+            self._labels[name] = _read_rows(self.path / "labels", specs[name], self.attributes)
+        return self._labels[name]
+
+    def split_counts(self) -> dict[str, int]:
+        """Return the name and the number of rows of every split, ``all`` first."""
+        folder, cure = self.path / "splits", rebuild(self.attributes)
+        names = sorted(file.parent.name for file in folder.glob("*/zarr.json"))
+        counts = {name: int(open_array(folder / name, cure).shape[0]) for name in names}
+        return {ALL_ROWS: self.num_rows, **counts}
+
+    def split(self, name: str) -> NDArray[np.int32]:
+        """Return the rows of split ``name`` in its own order; ``all`` is every row.
+
+        Raises:
+            StoreError: If there is no such split; lists the choices.
+        """
+        counts = self.split_counts()
+        if name not in counts:
+            choices = ", ".join(f"{choice} ({count} rows)" for choice, count in counts.items())
+            raise StoreError(f"store {self.path} has no split {name!r}; choices: {choices}")
+        if name == ALL_ROWS:
+            return np.arange(self.num_rows, dtype=np.int32)
+        array = open_array(self.path / "splits" / name, rebuild(self.attributes))
+        return np.asarray(array[...], np.int32)
+
+    def close(self) -> None:
+        """Give the files back; views already handed out stay valid."""
+        self._read_bytes = _refuse
+        self._resources.close()
+
+
+def open_store(
+    path: str | Path, *, reader: Reader = "auto", allow_unfinished: bool = False
+) -> Store:
+    """Open the store at ``path`` and prove that its bytes are where the index says.
+
+    Args:
+        path: The store's folder.
+        reader: How image bytes are read: ``pipeline.store.image_bytes``.
+        allow_unfinished: Also open a store whose build has not ended; for the builder.
+
+    Raises:
+        StoreError: If there is no store at ``path`` or ``reader`` cannot read it.
+        StoreVersionError: If it has another format version.
+        StoreUnfinishedError: If its build has not ended.
+        StoreCorruptError: If a file is missing, truncated or damaged.
+    """
+    path = Path(path)
+    if reader not in get_args(Reader):
+        raise StoreError(f"reader must be one of {', '.join(get_args(Reader))}, got {reader!r}")
+    attributes = read_attributes(path, allow_unfinished=allow_unfinished)
+    index = ImageIndex(
+        **{spec.name: _read_rows(path / "image", spec, attributes) for spec in IMAGE_INDEX}
+    )
+    with ExitStack() as resources:
+        read_bytes = open_image_bytes(path, attributes, index, reader, resources)
+        return Store(path, attributes, index, read_bytes, resources.pop_all())
+
+
+def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttributes:
+    """Return the attributes of the store at ``path``.
+
+    Raises:
+        StoreError: If there is no store at ``path``.
+        StoreVersionError: If it has another format version.
+        StoreUnfinishedError: If its build has not ended, unless ``allow_unfinished``.
+        StoreCorruptError: If its attributes are damaged.
+    """
+    file = path / "zarr.json"
+    if not file.is_file():
+        raise StoreError(f"no store at {path}: expected the file {file}")
+    try:
+        found = json.loads(file.read_text())["attributes"][ATTRIBUTE]
+        version, command = found["format"], found["command"]
+    except json.JSONDecodeError as error:
+        raise corrupt(file, "JSON", f"{error}", "rebuild the store") from None
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"{path} is no Handloom store: {file} has no attribute {ATTRIBUTE!r}"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise StoreVersionError(
+            f"store {path} has format version {version}, this code reads {FORMAT_VERSION}; "
+            f"rebuild it with: {command}"
+        )
+    names = {field.name for field in dataclasses.fields(StoreAttributes)}
+    if found.keys() != names:
+        raise corrupt(
+            file,
+            f"the attributes of format {FORMAT_VERSION}",
+            f"missing {sorted(names - found.keys())}, unknown {sorted(found.keys() - names)}",
+            f"rebuild it with: {command}",
+        )
+    attributes = StoreAttributes(**found)
+    if not attributes.finished and not allow_unfinished:
+        raise StoreUnfinishedError(f"store {path} is not finished; finish it with: {command}")
+    return attributes
+
+
+def _read_rows(group: Path, spec: ArraySpec, attributes: StoreAttributes) -> NDArray[Any]:
+    """Return a whole per-row array, read-only."""
+    array = open_array(group / spec.name, rebuild(attributes))
+    expected = f"{spec.dtype} {(attributes.num_rows, *spec.shape)}"
+    found = f"{array.dtype} {array.shape}"
+    if expected != found:
+        raise corrupt(group / spec.name, expected, found, rebuild(attributes))
+    values = np.asarray(array[...])
+    values.flags.writeable = False
+    return values
+
+
+def _refuse(start: int, stop: int) -> NDArray[np.uint8]:
+    raise StoreError("the store is closed; open it again with open_store")

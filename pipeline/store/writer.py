@@ -1,0 +1,285 @@
+"""Write a store: create it, fill it shard by shard in any order, finish it.
+
+    create_store(path, attributes, splits)
+    for shard in range(num_shards(attributes)):         # any order, one process per shard
+        offset, length, crcs = write_image_shard(path, shard, payloads, attributes)
+        write_rows(path, shard, {"image/offset": offset, ..., "labels/K": K})
+    finish_store(path, attributes)
+
+Every step can be repeated after a crash. ``image/bytes`` is written here and not through
+zarr-python, which reads the old shard back before it writes a new one and never calls fsync.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from pipeline.store.content import content_sha256
+from pipeline.store.errors import StoreError
+from pipeline.store.reader import ALL_ROWS, open_store, read_attributes
+from pipeline.store.schema import (
+    ATTRIBUTE,
+    FORMAT_VERSION,
+    IMAGE_INDEX,
+    INNER_CHUNK_BYTES,
+    LABELS,
+    ArraySpec,
+    StoreAttributes,
+)
+from pipeline.store.shard import crc32c, num_shards, rows_of_shard, shard_path, shard_tail
+
+ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
+    **{f"image/{spec.name}": spec for spec in IMAGE_INDEX},
+    **{f"labels/{spec.name}": spec for spec in LABELS},
+}
+"""Per-row arrays by their path in the store."""
+FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
+"""Chunk files of per-row arrays lie in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
+SPLIT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
+PARTIAL: Final = ".partial"
+"""Ending of files under way, ours and zarr-python's. They lie in the folders of arrays: a foreign
+file in the folder of a group makes zarr-python warn."""
+
+
+def create_store(
+    path: Path, attributes: StoreAttributes, splits: Mapping[str, NDArray[np.integer]]
+) -> None:
+    """Create an unfinished store at ``path`` with all its arrays, and write its splits.
+
+    The folder appears complete or not at all.
+
+    Args:
+        path: The store's folder; must not exist.
+        attributes: Its attributes; ``finished`` and ``content_sha256`` are set by ``finish_store``.
+        splits: Row lists by name.
+
+    Raises:
+        StoreError: If ``path`` exists or the arguments contradict each other; lists all problems.
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists; remove it or choose another path")
+    if problems := [*_layout_problems(attributes), *_split_problems(splits, attributes)]:
+        raise StoreError(f"store {path}: {'; '.join(problems)}")
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = dataclasses.replace(attributes, finished=False, content_sha256="")
+    group = zarr.create_group(partial, attributes={ATTRIBUTE: dataclasses.asdict(unfinished)})
+    capacity = attributes.shard_capacity_bytes
+    group.create_array(
+        "image/bytes",
+        shape=(num_shards(attributes) * capacity,),
+        chunks=(INNER_CHUNK_BYTES,),
+        shards=(capacity,),
+        dtype="uint8",
+        fill_value=0,
+        compressors=None,
+    )
+    zstd = zarr.codecs.ZstdCodec(level=3)
+    for name, spec in ROW_ARRAYS.items():
+        group.create_array(
+            name,
+            shape=(attributes.num_rows, *spec.shape),
+            chunks=(attributes.shard_rows, *spec.shape),
+            dtype=spec.dtype,
+            fill_value=spec.fill,
+            compressors=zstd,
+            chunk_key_encoding=FLAT_KEYS,
+            attributes={"unit": spec.unit, "meaning": spec.meaning},
+        )
+    group.create_group("splits")
+    for name, rows in splits.items():
+        array = group.create_array(
+            f"splits/{name}",
+            shape=(len(rows),),
+            chunks=(max(len(rows), 1),),
+            dtype="int32",
+            fill_value=-1,
+            compressors=zstd,
+        )
+        array[...] = np.asarray(rows, np.int32)
+    os.sync()
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def write_image_shard(
+    path: Path,
+    shard: int,
+    payloads: Sequence[bytes | memoryview],
+    attributes: StoreAttributes,
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Write the JPEG bytes of one shard; a crash leaves the old file or the new one.
+
+    Args:
+        path: The store's folder.
+        shard: Which shard.
+        payloads: JPEG bytes of its rows; empty where the image is unreadable. If all are empty
+            there is no file.
+        attributes: The store's attributes.
+
+    Returns:
+        Offset over all shards, length and crc32c of every row, for ``write_rows``.
+
+    Raises:
+        StoreError: If the number of rows is wrong or the bytes exceed the shard's capacity.
+    """
+    rows, capacity = rows_of_shard(attributes, shard), attributes.shard_capacity_bytes
+    views = [memoryview(payload) for payload in payloads]
+    length = np.array([view.nbytes for view in views], np.uint32)
+    total = int(length.sum(dtype=np.int64))
+    if len(views) != len(rows):
+        raise StoreError(f"shard {shard} of {path} has {len(rows)} rows, got {len(views)}")
+    if total > capacity:
+        raise StoreError(
+            f"shard {shard} of {path} holds {capacity} bytes, got {total}; "
+            "plan a larger shard_capacity_bytes or fewer shard_rows"
+        )
+    offset = shard * capacity + np.cumsum(length, dtype=np.int64) - length
+    crcs = np.array([crc32c(view) for view in views], np.uint32)
+    file = shard_path(path, shard)
+    if total:
+        file.parent.mkdir(exist_ok=True)
+        _replace_file(file, [*views, shard_tail(total, capacity)], file.with_suffix(PARTIAL))
+    else:
+        file.unlink(missing_ok=True)
+    return offset, length, crcs
+
+
+def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write the rows of one shard into per-row arrays, one chunk each.
+
+    Args:
+        path: The store's folder.
+        shard: Which shard.
+        columns: Values by the array's path in the store, such as ``labels/K``; arrays left out
+            keep their fill value ("missing").
+
+    Raises:
+        StoreError: If a name, dtype or shape is not the schema's; lists all problems.
+    """
+    rows = rows_of_shard(read_attributes(path, allow_unfinished=True), shard)
+    problems = [
+        problem
+        for name, values in columns.items()
+        if (problem := _row_problem(name, values, len(rows)))
+    ]
+    if problems:
+        raise StoreError(f"shard {shard} of {path}: {'; '.join(problems)}")
+    for name, values in columns.items():
+        folder = path / name
+        zarr.open_array(folder, mode="r+")[rows.start : rows.stop] = values
+        chunk = folder / ".".join(["c", str(shard), *["0"] * (values.ndim - 1)])
+        if chunk.exists():  # zarr-python writes no file where all is fill, and never calls fsync
+            _sync(chunk)
+        _sync(folder)
+
+
+def finish_store(path: Path, attributes: StoreAttributes) -> StoreAttributes:
+    """Compute the content hash and mark the store as finished, as the last step of a build.
+
+    Args:
+        path: The store's folder.
+        attributes: What the build knows at its end; the layout must be the one created.
+
+    Returns:
+        The attributes as written, with ``content_sha256``.
+
+    Raises:
+        StoreError: If ``attributes`` change the layout of the store.
+        StoreCorruptError: If its bytes are not those that were written.
+    """
+    created = read_attributes(path, allow_unfinished=True)
+    for name in ("format", "num_rows", "shard_rows", "shard_capacity_bytes"):
+        expected, got = getattr(created, name), getattr(attributes, name)
+        if expected != got:
+            raise StoreError(f"store {path} was created with {name}={expected}, got {got}")
+    for leftover in path.rglob(f"*{PARTIAL}"):
+        leftover.unlink()
+    store = open_store(path, allow_unfinished=True)
+    finished = dataclasses.replace(attributes, content_sha256=content_sha256(store), finished=True)
+    store.close()
+    file = path / "zarr.json"
+    group = json.loads(file.read_text())
+    group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)
+    text = json.dumps(group, indent=2)
+    _replace_file(file, [text.encode()], path / "image" / "bytes" / f"{file.name}{PARTIAL}")
+    return finished
+
+
+def _layout_problems(attributes: StoreAttributes) -> list[str]:
+    problems = [
+        f"{name} must be positive, got {getattr(attributes, name)}"
+        for name in ("num_rows", "shard_rows", "shard_capacity_bytes")
+        if getattr(attributes, name) <= 0
+    ]
+    if attributes.format != FORMAT_VERSION:
+        problems.append(f"format must be {FORMAT_VERSION}, got {attributes.format}")
+    if attributes.shard_capacity_bytes % INNER_CHUNK_BYTES:
+        problems.append(
+            f"shard_capacity_bytes must be a multiple of {INNER_CHUNK_BYTES}, "
+            f"got {attributes.shard_capacity_bytes}"
+        )
+    return problems
+
+
+def _split_problems(
+    splits: Mapping[str, NDArray[np.integer]], attributes: StoreAttributes
+) -> list[str]:
+    problems = []
+    for name, rows in splits.items():
+        if name == ALL_ROWS or not SPLIT_NAME.fullmatch(name):
+            problems.append(
+                f"split {name!r} must be letters, digits, '_', '-', '.', and not {ALL_ROWS!r}"
+            )
+        elif rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            problems.append(f"split {name!r} must be a list of rows, got {_kind(rows)}")
+        elif len(rows) and not 0 <= rows.min() <= rows.max() < attributes.num_rows:
+            problems.append(
+                f"split {name!r} must lie in 0..{attributes.num_rows - 1}, "
+                f"got {rows.min()}..{rows.max()}"
+            )
+    return problems
+
+
+def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
+    """Return what is wrong with one column, "" if nothing."""
+    if name not in ROW_ARRAYS:
+        near = difflib.get_close_matches(name, ROW_ARRAYS, n=1)
+        return f"unknown array {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    spec = ROW_ARRAYS[name]
+    expected, got = f"{spec.dtype} {(num_rows, *spec.shape)}", _kind(values)
+    return f"{name} must be {expected}, got {got}" if got != expected else ""
+
+
+def _kind(values: NDArray[Any]) -> str:
+    return f"{values.dtype} {values.shape}"
+
+
+def _replace_file(file: Path, parts: Iterable[bytes | memoryview], partial: Path) -> None:
+    """Put ``parts`` at ``file``, whole and on the disk, or leave what was there."""
+    with partial.open("wb") as opened:
+        opened.writelines(parts)
+        opened.flush()
+        os.fsync(opened.fileno())
+    partial.replace(file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Offline half: a raw dataset becomes one store."""

@@ -1,0 +1,140 @@
+"""Reading annotation JSON with errors that name the file, the place and the cure."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from preprocess.records import SourceError
+
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+
+
+def require(dataset: str, root: Path, files: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Refuse a root that lacks something, naming everything that is missing.
+
+    Raises:
+        SourceError: If ``root`` is no folder, or files or folders below it are missing.
+    """
+    if not root.is_dir():
+        found = "is not a folder" if root.exists() else "does not exist"
+        raise SourceError(
+            f"{dataset}: root={str(root)!r} {found}; expected the folder of the unpacked dataset"
+        )
+    missing = [name for name in files if not (root / name).is_file()]
+    missing += [f"{name}/" for name in folders if not (root / name).is_dir()]
+    if missing:
+        raise SourceError(
+            f"{dataset}: {root} has no {', '.join(missing)}; expected the official layout, "
+            "unpack the missing parts or point root= at the right folder"
+        )
+
+
+def read_json(
+    dataset: str, path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """Return the parsed file; ``object_hook`` as in ``json.loads``.
+
+    Raises:
+        SourceError: If the file cannot be read or is not JSON.
+    """
+    text = _read_text(dataset, path)
+    try:
+        return json.loads(text, object_hook=object_hook)
+    except json.JSONDecodeError as error:
+        raise _not_json(dataset, path, error) from error
+
+
+def read_number_rows(
+    dataset: str, path: Path, row_shape: Sequence[int]
+) -> Float[np.ndarray, "n ..."]:
+    """Return a JSON list of equally shaped rows of finite numbers as ``[n, *row_shape]``.
+
+    Decodes one row at a time, so that FreiHAND's 76 million vertex coordinates never exist as
+    Python objects together.
+
+    Raises:
+        SourceError: If the file is not JSON, or rows have another shape or hold NaN; the message
+            counts the bad rows and names the first.
+    """
+    text = _read_text(dataset, path)
+    shape = tuple(row_shape)
+    rows: list[np.ndarray] = []
+    bad: list[str] = []
+    try:
+        for index, row in enumerate(_items(text)):
+            array = _as_numbers(row)
+            if array is None or array.shape != shape:
+                found = "not numbers of one shape" if array is None else f"of shape {array.shape}"
+                bad.append(f"row {index} is {found}")
+            elif not np.isfinite(array).all():
+                bad.append(f"row {index} holds NaN or infinity")
+            else:
+                rows.append(array)
+    except json.JSONDecodeError as error:
+        raise _not_json(dataset, path, error) from error
+    if bad:
+        raise SourceError(
+            f"{dataset}: {len(bad)} of {len(bad) + len(rows)} rows of {path} are bad (first: "
+            f"{bad[0]}), expected finite numbers of shape {shape}; unpack the annotation again"
+        )
+    return np.stack(rows) if rows else np.empty((0, *shape))
+
+
+def _items(text: str) -> Iterable[Any]:
+    """Yield the items of one JSON list without holding them together."""
+
+    def skip(position: int) -> int:
+        match = _SPACE.match(text, position)
+        assert match is not None
+        return match.end()
+
+    decoder = json.JSONDecoder()
+    position = skip(0)
+    if not text.startswith("[", position):
+        raise json.JSONDecodeError("Expecting a list of rows", text, position)
+    position = skip(position + 1)
+    if not text.startswith("]", position):
+        while True:
+            item, position = decoder.raw_decode(text, position)
+            yield item
+            position = skip(position)
+            if not text.startswith(",", position):
+                break
+            position = skip(position + 1)
+    if not text.startswith("]", position):
+        raise json.JSONDecodeError("Expecting ',' delimiter or the end of the list", text, position)
+    position = skip(position + 1)
+    if position != len(text):
+        raise json.JSONDecodeError("Extra data", text, position)
+
+
+def _as_numbers(row: Any) -> Float[np.ndarray, "..."] | None:
+    try:
+        array = np.asarray(row)
+    except ValueError:
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "iuf" else None
+
+
+def _read_text(dataset: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{dataset}: cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{dataset}: {path} is not JSON (byte {error.start} is not text); "
+            "unpack the annotation again"
+        ) from error
+
+
+def _not_json(dataset: str, path: Path, error: json.JSONDecodeError) -> SourceError:
+    return SourceError(
+        f"{dataset}: {path} is not valid JSON ({error.msg} at line {error.lineno}, column "
+        f"{error.colno}); it may be cut off, unpack the annotation again"
+    )

@@ -1,0 +1,122 @@
+"""What can be set for each command; a field's docstring is its ``--help``."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from omegaconf import MISSING
+
+SAMPLE_DATASETS: Final = ("freihand",)
+"""Formats that ``make-sample`` writes."""
+
+
+class OnBadImage(Enum):
+    """What a build does with an image that is missing, cut off or not a JPEG."""
+
+    error = "error"
+    flag = "flag"
+
+
+@dataclass(kw_only=True, slots=True)
+class BuildConfig:
+    """A raw dataset becomes one store. Treat as read-only."""
+
+    dataset: str = MISSING
+    """Which dataset ``root`` holds: freihand or interhand26m."""
+    root: str = MISSING
+    """Folder of the unpacked dataset: FreiHAND_pub_v2, or the one with images and annotations."""
+    out: str = MISSING
+    """Folder of the store; created, conventionally named <dataset>.zarr."""
+    mano: str | None = None
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; else HANDLOOM_MANO, else no MANO labels."""
+    shard_rows: int = 2048
+    """Images per shard file; one process writes one shard at a time."""
+    workers: int = 0
+    """Processes; 0 takes one per core, 1 stays in this process. Does not change the result."""
+    overwrite: bool = False
+    """Replace a finished store at ``out``; an unfinished one is always replaced."""
+    on_bad_image: OnBadImage = OnBadImage.error
+    """At a missing or damaged image: stop (error), or keep its row without an image (flag)."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "dataset", "root", "out")
+        _require_at_least(self, shard_rows=1, workers=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyConfig:
+    """A store is read again, every byte of it. Treat as read-only."""
+
+    store: str = MISSING
+    """Folder of the store."""
+    root: str | None = None
+    """Folder of the raw dataset: also compare every image with its file, and labels again."""
+    mano: str | None = None
+    """MANO folder for the comparison with ``root``; else HANDLOOM_MANO."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "store")
+
+
+@dataclass(kw_only=True, slots=True)
+class ShowConfig:
+    """A contact sheet of a store. Treat as read-only."""
+
+    store: str = MISSING
+    """Folder of the store."""
+    out: str = "contact_sheet.png"
+    """Picture to write, .png or .jpg."""
+    num: int = 16
+    """How many rows, when ``rows`` is empty."""
+    seed: int = 0
+    """Which random rows, when ``rows`` is empty."""
+    rows: list[int] = field(default_factory=list)
+    """Rows to show, such as [0,5,9]; empty takes ``num`` random ones."""
+    split: str = "all"
+    """Split to take random rows from."""
+    tile_px: int = 320
+    """Longer side of one picture, pixels."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "store", "out", "split")
+        _require_at_least(self, num=1, seed=0, tile_px=64)
+        if not self.out.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise ValueError(f"out must end in .png or .jpg, got {self.out!r}")
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleConfig:
+    """A small rendered dataset in an official on-disk format. Treat as read-only."""
+
+    dataset: str = "freihand"
+    """Which format; freihand."""
+    out: str = MISSING
+    """Folder to create; gets the dataset and the stand-in MANO files."""
+    num: int = 256
+    """Training poses (FreiHAND writes four images of each)."""
+    num_eval: int = 64
+    """Evaluation poses."""
+    seed: int = 0
+    """The same seed gives the same files."""
+    workers: int = 0
+    """Processes; 0 takes one per core. Does not change the result."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "dataset", "out")
+        _require_at_least(self, num=1, num_eval=0, seed=0, workers=0)
+        if self.dataset not in SAMPLE_DATASETS:
+            raise ValueError(
+                f"dataset must be one of {', '.join(SAMPLE_DATASETS)}, got {self.dataset!r}"
+            )
+
+
+def _require_text(config: Any, *keys: str) -> None:
+    for key in keys:
+        if not getattr(config, key):
+            raise ValueError(f"{key} must not be empty, got {getattr(config, key)!r}")
+
+
+def _require_at_least(config: Any, **minimum: int) -> None:
+    for key, low in minimum.items():
+        if getattr(config, key) < low:
+            raise ValueError(f"{key} must be at least {low}, got {getattr(config, key)}")

@@ -1,0 +1,1 @@
+"""Small stand-in datasets in the official on-disk formats."""

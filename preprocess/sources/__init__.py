@@ -1,0 +1,1 @@
+"""One module per dataset: official files -> canonical records."""

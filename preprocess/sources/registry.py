@@ -1,0 +1,39 @@
+"""The datasets that can be built, by name."""
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from preprocess.records import Source, SourceError
+
+if TYPE_CHECKING:
+    from model.mano import ManoModels
+
+DATASETS: Final = ("freihand", "interhand26m")
+"""Each is a module of this package with ``open_source(root, mano) -> Source``."""
+
+
+def check_dataset(name: str) -> None:
+    """Refuse an unknown dataset.
+
+    Raises:
+        SourceError: With the nearest spelling or the choices.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(DATASETS)}"
+        raise SourceError(f"dataset={name!r} is unknown; {hint}")
+
+
+def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
+    """Open a dataset by name.
+
+    Raises:
+        SourceError: If the dataset is unknown or ``root`` does not hold it.
+    """
+    check_dataset(dataset)
+    module = importlib.import_module(f"preprocess.sources.{dataset}")
+    source = module.open_source(root, mano)
+    assert isinstance(source, Source)
+    return source

@@ -1,0 +1,296 @@
+"""``verify-cache``: read every byte of a store again and compare.
+
+Without ``root``: shard layout, crc32c and JPEG header of each image, sizes, order of the rows,
+masks against values, boxes against projections, flags against rules, splits, counts, content hash.
+With ``root``: also every image against its file and every label against a fresh conversion.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from pipeline.store.errors import StoreCorruptError
+from pipeline.store.schema import FLAGS
+from preprocess.config import VerifyConfig
+from preprocess.jpeg import JpegProblem, read_header
+from preprocess.plan import make_plan
+from preprocess.progress import show_progress
+from preprocess.quality import LabelStack, derive, flag_counts
+from preprocess.records import SourceError
+from preprocess.shard import label_columns, plan_indices, stack_labels
+from preprocess.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import Store
+
+_IMAGE_FLAGS = sum(FLAGS[name] for name in ("image_missing", "image_truncated", "image_not_jpeg"))
+_BBOX_TOLERANCE_PX = 0.02
+"""float32 rounding of metres and pixels: about 1e-7 of 2000 px, times the division by depth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """What a verification found."""
+
+    path: Path
+    num_rows: int
+    image_bytes: int
+    seconds: float
+    compared_with: Path | None
+    """Root of the raw dataset, if it was compared."""
+    problems: list[str]
+    """One sentence each; empty = the store is what the build wrote."""
+
+
+def main(config: VerifyConfig) -> int:
+    """Read every byte of a store again and compare; exit code 1 if anything differs."""
+    report = verify(config)
+    Console().print(verify_text(report), highlight=False, markup=False, soft_wrap=True)
+    return 1 if report.problems else 0
+
+
+def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyReport:
+    """Check a store and return every problem found.
+
+    Args:
+        config: Which store, and the raw dataset to compare with, if any.
+        console: Where progress goes; stderr by default.
+
+    Raises:
+        StoreError: If there is no finished store of this version; damage is a problem, no error.
+        SourceError: If ``root`` is given and cannot be opened.
+    """
+    from pipeline.store.reader import open_store
+
+    console = console or Console(stderr=True)
+    start = time.monotonic()
+    path = Path(config.store).expanduser()
+    root = None if config.root is None else Path(config.root).expanduser()
+    problems: list[str] = []
+    num_rows, num_bytes = 0, 0
+    try:
+        store = open_store(path)
+    except StoreCorruptError as error:
+        problems.append(str(error))
+    else:
+        num_rows = store.num_rows
+        num_bytes = int(store.image_index.length.sum(dtype=np.int64))
+        with show_progress("verify-cache", num_rows, console) as advance:
+            for found in _check_images(store):
+                advance(1)
+                if found:
+                    problems.append(found)
+        problems += [
+            *_check_order(store),
+            *_check_labels(store),
+            *_check_attributes(store),
+        ]
+        if not problems:
+            problems += _check_content(store)
+        if root is not None:
+            problems += _compare_with_source(store, root, config.mano)
+        store.close()
+    return VerifyReport(
+        path=path,
+        num_rows=num_rows,
+        image_bytes=num_bytes,
+        seconds=time.monotonic() - start,
+        compared_with=root,
+        problems=problems,
+    )
+
+
+def verify_text(report: VerifyReport) -> str:
+    """Return the report for people; at most 20 problems."""
+    rate = report.image_bytes / max(report.seconds, 1e-9) / 1e6
+    against = f", compared with {report.compared_with}" if report.compared_with else ""
+    head = (
+        f"{report.path}: {report.num_rows} rows, {report.image_bytes / 1e6:.1f} MB of JPEG read "
+        f"in {report.seconds:.1f} s ({rate:.0f} MB/s){against}"
+    )
+    if not report.problems:
+        return f"{head}\nno differences"
+    lines = [f"  {problem}" for problem in report.problems[:20]]
+    if len(report.problems) > len(lines):
+        lines.append(f"  and {len(report.problems) - len(lines)} more")
+    return "\n".join([f"{head}\n{len(report.problems)} problems:", *lines])
+
+
+# --- within the store -----------------------------------------------------------------------------
+
+
+def _check_images(store: "Store") -> Iterator[str]:
+    """Yield one entry per readable row: its problem, or an empty string."""
+    size_hw = store.image_index.size_hw
+    for row, jpeg in store.scan(np.arange(store.num_rows)):
+        try:
+            store.check(row, jpeg)
+        except StoreCorruptError as error:
+            yield str(error)
+            continue
+        header = read_header(jpeg.tobytes())
+        if isinstance(header, JpegProblem):
+            yield f"row {row}: the image {header.reason}"
+        elif (header.height, header.width) != tuple(size_hw[row]):
+            yield (
+                f"row {row}: image/size_hw is {size_hw[row].tolist()}, the JPEG says "
+                f"{[header.height, header.width]}"
+            )
+        else:
+            yield ""
+
+
+def _check_order(store: "Store") -> Iterator[str]:
+    """Rows are sorted, official indices are each there once, name indices have names."""
+    keys = [store.label(f"{name}_idx") for name in ("sequence", "camera", "frame", "official")]
+    if not np.array_equal(np.lexsort(keys[::-1]), np.arange(store.num_rows)):
+        yield "rows are not sorted by (sequence, camera, frame, official index)"
+    if not np.array_equal(np.sort(keys[-1]), np.arange(store.num_rows)):
+        yield "labels/official_idx is no permutation of the rows"
+    for name, table in store.attributes.tables.items():
+        index = store.label(f"{name}_idx")
+        yield from _rows(
+            (index < 0) | (index >= len(table)), f"{name}_idx is outside the table of {len(table)}"
+        )
+
+
+def _check_labels(store: "Store") -> Iterator[str]:
+    """Masks say what the values are; derived labels follow from the others."""
+    valid = store.label("joint_valid")
+    finite = np.isfinite(store.label("joints_3d")).all(-1)
+    has = {name: store.label(name) for name in ("has_joints", "has_mano", "has_beta", "has_world")}
+    yield from _rows((valid != finite).any((1, 2)), "joint_valid and finite joints_3d differ")
+    yield from _rows(
+        (has["has_joints"] != valid.any(-1)).any(-1), "has_joints and joint_valid differ"
+    )
+    for name in ("theta", "transl", "root_rest"):
+        good = np.isfinite(store.label(name)).all(-1)
+        yield from _rows((has["has_mano"] != good).any(-1), f"has_mano and finite {name} differ")
+    good = np.isfinite(store.label("beta")).all(-1)
+    yield from _rows((has["has_beta"] != good).any(-1), "has_beta and finite beta differ")
+    good = np.isfinite(store.label("T_world_from_cam")).all((-1, -2))
+    yield from _rows(has["has_world"] != good, "has_world and finite T_world_from_cam differ")
+    good = np.isfinite(store.label("K")).all((-1, -2))
+    yield from _rows(~good, "K is not finite")
+
+    quality, sample_ok = store.label("quality"), store.label("sample_ok")
+    unread = (quality & np.uint32(_IMAGE_FLAGS)) != 0
+    yield from _rows(
+        sample_ok != (store.image_index.length > 0), "sample_ok and image/length differ"
+    )
+    yield from _rows(sample_ok == unread, "sample_ok and the image flags differ")
+    derived = derive(_stored_labels(store), store.image_index.size_hw)
+    for name in ("no_label", "no_mano", "behind_camera", "outside_image"):
+        bit = np.uint32(FLAGS[name])
+        yield from _rows((quality ^ derived.quality) & bit != 0, f"flag {name} and its rule differ")
+    # A hand whose joints have no pixel may carry the official box instead of a derived one.
+    box = store.label("bbox_xyxy")
+    off = np.abs(box - derived.bbox_xyxy) > _BBOX_TOLERANCE_PX * np.maximum(1.0, np.abs(box) / 2000)
+    yield from _rows(off.any((1, 2)), "bbox_xyxy is not the box of the projected joints")
+    seen = np.isfinite(derived.bbox_xyxy).all(-1)
+    yield from _rows((seen & ~np.isfinite(box).all(-1)).any(-1), "bbox_xyxy is missing")
+
+
+def _stored_labels(store: "Store") -> LabelStack:
+    """Return the labels of the store with its boxes forgotten, so that they are derived again."""
+    stored: dict[str, Any] = {
+        field.name: store.label(field.name)
+        for field in fields(LabelStack)
+        if field.name not in ("vertices_check_m", "bbox_xyxy")
+    }
+    stored["bbox_xyxy"] = np.full((store.num_rows, 2, 4), np.nan)
+    stored["vertices_check_m"] = np.full(store.num_rows, np.nan)
+    for name in ("K", "joints_3d"):
+        stored[name] = stored[name].astype(np.float64)
+    return LabelStack(**stored)
+
+
+def _check_attributes(store: "Store") -> Iterator[str]:
+    """Counts are those of the arrays; splits name rows, each once."""
+    a = store.attributes
+    if (counts := flag_counts(store.label("quality"))) != a.flag_counts:
+        yield f"flag_counts is {a.flag_counts}, labels/quality has {counts}"
+    names = {name for name in store.split_counts() if name != "all"}
+    if names != set(a.found_counts):
+        yield f"found_counts lists {sorted(a.found_counts)}, the splits are {sorted(names)}"
+    for name in sorted(names & set(a.found_counts)):
+        rows = store.split(name)
+        if len(rows) != a.found_counts[name]:
+            yield f"split {name} has {len(rows)} rows, found_counts says {a.found_counts[name]}"
+        if len(rows) and not 0 <= rows.min() <= rows.max() < store.num_rows:
+            yield f"split {name} names rows {rows.min()}..{rows.max()} of {store.num_rows}"
+        elif len(np.unique(rows)) != len(rows):
+            yield f"split {name} names a row twice"
+
+
+def _check_content(store: "Store") -> Iterator[str]:
+    from pipeline.store.content import content_sha256
+
+    found = content_sha256(store)
+    if found != store.attributes.content_sha256:
+        yield f"content_sha256 is {store.attributes.content_sha256}, the content hashes to {found}"
+
+
+# --- against the raw dataset ----------------------------------------------------------------------
+
+
+def _compare_with_source(store: "Store", root: Path, mano_path: str | None) -> Iterator[str]:
+    """Every image against its file, every label against a fresh conversion."""
+    from model.mano import find_mano, load_mano
+
+    a = store.attributes
+    mano = None
+    if a.mano_sha256:
+        folder = find_mano(mano_path)
+        if folder is None:
+            raise SourceError(
+                f"store {store.path} was built with MANO; pass mano=FOLDER to compare with {root}"
+            )
+        mano = load_mano(folder)
+        if mano.sha256 != a.mano_sha256:
+            yield f"MANO in {folder} has hash {mano.sha256}, the store was built with {a.mano_sha256}"
+    source = open_source(a.dataset, root, mano)
+    plan = make_plan(source, shard_rows=a.shard_rows)
+    if plan.num_rows != store.num_rows or plan.tables != a.tables:
+        yield f"{root} has {plan.num_rows} rows or other names, the store has {store.num_rows}"
+        return
+    for name, rows in plan.splits.items():
+        if name not in store.split_counts() or not np.array_equal(rows, store.split(name)):
+            yield f"split {name} differs from {root}"
+    for shard in range(plan.num_shards):
+        rows = plan.rows_of_shard(shard)
+        for row in range(rows.start, rows.stop):
+            if store.image_index.length[row] == 0:
+                continue
+            file = root / plan.image[row]
+            if not file.is_file() or file.read_bytes() != store.jpeg(row).tobytes():
+                yield f"row {row}: the image differs from {file}"
+        stack = stack_labels(source.labels, plan.official_idx[rows].tolist())
+        yield from _compare_labels(store, rows, stack, plan_indices(plan, rows))
+
+
+def _compare_labels(
+    store: "Store", rows: slice, stack: LabelStack, indices: dict[str, np.ndarray]
+) -> Iterator[str]:
+    image_flags = store.label("quality")[rows] & np.uint32(_IMAGE_FLAGS)
+    fresh = label_columns(stack, store.image_index.size_hw[rows], indices, image_flags)
+    for name, values in fresh.items():
+        stored = store.label(name)[rows]
+        equal_nan = np.issubdtype(values.dtype, np.floating)
+        same = np.isclose(values, stored, rtol=0.0, atol=0.0, equal_nan=equal_nan)
+        differs = ~same.reshape(len(same), -1).all(-1)
+        yield from _rows(differs, f"labels/{name} differs from the raw dataset", rows.start)
+
+
+def _rows(bad: np.ndarray, problem: str, first_row: int = 0) -> Iterator[str]:
+    """Yield one sentence if any row is bad: the problem, how often, and where first."""
+    if bad.any():
+        yield (
+            f"{problem} in {np.count_nonzero(bad)} rows "
+            f"(first: row {first_row + int(np.argmax(bad))})"
+        )

@@ -1,0 +1,1 @@
+"""Independent oracles: loops and plain names, never imported by the product."""

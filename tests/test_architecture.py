@@ -1,0 +1,76 @@
+"""Imports point downwards; package roots are empty."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("pipeline", "preprocess", "model", "train", "benchmarks", "tests")
+# package -> what it may import of ours, longest prefix decides
+ALLOWED = {
+    "model": ("model",),
+    "pipeline": ("pipeline", "model.geometry", "model.hand"),
+    "preprocess": (
+        "preprocess",
+        "pipeline.store",
+        "pipeline.cli",
+        "model.geometry",
+        "model.hand",
+        "model.mano",
+        "model.draw",
+    ),
+    "train": ("train", "pipeline", "model"),
+}
+
+
+def imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(package: str, source: str) -> list[str]:
+    allowed = ALLOWED[package]
+    return [
+        name
+        for name in imports(source)
+        if name.split(".")[0] in OURS
+        and not any(name == prefix or name.startswith(prefix + ".") for prefix in allowed)
+    ]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_downwards(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        bad = violations(package, path.read_text())
+        assert not bad, f"{path.relative_to(ROOT)} must not import {bad}"
+
+
+def test_the_check_sees_a_wrong_direction() -> None:
+    assert violations("model", "from pipeline.graph import decode") == ["pipeline.graph.decode"]
+    assert violations("preprocess", "import train.loop") == ["train.loop"]
+    assert violations("train", "def f():\n    from preprocess import plan") == ["preprocess.plan"]
+    assert violations("pipeline", "from model.mano import ManoLayer") == ["model.mano.ManoLayer"]
+    assert not violations("pipeline", "from model.hand import ROOT\nimport torch")
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_package_roots_hold_a_docstring_only(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("__init__.py")):
+        (statement,) = ast.parse(path.read_text()).body
+        assert isinstance(statement, ast.Expr), path
+
+
+@pytest.mark.parametrize("package", ["preprocess", "train", "benchmarks"])
+def test_front_doors_import_nothing_heavy(package: str) -> None:
+    for module in (ROOT / package / "__main__.py", ROOT / "pipeline" / "cli.py"):
+        top = ast.parse(module.read_text())
+        top.body = [node for node in top.body if not isinstance(node, ast.FunctionDef)]
+        heavy = [n for n in imports(ast.unparse(top)) if n.split(".")[0] in ("torch", "numpy")]
+        assert not heavy

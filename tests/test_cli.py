@@ -1,0 +1,169 @@
+"""The front door: good words become a config, bad words one sentence and exit code 2."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from omegaconf import MISSING
+
+from pipeline.cli import UsageError, compose, field_docs, front_door
+from preprocess.__main__ import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+
+
+class Kind(Enum):
+    small = "small"
+    large = "large"
+
+
+@dataclass(kw_only=True, slots=True)
+class Inner:
+    size: int = 3
+    """Size in pixels."""
+    name: str = "x"
+
+    def __post_init__(self) -> None:
+        if self.size <= 0:
+            raise ValueError(f"inner.size must be positive, got {self.size}")
+
+
+@dataclass(kw_only=True, slots=True)
+class Schema:
+    ALIASES: ClassVar[dict[str, str]] = {"size": "inner.size"}
+
+    root: str = MISSING
+    """Folder of the data."""
+    note: str | None = None
+    share: float = 0.5
+    kind: Kind = Kind.small
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/a=b",
+        "/data/with space",
+        "/data/quo'te",
+        '/data/dou"ble',
+        "a,b",
+        "[x]",
+        "{y}",
+        "${z}",
+        "tail\\",
+        "back\\'slash",
+        "C:\\x",
+        "null",
+        "",
+        "#1",
+        "ü",
+    ],
+)
+def test_text_arrives_as_typed(path: str) -> None:
+    assert compose(Schema, [f"root={path}"]).root == path
+
+
+def test_home_is_expanded_in_front_only() -> None:
+    assert compose(Schema, ["root=~/data"]).root == str(Path.home() / "data")
+    assert compose(Schema, ["root=/data/~x"]).root == "/data/~x"
+
+
+def test_values_reach_their_types() -> None:
+    config = compose(
+        Schema, ["root=r", "share=0.25", "kind=large", "inner.size=7", "note=null", "inner.name=7"]
+    )
+    assert config.share == 0.25
+    assert config.kind is Kind.large
+    assert config.inner == Inner(size=7, name="7")
+    assert config.note is None
+
+
+def test_short_spelling_sets_the_nested_key() -> None:
+    assert compose(Schema, ["root=r", "size=9"]).inner.size == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "needs root=... (Folder of the data.)"),
+        (["rot=x"], "did you mean 'root'"),
+        (["root=x", "+share=1"], "write share=..."),
+        (["root=x", "+shar=1"], "did you mean 'share'"),
+        (["root=x", "~share"], "not key=value"),
+        (["root=x", "inner.siz=1"], "did you mean 'inner.size'"),
+        (["root=x", "kind=middle"], "kind must be one of small, large, got 'middle'"),
+        (["root=x", "share=abc"], "share: "),
+        (["root=x", "inner.size=1.5"], "inner.size: "),
+        (["root=x", "size=1,2"], "Ambiguous value for argument 'inner.size=1,2'"),
+        (["--root", "x"], "not key=value"),
+    ],
+)
+def test_bad_words_are_one_sentence(words: list[str], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose(Schema, words)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schemas_own_check_speaks() -> None:
+    with pytest.raises(ValueError, match=r"inner.size must be positive, got -1"):
+        compose(Schema, ["root=r", "inner.size=-1"])
+
+
+def test_field_docs_come_from_the_source() -> None:
+    assert field_docs(Inner) == {"size": "Size in pixels."}
+
+
+def test_unknown_command_answers_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert front_door("python -m preprocess", COMMANDS, ["bild-cache"]) == 2
+    assert "did you mean 'build-cache'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [c.name for c in COMMANDS])
+def test_help_teaches_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert front_door("python -m preprocess", COMMANDS, [command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "keys:" in text
+    for line, below in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        if line.startswith("  ") and "=" in line and not line.startswith("      "):
+            assert below.startswith("      "), f"{line!r} has no explanation"
+
+
+def test_a_foreign_train_py_does_not_disturb_preprocess(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('foreign train.py ran')\n")
+    done = _run(tmp_path, "-m", "preprocess", "build-cache", "root=x")
+    assert done.returncode == 2
+    assert "hides Handloom's own package 'train'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_console_script_works_beside_a_foreign_train_py(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('foreign train.py ran')\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('foreign model ran')\n")
+    script = Path(sys.executable).parent / "handloom-train"
+    if not script.exists():
+        pytest.skip("the project is not installed in this environment")
+    done = subprocess.run(
+        [script, "run"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs store=..." in done.stderr
+
+
+def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

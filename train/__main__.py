@@ -1,0 +1,29 @@
+"""``python -m train``: train and evaluate models on stores."""
+
+import sys
+
+try:
+    from pipeline.cli import Command, front_door
+except ImportError:
+    sys.exit(
+        "python -m train: another 'pipeline' hides Handloom's own; run from another folder "
+        "or use the console script handloom-train"
+    )
+
+COMMANDS = (
+    Command(name="run", module="train.run", summary="train a model on a store"),
+    Command(
+        name="evaluate",
+        module="train.evaluate",
+        summary="score a run on a split, beside the mean pose of its training set",
+    ),
+)
+
+
+def entry() -> int:
+    """Run one command from ``sys.argv``."""
+    return front_door("python -m train", COMMANDS, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

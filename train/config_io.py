@@ -1,0 +1,32 @@
+"""Configurations as plain JSON values and back."""
+
+from dataclasses import asdict
+from enum import Enum
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+T = TypeVar("T")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a dataclass as nested JSON values; enums by name."""
+    plain = _plain(asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_plain(schema: type[T], plain: dict[str, Any]) -> T:
+    """Return the dataclass that ``to_plain`` took apart, checked against the schema."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    if not isinstance(config, schema):
+        raise TypeError(f"configuration is {type(config).__name__}, expected {schema.__name__}")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, Enum) else value

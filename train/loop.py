@@ -1,0 +1,128 @@
+"""The training loop: one readable function.
+
+The device is read only at log points; everything between them is queued without waiting.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from pipeline.batch import Batch
+from pipeline.loader import Loader
+from train.checkpoint import save_checkpoint
+from train.config import RunConfig
+from train.config_io import to_plain
+from train.log import RunLog
+from train.mean_pose import MeanPose
+from train.pictures import draw_predictions, write_picture
+from train.step import StepOutput, TrainState, predict, train_step
+
+
+def train(
+    state: TrainState,
+    loader: Loader,
+    config: RunConfig,
+    mean_pose: MeanPose,
+    run_dir: Path,
+    log: RunLog,
+) -> bool:
+    """Train until ``config.steps`` or a signal; return whether it got to the end.
+
+    Raises:
+        FloatingPointError: If a loss or gradient was not finite; names step and samples.
+    """
+    plain = to_plain(config)
+    with stop_on_signal() as stop:
+        seen, waited, mark = 0, 0.0, time.perf_counter()
+        batches = iter(loader)
+        while state.step < config.steps and not stop.asked:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+
+            output = train_step(state, batch, config)
+            seen += len(batch.image)
+            last = state.step == config.steps
+
+            if state.step % config.log_every == 0 or last:
+                log.scalars(state.step, _read(output))  # waits for the device
+                raise_fault(state)
+                elapsed = time.perf_counter() - mark
+                rates = {"samples_per_s": seen / elapsed, "data_wait_share": waited / elapsed}
+                log.scalars(state.step, rates)
+                seen, waited, mark = 0, 0.0, time.perf_counter()
+            if state.step % config.pictures_every == 0 or last:
+                _draw(state, batch, config, run_dir, log)
+            if state.step % config.checkpoint_every == 0 or last or stop.asked:
+                save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
+        if stop.asked and state.step < config.steps:
+            save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
+            log.say(f"{stop.name} at step {state.step}: checkpoint written; run again to continue")
+    return state.step >= config.steps
+
+
+def raise_fault(state: TrainState) -> None:
+    """Stop on what the device noted since the last log point.
+
+    Raises:
+        FloatingPointError: With the step and the sample ids.
+    """
+    count = int(state.fault.count)
+    if count == 0:
+        return
+    ids = [int(i) for i in state.fault.sample_id.tolist() if i >= 0]
+    named = f"samples {ids[:8]}" if ids else "no sample alone is to blame (gradient overflow)"
+    raise FloatingPointError(
+        f"loss or gradient not finite in {count} steps, first at step {int(state.fault.step)}: "
+        f"{named}; these steps changed no weight. Lower optim.lr or look at the samples"
+    )
+
+
+@torch.no_grad()
+def _draw(state: TrainState, batch: Batch, config: RunConfig, run_dir: Path, log: RunLog) -> None:
+    prediction = predict(state.ema, batch, state.dtype)
+    sheet = draw_predictions(batch, prediction, config.pipeline)
+    write_picture(run_dir / "pictures" / f"train-{state.step:07d}.png", sheet)
+    log.picture(state.step, "train", sheet)
+
+
+def _read(output: StepOutput) -> dict[str, float]:
+    values = {"loss": float(output.loss)}
+    values |= {f"loss/{name}": float(value) for name, value in output.terms.values.items()}
+    values |= {f"seen/{name}": float(share) for name, share in output.terms.seen.items()}
+    return values | {"grad_norm": float(output.grad_norm), "lr": output.lr}
+
+
+@dataclass(kw_only=True, slots=True)
+class Stop:
+    """Set by SIGINT or SIGTERM."""
+
+    asked: bool = False
+    name: str = ""
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts as usual."""
+    stop = Stop()
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.asked, stop.name = True, signal.Signals(number).name
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+
+    for kind in kinds:
+        signal.signal(kind, ask)
+    try:
+        yield stop
+    finally:
+        for kind in kinds:
+            signal.signal(kind, before[kind])

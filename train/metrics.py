@@ -1,0 +1,376 @@
+"""Hand scores: the protocol, its measures and their streaming sums.
+
+Protocol ``handloom-hand-1``, in float64, millimetres:
+
+- ``mpjpe_mm``: each hand minus its own wrist joint, predicted and true; hands whose true wrist is
+  not valid are left out.
+- ``pa_mpjpe_mm``: the prediction aligned to the truth by FreiHAND's ``align_w_scale``: shift,
+  scale and orthogonal matrix, a reflection allowed, per hand, over its valid joints; hands with
+  fewer than three are left out.
+- ``mpvpe_mm``: vertices, each mesh minus the wrist joint that belongs to it.
+- ``pa_mpvpe_mm``: the mesh aligned by its own 778 vertices, not by the joints.
+- ``auc_j``, ``auc_v``: area under the share of aligned errors ``<=`` t for t in 0..50 mm (100
+  steps, trapezoids), divided by the width.
+- ``f5``, ``f15``: F-score of the aligned mesh at 5 and 15 mm: nearest neighbours both ways,
+  strictly nearer, ``2 P R / (P + R)``, mean over hands.
+
+Order of means, as FreiHAND's: over the hands for each joint (vertex), then over the joints
+(vertices). Inputs are metres. HaMeR forces a rotation in the alignment, so a degenerate hand can
+differ there.
+
+Source:
+    FreiHAND's published evaluation (eval.py, EvalUtil), from its formulas.
+
+Shape legend: b = hands, k = points of a hand (21 joints or 778 vertices), t = thresholds.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from model.geometry.align import apply_similarity, procrustes
+from model.hand import NUM_JOINTS, NUM_VERTICES, ROOT
+
+PROTOCOL: Final = "handloom-hand-1"
+AUC_MAX_MM: Final = 50.0
+AUC_STEPS: Final = 100
+MIN_JOINTS_ALIGNED: Final = 3
+F_SCORE_CHUNK: Final = 32
+"""Hands per distance matrix: 32 of them take 155 MB in float64."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandScores:
+    """Scores of ``PROTOCOL``; the mesh ones are None where no hand had a mesh."""
+
+    num_hands: int
+    num_meshes: int
+    mpjpe_mm: float
+    pa_mpjpe_mm: float
+    auc_j: float
+    mpvpe_mm: float | None
+    pa_mpvpe_mm: float | None
+    auc_v: float | None
+    f5: float | None
+    f15: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorSums:
+    """Sums over hands for each point."""
+
+    total_mm: Float64[Tensor, " k"]
+    count: Int64[Tensor, " k"]
+    hits: Int64[Tensor, "t k"]
+    """Errors ``<=`` each threshold of the AUC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandSums:
+    """Everything ``summary`` needs; each tensor is a plain sum, so ranks may add theirs."""
+
+    num_hands: Int64[Tensor, ""]
+    num_meshes: Int64[Tensor, ""]
+    joints: ErrorSums
+    joints_aligned: ErrorSums
+    vertices: ErrorSums
+    vertices_aligned: ErrorSums
+    f5: Float64[Tensor, ""]
+    f15: Float64[Tensor, ""]
+
+
+def root_relative_mm(
+    pred: Float[Tensor, "*b k 3"],
+    gt: Float[Tensor, "*b k 3"],
+    pred_root: Float[Tensor, "*b 3"],
+    gt_root: Float[Tensor, "*b 3"],
+) -> Float64[Tensor, "*b k"]:
+    """Return the distance of every point after both sets are moved to their root; millimetres."""
+    _require_same_shape(pred, gt)
+    pred_rel = pred.double() - pred_root.double()[..., None, :]
+    gt_rel = gt.double() - gt_root.double()[..., None, :]
+    return _distance_mm(pred_rel, gt_rel)
+
+
+def aligned_to(
+    pred: Float[Tensor, "*b k 3"],
+    gt: Float[Tensor, "*b k 3"],
+    valid: Bool[Tensor, "*b k"] | None = None,
+) -> Float64[Tensor, "*b k 3"]:
+    """Return ``pred`` moved onto ``gt`` by the best similarity, a reflection allowed; metres."""
+    _require_same_shape(pred, gt)
+    pred, gt = pred.double(), gt.double()
+    return apply_similarity(*procrustes(pred, gt, reflection=True, valid=valid), pred)
+
+
+def mpjpe_mm(
+    pred: Float[Tensor, "b 21 3"], gt: Float[Tensor, "b 21 3"], valid: Bool[Tensor, "b 21"]
+) -> float:
+    """Return the mean wrist-relative joint error, millimetres.
+
+    Raises:
+        ValueError: If the shapes differ or no hand has a valid wrist.
+    """
+    errors = root_relative_mm(pred, gt, pred[:, ROOT], gt[:, ROOT])
+    return _mean_mm(_error_sums(errors, valid & valid[:, ROOT, None]))
+
+
+def pa_mpjpe_mm(
+    pred: Float[Tensor, "b 21 3"], gt: Float[Tensor, "b 21 3"], valid: Bool[Tensor, "b 21"]
+) -> float:
+    """Return the mean aligned joint error, millimetres.
+
+    Raises:
+        ValueError: If the shapes differ or no hand has three valid joints.
+    """
+    errors = _distance_mm(aligned_to(pred, gt, valid), gt)
+    return _mean_mm(_error_sums(errors, _alignable(valid)))
+
+
+def mpvpe_mm(
+    pred: Float[Tensor, "b 778 3"],
+    gt: Float[Tensor, "b 778 3"],
+    pred_wrist: Float[Tensor, "b 3"],
+    gt_wrist: Float[Tensor, "b 3"],
+) -> float:
+    """Return the mean wrist-relative vertex error, millimetres.
+
+    Raises:
+        ValueError: If the shapes differ or there is no hand.
+    """
+    return _mean_mm(_error_sums(root_relative_mm(pred, gt, pred_wrist, gt_wrist)))
+
+
+def pa_mpvpe_mm(pred: Float[Tensor, "b 778 3"], gt: Float[Tensor, "b 778 3"]) -> float:
+    """Return the mean aligned vertex error, millimetres.
+
+    Raises:
+        ValueError: If the shapes differ or there is no hand.
+    """
+    return _mean_mm(_error_sums(_distance_mm(aligned_to(pred, gt), gt)))
+
+
+def auc(
+    errors_mm: Float[Tensor, "b k"],
+    valid: Bool[Tensor, "b k"] | None = None,
+    *,
+    max_mm: float = AUC_MAX_MM,
+    steps: int = AUC_STEPS,
+) -> float:
+    """Return the area under the share of errors ``<=`` t, t in 0..max_mm, divided by ``max_mm``.
+
+    The share is over hands for each point; the areas are then averaged over the points.
+
+    Raises:
+        ValueError: If no error is valid.
+    """
+    return _auc(_error_sums(errors_mm, valid, max_mm=max_mm, steps=steps))
+
+
+def f_score(
+    pred: Float[Tensor, "b n 3"], gt: Float[Tensor, "b m 3"], threshold_mm: float
+) -> Float64[Tensor, " b"]:
+    """Return the F-score of each pair of point sets, given in metres; strictly nearer counts."""
+    scores = []
+    for first, second in zip(
+        torch.split(pred, F_SCORE_CHUNK), torch.split(gt, F_SCORE_CHUNK), strict=True
+    ):
+        # Without the matrix product: its error grows to 1e-6 mm, and the rule is strict.
+        distance_mm = 1000 * torch.cdist(
+            first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        precision = (distance_mm.amin(2) < threshold_mm).double().mean(1)
+        recall = (distance_mm.amin(1) < threshold_mm).double().mean(1)
+        total = precision + recall
+        share = 2 * precision * recall / torch.where(total > 0, total, 1.0)
+        scores.append(share)
+    return torch.cat(scores)
+
+
+def zero_sums(device: torch.device | str) -> HandSums:
+    """Return empty sums on ``device``."""
+
+    def count() -> Tensor:
+        return torch.zeros((), dtype=torch.int64, device=device)
+
+    def errors(num_points: int) -> ErrorSums:
+        return _error_sums(torch.zeros(0, num_points, dtype=torch.float64, device=device))
+
+    return HandSums(
+        num_hands=count(),
+        num_meshes=count(),
+        joints=errors(NUM_JOINTS),
+        joints_aligned=errors(NUM_JOINTS),
+        vertices=errors(NUM_VERTICES),
+        vertices_aligned=errors(NUM_VERTICES),
+        f5=count().double(),
+        f15=count().double(),
+    )
+
+
+def update(
+    sums: HandSums,
+    pred_joints: Float[Tensor, "b 21 3"],
+    gt_joints: Float[Tensor, "b 21 3"],
+    joint_valid: Bool[Tensor, "b 21"],
+    *,
+    pred_vertices: Float[Tensor, "b 778 3"] | None = None,
+    gt_vertices: Float[Tensor, "b 778 3"] | None = None,
+    has_mesh: Bool[Tensor, " b"] | None = None,
+) -> None:
+    """Add a batch of hands to ``sums``, in place. Waits for the device.
+
+    A hand counts if one of its joints is valid. Its mesh counts if both meshes are given,
+    ``has_mesh`` allows it and its wrist joint is valid.
+
+    Args:
+        sums: Where to add; on the device of the batch.
+        pred_joints: Predicted joints, metres.
+        gt_joints: True joints of the same joint set, metres; NaN where not valid.
+        joint_valid: True joints to score.
+        pred_vertices: Predicted mesh, metres.
+        gt_vertices: True mesh, metres; NaN where there is none.
+        has_mesh: Hands with a true mesh; None means all.
+
+    Raises:
+        ValueError: If shapes differ, a scored value is not finite, or only one mesh is given.
+    """
+    if (pred_vertices is None) != (gt_vertices is None):
+        raise ValueError("pred_vertices and gt_vertices must be given together")
+    _require_same_shape(pred_joints, gt_joints)
+    is_hand = joint_valid.any(-1)
+    pred_joints, gt_joints, joint_valid = (
+        x[is_hand] for x in (pred_joints, gt_joints, joint_valid)
+    )
+    _require_finite("pred_joints", pred_joints, joint_valid)
+    _require_finite("gt_joints", gt_joints, joint_valid)
+
+    sums.num_hands.add_(is_hand.sum())
+    errors = root_relative_mm(pred_joints, gt_joints, pred_joints[:, ROOT], gt_joints[:, ROOT])
+    _add(sums.joints, _error_sums(errors, joint_valid & joint_valid[:, ROOT, None]))
+    errors = _distance_mm(aligned_to(pred_joints, gt_joints, joint_valid), gt_joints)
+    _add(sums.joints_aligned, _error_sums(errors, _alignable(joint_valid)))
+    if pred_vertices is None or gt_vertices is None:
+        return
+
+    _require_same_shape(pred_vertices, gt_vertices)
+    rooted = joint_valid[:, ROOT]
+    if has_mesh is not None:
+        rooted = rooted & has_mesh[is_hand]
+    pred, gt = pred_vertices[is_hand][rooted], gt_vertices[is_hand][rooted]
+    _require_finite("pred_vertices", pred)
+    _require_finite("gt_vertices", gt)
+    if len(pred) == 0:
+        return
+    sums.num_meshes.add_(len(pred))
+    roots = (pred_joints[rooted, ROOT], gt_joints[rooted, ROOT])
+    _add(sums.vertices, _error_sums(root_relative_mm(pred, gt, *roots)))
+    aligned = aligned_to(pred, gt)
+    _add(sums.vertices_aligned, _error_sums(_distance_mm(aligned, gt)))
+    sums.f5.add_(f_score(aligned, gt, 5.0).sum())
+    sums.f15.add_(f_score(aligned, gt, 15.0).sum())
+
+
+def summary(sums: HandSums) -> HandScores:
+    """Return the scores of everything added so far.
+
+    Raises:
+        ValueError: If no hand was added, or none with a valid wrist or three valid joints.
+    """
+    num_hands, num_meshes = int(sums.num_hands), int(sums.num_meshes)
+    if num_hands == 0:
+        raise ValueError("no hand was scored: every sample lacks valid joints, or there is none")
+    has_mesh = num_meshes > 0
+    return HandScores(
+        num_hands=num_hands,
+        num_meshes=num_meshes,
+        mpjpe_mm=_mean_mm(sums.joints),
+        pa_mpjpe_mm=_mean_mm(sums.joints_aligned),
+        auc_j=_auc(sums.joints_aligned),
+        mpvpe_mm=_mean_mm(sums.vertices) if has_mesh else None,
+        pa_mpvpe_mm=_mean_mm(sums.vertices_aligned) if has_mesh else None,
+        auc_v=_auc(sums.vertices_aligned) if has_mesh else None,
+        f5=float(sums.f5 / num_meshes) if has_mesh else None,
+        f15=float(sums.f15 / num_meshes) if has_mesh else None,
+    )
+
+
+def _error_sums(
+    errors_mm: Tensor,
+    valid: Tensor | None = None,
+    *,
+    max_mm: float = AUC_MAX_MM,
+    steps: int = AUC_STEPS,
+) -> ErrorSums:
+    """Sum ``[b, k]`` errors over b."""
+    if valid is None:
+        valid = torch.ones_like(errors_mm, dtype=torch.bool)
+    limits = torch.linspace(0, max_mm, steps, dtype=torch.float64, device=errors_mm.device)
+    errors = errors_mm.double()
+    # A histogram instead of b*k*t comparisons: an error counts from the first limit >= it.
+    first = torch.searchsorted(limits, errors.contiguous())
+    first = torch.where(valid, first, steps)
+    hits = torch.zeros(steps + 1, errors.shape[1], dtype=torch.int64, device=errors.device)
+    hits.scatter_add_(0, first, torch.ones_like(first))
+    return ErrorSums(
+        total_mm=torch.where(valid, errors, 0.0).sum(0),
+        count=valid.sum(0),
+        hits=hits[:-1].cumsum(0),
+    )
+
+
+def _add(sums: ErrorSums, more: ErrorSums) -> None:
+    sums.total_mm.add_(more.total_mm)
+    sums.count.add_(more.count)
+    sums.hits.add_(more.hits)
+
+
+def _mean_mm(sums: ErrorSums) -> float:
+    """Mean over hands for each point, then over the points that were seen."""
+    seen = _seen(sums)
+    return float((sums.total_mm[seen] / sums.count[seen]).mean())
+
+
+def _auc(sums: ErrorSums) -> float:
+    """Area under the curve of each point, as a share of the full area, mean over the points."""
+    seen = _seen(sums)
+    curve = sums.hits[:, seen] / sums.count[seen].double()
+    return float(torch.trapezoid(curve, dx=1 / (len(curve) - 1), dim=0).mean())
+
+
+def _seen(sums: ErrorSums) -> Tensor:
+    seen = sums.count > 0
+    if not bool(seen.any()):
+        raise ValueError(f"no hand to score: all {len(seen)} points have no valid sample")
+    return seen
+
+
+def _distance_mm(pred: Tensor, gt: Tensor) -> Tensor:
+    distance_m: Tensor = torch.linalg.vector_norm(pred - gt.double(), dim=-1)
+    return 1000 * distance_m
+
+
+def _alignable(valid: Tensor) -> Tensor:
+    """Drop the hands that have too few valid joints for an alignment to mean something."""
+    return valid & (valid.sum(-1, keepdim=True) >= MIN_JOINTS_ALIGNED)
+
+
+def _require_same_shape(pred: Tensor, gt: Tensor) -> None:
+    if pred.shape != gt.shape or pred.shape[-1] != 3:
+        raise ValueError(
+            f"prediction and ground truth must both have shape (*b, k, 3), "
+            f"got {tuple(pred.shape)} and {tuple(gt.shape)}"
+        )
+
+
+def _require_finite(name: str, points: Tensor, valid: Tensor | None = None) -> None:
+    """A NaN that is dropped would make the score better, so it is an error."""
+    finite = points.isfinite().all(-1)
+    if valid is not None:
+        finite = finite | ~valid
+    num_bad = int((~finite.all(-1)).sum())
+    if num_bad:
+        raise ValueError(f"{name}: {num_bad} of {len(points)} scored hands are not finite")
