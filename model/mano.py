@@ -331,6 +331,8 @@ def mano_forward(
 ) -> tuple[Float64[np.ndarray, "n 778 3"], Float64[np.ndarray, "n 16 3"]]:
     """Return vertices and the 16 joints in numpy float64; for offline use.
 
+    Takes about 150 KB per row while it works.
+
     Args:
         arrays: Model of the side of all rows.
         theta: Absolute axis-angle (mean added), root first.

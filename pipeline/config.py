@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from omegaconf import MISSING
+
 from pipeline.store.schema import FLAGS
 
 MAX_CACHE_PX: Final = 4096
@@ -29,6 +31,15 @@ class ImageDtype(Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Reader(Enum):
+    """How the bytes of the store are read while the cache is filled."""
+
+    auto = "auto"
+    mmap = "mmap"
+    pread = "pread"
+    zarr = "zarr"
 
 
 class OnBadImage(Enum):
@@ -72,6 +83,8 @@ class CacheConfig:
 
     size_px: int = 256
     """Side of a cached crop, pixels; one sample takes 3 * size_px^2 bytes of device memory."""
+    reader: Reader = Reader.auto
+    """auto: memory map where the files allow it. pread: for network disks. zarr: any layout."""
     decode_threads: int = 0
     """CPU threads of the decoder; 0 = all cores of this process."""
     decode_batch: int = 64
@@ -122,7 +135,7 @@ class AugmentConfig:
 class PipelineConfig:
     """How a store becomes batches."""
 
-    store: str
+    store: str = MISSING
     """Store directory written by python -m preprocess build-cache."""
     split: str = "train"
     """Row list of the store; python -m preprocess show-cache lists them."""

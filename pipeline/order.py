@@ -112,8 +112,8 @@ def _shuffled_shards(
 
 def _shard_order(num_shards: int, seed: int, epoch: int) -> Int64[Tensor, " shards"]:
     words = random_words(seed, Stream.shard_order, epoch, torch.zeros(1, dtype=torch.int64), 2)
-    multiplier, offset = words[0].tolist()
-    return (torch.arange(num_shards) * (multiplier | 1) + offset) % num_shards
+    multiplier, offset = words[:, 0] | 1, words[:, 1]
+    return (torch.arange(num_shards) * multiplier + offset) % num_shards
 
 
 def _check_world(num_shards: int, rank: int, world: int) -> None:

@@ -79,10 +79,14 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     create_store(out, attributes, plan.splits)
 
     results: list[ShardResult] = []
-    with show_progress("build-cache", plan.num_rows, console) as advance:
+    shards_start = time.monotonic()
+    with show_progress("build-cache", console) as report:
+        done = 0
         for result in _run(_tasks(config, source, plan, attributes, out), config.workers, plan):
             results.append(result)
-            advance(len(result.quality))
+            done += len(result.quality)
+            report(done, plan.num_rows)
+    shard_seconds = time.monotonic() - shards_start
     results.sort(key=lambda result: result.shard)
     quality = np.concatenate([result.quality for result in results])
     processes: Counter[str] = Counter()
@@ -105,6 +109,7 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
         attributes=final,
         image_bytes=sum(result.num_bytes for result in results),
         seconds=time.monotonic() - start,
+        shard_seconds=shard_seconds,
         mano_used=mano is not None,
         max_residual_m=residual,
         first_rows={

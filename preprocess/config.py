@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from omegaconf import MISSING
 
-SAMPLE_DATASETS: Final = ("freihand",)
+SAMPLE_DATASETS: Final = ("freihand", "interhand26m")
 """Formats that ``make-sample`` writes."""
 
 
@@ -76,6 +76,8 @@ class ShowConfig:
     """Split to take random rows from."""
     tile_px: int = 320
     """Longer side of one picture, pixels."""
+    mano: str | None = None
+    """MANO folder, else HANDLOOM_MANO: also draws the vertices, if the store was built with it."""
 
     def __post_init__(self) -> None:
         _require_text(self, "store", "out", "split")
@@ -89,13 +91,14 @@ class SampleConfig:
     """A small rendered dataset in an official on-disk format. Treat as read-only."""
 
     dataset: str = "freihand"
-    """Which format; freihand."""
+    """Which format: freihand or interhand26m."""
     out: str = MISSING
-    """Folder to create; gets the dataset and the stand-in MANO files."""
+    """Folder to create; gets the dataset and the stand-in MANO files (out/mano)."""
     num: int = 256
-    """Training poses (FreiHAND writes four images of each)."""
-    num_eval: int = 64
-    """Evaluation poses."""
+    """FreiHAND: training poses, each written as four images. InterHand2.6M: training images."""
+    num_eval: int | None = None
+    """FreiHAND: evaluation images. InterHand2.6M: images of each of val and test. null: num // 8,
+    at least a few."""
     seed: int = 0
     """The same seed gives the same files."""
     workers: int = 0
@@ -103,7 +106,9 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "out")
-        _require_at_least(self, num=1, num_eval=0, seed=0, workers=0)
+        _require_at_least(self, num=1, seed=0, workers=0)
+        if self.num_eval is not None:
+            _require_at_least(self, num_eval=1)
         if self.dataset not in SAMPLE_DATASETS:
             raise ValueError(
                 f"dataset must be one of {', '.join(SAMPLE_DATASETS)}, got {self.dataset!r}"

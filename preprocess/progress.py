@@ -9,25 +9,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 LINE_SECONDS: Final = 5.0
+BAR_SECONDS: Final = 0.1
 
 
 @contextmanager
-def show_progress(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of frames just done.
+def show_progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function to call with (done, total) frames as often as one likes.
 
     Args:
         what: Name of the pass.
-        total: Frames to do.
         console: Where to write.
     """
-    start = time.monotonic()
-    done = 0
-
-    def state() -> str:
-        rate = done / max(time.monotonic() - start, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if done else "time left unknown"
-        return f"{done}/{total} frames, {rate:.0f} frames/s, {left}"
-
+    start = last = time.monotonic()
+    bar: Progress | None = None
     if console.is_terminal:
         columns = (
             TextColumn(what),
@@ -35,24 +29,26 @@ def show_progress(what: str, total: int, console: Console) -> Iterator[Callable[
             TaskProgressColumn(),
             TextColumn("{task.fields[state]}"),
         )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total, state=state())
+        bar = Progress(*columns, console=console, transient=True)
+        task = bar.add_task(what, total=None, state="")
+        bar.start()
 
-            def advance(frames: int) -> None:
-                nonlocal done
-                done += frames
-                bar.update(task, completed=done, state=state())
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (LINE_SECONDS if bar is None else BAR_SECONDS):
+            return
+        last = now
+        rate = done / (now - start)
+        left = f"{(total - done) / rate:.0f} s left" if done else "time left unknown"
+        state = f"{done}/{total} frames, {rate:.0f} frames/s, {left}"
+        if bar is None:
+            console.print(f"{what}: {state}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            bar.update(task, completed=done, total=total, state=state)
 
-            yield advance
-        return
-
-    last_line = start
-
-    def advance_line(frames: int) -> None:
-        nonlocal done, last_line
-        done += frames
-        if time.monotonic() - last_line >= LINE_SECONDS:
-            last_line = time.monotonic()
-            console.print(f"{what}: {state()}", highlight=False, markup=False, soft_wrap=True)
-
-    yield advance_line
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.stop()

@@ -54,12 +54,12 @@ class Derived:
 
 
 def project(
-    points: Float[np.ndarray, "n 2 21 3"], K: Float[np.ndarray, "n 3 3"]
-) -> Float[np.ndarray, "n 2 21 2"]:
+    points: Float[np.ndarray, "n hands points 3"], K: Float[np.ndarray, "n 3 3"]
+) -> Float[np.ndarray, "n hands points 2"]:
     """Return pixels of camera-frame points; NaN at and behind the camera plane."""
     image = np.einsum("nij,nhkj->nhki", K, points)
     depth = np.where(points[..., 2] > 0, image[..., 2], np.nan)
-    pixels: Float[np.ndarray, "n 2 21 2"] = image[..., :2] / depth[..., None]
+    pixels: Float[np.ndarray, "n hands points 2"] = image[..., :2] / depth[..., None]
     return pixels
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +18,12 @@ from preprocess.jpeg import JpegHeader, JpegProblem, read_header
 from preprocess.plan import Plan
 from preprocess.quality import LabelStack, derive
 from preprocess.records import Labels, SourceError
+
+_ROUNDED: Final = tuple(
+    spec.name
+    for spec in LABELS
+    if spec.name in {field.name for field in fields(LabelStack)} and spec.dtype == "float32"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +162,15 @@ def label_columns(
     indices: dict[str, np.ndarray],
     image_flags: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return every array of ``schema.LABELS`` for some rows, in the dtype of the store."""
+    """Return every array of ``schema.LABELS`` for some rows, in the dtype of the store.
+
+    Masks, flags and boxes are derived from the values as rounded for the store, so that a reader
+    derives the same ones.
+    """
+    rounded: dict[str, np.ndarray] = {
+        name: getattr(labels, name).astype(np.float32).astype(np.float64) for name in _ROUNDED
+    }
+    labels = replace(labels, **rounded)
     derived = derive(labels, size_hw)
     has_mano = derived.has_mano[..., None]
     hidden = replace(

@@ -34,7 +34,6 @@ from torch import Tensor
 from model.geometry.align import apply_similarity, procrustes
 from model.hand import NUM_JOINTS, NUM_VERTICES, ROOT
 
-PROTOCOL: Final = "handloom-hand-1"
 AUC_MAX_MM: Final = 50.0
 AUC_STEPS: Final = 100
 MIN_JOINTS_ALIGNED: Final = 3
@@ -44,7 +43,7 @@ F_SCORE_CHUNK: Final = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandScores:
-    """Scores of ``PROTOCOL``; the mesh ones are None where no hand had a mesh."""
+    """Scores of the protocol; the mesh ones are None where no hand had a mesh."""
 
     num_hands: int
     num_meshes: int
@@ -70,7 +69,7 @@ class ErrorSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandSums:
-    """Everything ``summary`` needs; each tensor is a plain sum, so ranks may add theirs."""
+    """What ``ScoreAccumulator`` keeps; each tensor is a plain sum over hands."""
 
     num_hands: Int64[Tensor, ""]
     num_meshes: Int64[Tensor, ""]
@@ -190,9 +189,101 @@ def f_score(
     return torch.cat(scores)
 
 
-def zero_sums(device: torch.device | str) -> HandSums:
-    """Return empty sums on ``device``."""
+@dataclass(slots=True)
+class ScoreAccumulator:
+    """Scores of a stream of batches; the same numbers as all hands at once."""
 
+    sums: HandSums | None = None
+    """None before the first batch; ranks may add theirs."""
+
+    def update(
+        self,
+        joints: Float[Tensor, "b 21 3"],
+        target: Float[Tensor, "b 21 3"],
+        valid: Bool[Tensor, "b 21"],
+        *,
+        vertices: Float[Tensor, "b 778 3"] | None = None,
+        target_vertices: Float[Tensor, "b 778 3"] | None = None,
+        has_vertices: Bool[Tensor, " b"] | None = None,
+    ) -> None:
+        """Add a batch of hands. Waits for the device.
+
+        A hand counts if one of its joints is valid. Its mesh counts if both meshes are given,
+        ``has_vertices`` allows it and its wrist joint is valid.
+
+        Args:
+            joints: Predicted joints, metres.
+            target: True joints of the same joint set, metres; NaN where not valid.
+            valid: True joints to score.
+            vertices: Predicted mesh, metres.
+            target_vertices: True mesh, metres; may be NaN where there is none.
+            has_vertices: Hands with a true mesh; None means all.
+
+        Raises:
+            ValueError: If shapes differ, a scored value is not finite, or only one mesh is given.
+        """
+        if (vertices is None) != (target_vertices is None):
+            raise ValueError("vertices and target_vertices must be given together")
+        _require_same_shape(joints, target)
+        if self.sums is None:
+            self.sums = _zero_sums(joints.device)
+        sums = self.sums
+
+        is_hand = valid.any(-1)
+        joints, target, valid = joints[is_hand], target[is_hand], valid[is_hand]
+        _require_finite("joints", joints, valid)
+        _require_finite("target", target, valid)
+        sums.num_hands.add_(is_hand.sum())
+        errors = root_relative_mm(joints, target, joints[:, ROOT], target[:, ROOT])
+        _add(sums.joints, _error_sums(errors, valid & valid[:, ROOT, None]))
+        errors = _distance_mm(aligned_to(joints, target, valid), target)
+        _add(sums.joints_aligned, _error_sums(errors, _alignable(valid)))
+        if vertices is None or target_vertices is None:
+            return
+
+        _require_same_shape(vertices, target_vertices)
+        has_mesh = valid[:, ROOT]
+        if has_vertices is not None:
+            has_mesh = has_mesh & has_vertices[is_hand]
+        mesh, target_mesh = vertices[is_hand][has_mesh], target_vertices[is_hand][has_mesh]
+        _require_finite("vertices", mesh)
+        _require_finite("target_vertices", target_mesh)
+        if len(mesh) == 0:
+            return
+        sums.num_meshes.add_(len(mesh))
+        wrists = (joints[has_mesh, ROOT], target[has_mesh, ROOT])
+        _add(sums.vertices, _error_sums(root_relative_mm(mesh, target_mesh, *wrists)))
+        aligned = aligned_to(mesh, target_mesh)
+        _add(sums.vertices_aligned, _error_sums(_distance_mm(aligned, target_mesh)))
+        sums.f5.add_(f_score(aligned, target_mesh, 5.0).sum())
+        sums.f15.add_(f_score(aligned, target_mesh, 15.0).sum())
+
+    def summary(self) -> HandScores:
+        """Return the scores of everything added so far.
+
+        Raises:
+            ValueError: If no hand was added, or none with a valid wrist or three valid joints.
+        """
+        sums = self.sums
+        if sums is None or int(sums.num_hands) == 0:
+            raise ValueError("no hand was scored: there was none, or none with a valid joint")
+        num_meshes = int(sums.num_meshes)
+        has_mesh = num_meshes > 0
+        return HandScores(
+            num_hands=int(sums.num_hands),
+            num_meshes=num_meshes,
+            mpjpe_mm=_mean_mm(sums.joints),
+            pa_mpjpe_mm=_mean_mm(sums.joints_aligned),
+            auc_j=_auc(sums.joints_aligned),
+            mpvpe_mm=_mean_mm(sums.vertices) if has_mesh else None,
+            pa_mpvpe_mm=_mean_mm(sums.vertices_aligned) if has_mesh else None,
+            auc_v=_auc(sums.vertices_aligned) if has_mesh else None,
+            f5=float(sums.f5 / num_meshes) if has_mesh else None,
+            f15=float(sums.f15 / num_meshes) if has_mesh else None,
+        )
+
+
+def _zero_sums(device: torch.device) -> HandSums:
     def count() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=device)
 
@@ -208,93 +299,6 @@ def zero_sums(device: torch.device | str) -> HandSums:
         vertices_aligned=errors(NUM_VERTICES),
         f5=count().double(),
         f15=count().double(),
-    )
-
-
-def update(
-    sums: HandSums,
-    pred_joints: Float[Tensor, "b 21 3"],
-    gt_joints: Float[Tensor, "b 21 3"],
-    joint_valid: Bool[Tensor, "b 21"],
-    *,
-    pred_vertices: Float[Tensor, "b 778 3"] | None = None,
-    gt_vertices: Float[Tensor, "b 778 3"] | None = None,
-    has_mesh: Bool[Tensor, " b"] | None = None,
-) -> None:
-    """Add a batch of hands to ``sums``, in place. Waits for the device.
-
-    A hand counts if one of its joints is valid. Its mesh counts if both meshes are given,
-    ``has_mesh`` allows it and its wrist joint is valid.
-
-    Args:
-        sums: Where to add; on the device of the batch.
-        pred_joints: Predicted joints, metres.
-        gt_joints: True joints of the same joint set, metres; NaN where not valid.
-        joint_valid: True joints to score.
-        pred_vertices: Predicted mesh, metres.
-        gt_vertices: True mesh, metres; NaN where there is none.
-        has_mesh: Hands with a true mesh; None means all.
-
-    Raises:
-        ValueError: If shapes differ, a scored value is not finite, or only one mesh is given.
-    """
-    if (pred_vertices is None) != (gt_vertices is None):
-        raise ValueError("pred_vertices and gt_vertices must be given together")
-    _require_same_shape(pred_joints, gt_joints)
-    is_hand = joint_valid.any(-1)
-    pred_joints, gt_joints, joint_valid = (
-        x[is_hand] for x in (pred_joints, gt_joints, joint_valid)
-    )
-    _require_finite("pred_joints", pred_joints, joint_valid)
-    _require_finite("gt_joints", gt_joints, joint_valid)
-
-    sums.num_hands.add_(is_hand.sum())
-    errors = root_relative_mm(pred_joints, gt_joints, pred_joints[:, ROOT], gt_joints[:, ROOT])
-    _add(sums.joints, _error_sums(errors, joint_valid & joint_valid[:, ROOT, None]))
-    errors = _distance_mm(aligned_to(pred_joints, gt_joints, joint_valid), gt_joints)
-    _add(sums.joints_aligned, _error_sums(errors, _alignable(joint_valid)))
-    if pred_vertices is None or gt_vertices is None:
-        return
-
-    _require_same_shape(pred_vertices, gt_vertices)
-    rooted = joint_valid[:, ROOT]
-    if has_mesh is not None:
-        rooted = rooted & has_mesh[is_hand]
-    pred, gt = pred_vertices[is_hand][rooted], gt_vertices[is_hand][rooted]
-    _require_finite("pred_vertices", pred)
-    _require_finite("gt_vertices", gt)
-    if len(pred) == 0:
-        return
-    sums.num_meshes.add_(len(pred))
-    roots = (pred_joints[rooted, ROOT], gt_joints[rooted, ROOT])
-    _add(sums.vertices, _error_sums(root_relative_mm(pred, gt, *roots)))
-    aligned = aligned_to(pred, gt)
-    _add(sums.vertices_aligned, _error_sums(_distance_mm(aligned, gt)))
-    sums.f5.add_(f_score(aligned, gt, 5.0).sum())
-    sums.f15.add_(f_score(aligned, gt, 15.0).sum())
-
-
-def summary(sums: HandSums) -> HandScores:
-    """Return the scores of everything added so far.
-
-    Raises:
-        ValueError: If no hand was added, or none with a valid wrist or three valid joints.
-    """
-    num_hands, num_meshes = int(sums.num_hands), int(sums.num_meshes)
-    if num_hands == 0:
-        raise ValueError("no hand was scored: every sample lacks valid joints, or there is none")
-    has_mesh = num_meshes > 0
-    return HandScores(
-        num_hands=num_hands,
-        num_meshes=num_meshes,
-        mpjpe_mm=_mean_mm(sums.joints),
-        pa_mpjpe_mm=_mean_mm(sums.joints_aligned),
-        auc_j=_auc(sums.joints_aligned),
-        mpvpe_mm=_mean_mm(sums.vertices) if has_mesh else None,
-        pa_mpvpe_mm=_mean_mm(sums.vertices_aligned) if has_mesh else None,
-        auc_v=_auc(sums.vertices_aligned) if has_mesh else None,
-        f5=float(sums.f5 / num_meshes) if has_mesh else None,
-        f15=float(sums.f15 / num_meshes) if has_mesh else None,
     )
 
 

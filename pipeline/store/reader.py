@@ -105,6 +105,8 @@ class Store:
         """
         ordered = np.sort(np.asarray(rows, np.int64))
         ordered = ordered[self.image_index.length[ordered] > 0]
+        if len(ordered) == 0:
+            return
         start = self.image_index.offset[ordered]
         stop = start + self.image_index.length[ordered]
         new_block = (
@@ -112,10 +114,8 @@ class Store:
             | (np.diff(start // SCAN_BLOCK_BYTES) > 0)
             | (start[1:] - stop[:-1] > SCAN_GAP_BYTES)
         )
-        edges = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(rows)]
+        edges = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(ordered)]
         for first, last in itertools.pairwise(edges):
-            if first == last:  # no rows at all
-                return
             base = start[first]
             block = self._read_bytes(int(base), int(stop[last - 1]))
             for row, lo, hi in zip(

@@ -9,13 +9,16 @@ index, middle, ring and little finger, palm length, palm width, palm thickness, 
 overall size.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from model.hand import FINGERS, MANO_PARENTS, NUM_BETAS
+from model.mano import ManoArrays
+from preprocess.sample.hand_placement import neighbour_mean, place_vertices
 from preprocess.sample.hand_rig import (
     MANO_FIRST_JOINT,
     direction_to_mano_frame,
@@ -31,8 +34,6 @@ from preprocess.sample.hand_rig import (
 from preprocess.sample.hand_shape import (
     Measures,
     Skeleton,
-    neighbour_mean,
-    place_vertices,
     skeleton,
     surface_distance,
     surface_gradient,
@@ -69,6 +70,14 @@ def stand_in_mano() -> dict[str, Arrays]:
         for array in arrays.values():
             array.setflags(write=False)
     return hands
+
+
+@lru_cache(maxsize=2)
+def stand_in_model(side: str) -> ManoArrays:
+    """Return one side, ``"right"`` or ``"left"``, as ``model.mano.mano_forward`` takes it."""
+    arrays = dict(stand_in_mano()[side])
+    arrays["f"] = arrays["f"].astype(np.int64)
+    return ManoArrays(**arrays)
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +130,8 @@ def _varied(component: int, amount: float) -> Measures:
         finger[FINGERS[component]] += amount * _SPREAD["finger"]
         return Measures(finger=finger)
     name = ("palm_length", "palm_width", "thickness", "girth", "size")[component - len(FINGERS)]
-    return Measures(**{name: 1.0 + amount * _SPREAD[name]})
+    change: dict[str, Any] = {name: 1.0 + amount * _SPREAD[name]}
+    return replace(Measures(), **change)
 
 
 def _shape_basis(
@@ -170,8 +180,8 @@ def _carried(
             along = (offset @ axis)[:, None] * axis
             girth = measures.girth * measures.size
             moved = new[i] + along * factor + (offset - along) * girth
-            out += weights[:, first + i : first + i + 1] * moved
-    return out
+            out = out + weights[:, first + i : first + i + 1] * moved
+    return np.asarray(out)
 
 
 def mirrored(right: Arrays) -> Arrays:
@@ -243,6 +253,6 @@ def write_mano(folder: Path, *, shapedirs_bug: bool = False) -> None:
     if shapedirs_bug:
         left["shapedirs"] = left["shapedirs"].copy()
         left["shapedirs"][:, 0, :] = hands["right"]["shapedirs"][:, 0, :]
-    np.savez(folder / "MANO_RIGHT.npz", **hands["right"])
-    np.savez(folder / "MANO_LEFT.npz", **left)
+    for name, arrays in (("MANO_RIGHT", hands["right"]), ("MANO_LEFT", left)):
+        np.savez(folder / f"{name}.npz", allow_pickle=False, **arrays)
     np.save(folder / "J_regressor_mano_ih26m.npy", interhand_regressor())

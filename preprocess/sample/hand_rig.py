@@ -21,12 +21,12 @@ _AXES: Final = np.array([-1.0, 1.0, 1.0])
 
 def to_mano_frame(points: np.ndarray) -> np.ndarray:
     """Design frame to MANO's right-hand rest frame, positions [*, 3]."""
-    return _ORIGIN + points * _AXES
+    return np.asarray(_ORIGIN + points * _AXES)
 
 
 def direction_to_mano_frame(vectors: np.ndarray) -> np.ndarray:
     """Design frame to MANO's right-hand rest frame, directions [*, 3]."""
-    return vectors * _AXES
+    return np.asarray(vectors * _AXES)
 
 
 def mano_joints(bones: Skeleton) -> np.ndarray:
@@ -95,7 +95,7 @@ def skinning_weights(
     for _ in range(2):
         weights = 0.5 * weights + 0.5 * neighbours @ weights
     weights[weights < 1e-4] = 0.0
-    return weights / weights.sum(1, keepdims=True)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 def _along(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -118,21 +118,25 @@ def _thumb_share(points: np.ndarray, chain: np.ndarray) -> np.ndarray:
     along = (points - chain[0]) @ axis
     distance = np.linalg.norm(points - chain[0] - along[:, None] * axis, axis=1)
     near = 1.0 - _smoothstep(distance, 0.012, 0.030)
-    return near * _smoothstep(along, -0.008, 0.022)
+    return np.asarray(near * _smoothstep(along, -0.008, 0.022))
 
 
 def _split_over_bones(
     points: np.ndarray, chain: np.ndarray, rooted: np.ndarray, *, free: np.ndarray
 ) -> np.ndarray:
-    """Share a finger's weight between its three bones, [n, 3]; only ``free`` vertices go past one."""
+    """Share a finger's weight between its bones, [n, 3]; only ``free`` vertices go past one."""
     second = _smoothstep(_along(points, chain[1], chain[2]), -0.0065, 0.0065) * free
     third = _smoothstep(_along(points, chain[2], chain[3]), -0.0055, 0.0055) * free
     second = np.maximum(second, third)
-    return rooted[:, None] * np.stack([1.0 - second, second - third, third], axis=1)
+    return np.asarray(rooted[:, None] * np.stack([1.0 - second, second - third, third], axis=1))
 
 
 def sparse_regressor(
-    points: np.ndarray, shapedirs: np.ndarray, targets: np.ndarray, target_dirs: np.ndarray, count: int
+    points: np.ndarray,
+    shapedirs: np.ndarray,
+    targets: np.ndarray,
+    target_dirs: np.ndarray,
+    count: int,
 ) -> np.ndarray:
     """Return non-negative rows [j, 778] that sum to one and give ``targets`` [j, 3] from the mesh.
 
@@ -214,7 +218,10 @@ def pose_components(axes: np.ndarray) -> np.ndarray:
         wanted.append(pose[1:].ravel())
 
     row(dict.fromkeys(long_fingers, (0.8, 1.0, 0.6)), kind=0)
-    row({"index": (1, 0, 0), "middle": (0.2, 0, 0), "ring": (-0.6, 0, 0), "little": (-1, 0, 0)}, kind=1)
+    row(
+        {"index": (1, 0, 0), "middle": (0.2, 0, 0), "ring": (-0.6, 0, 0), "little": (-1, 0, 0)},
+        kind=1,
+    )
     row({"thumb": (0.4, 0.8, 1.0)}, kind=0)
     row({"thumb": (1.0, 0.0, 0.0)}, kind=1)
     row(dict.fromkeys(long_fingers, (1.0, -0.6, -0.4)), kind=0)

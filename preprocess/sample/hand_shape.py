@@ -1,9 +1,8 @@
-"""The surface of the stand-in hand: measures, skeleton, implicit surface, vertex positions.
+"""The shape of the stand-in hand: measures, skeleton, implicit surface.
 
 Everything here is in the design frame, metres: ``u`` from the wrist to the fingertips, ``v`` out
 of the back of the hand, ``w`` towards the thumb. The wrist joint is the origin. The surface is the
-zero set of a smooth union of rounded parts; the vertices start on simple tubes and are moved onto
-it, so a change of the measures moves every vertex smoothly.
+zero set of a smooth union of rounded parts, so it moves smoothly with the measures.
 """
 
 from dataclasses import dataclass, field
@@ -12,18 +11,7 @@ from typing import Final
 import numpy as np
 
 from model.hand import FINGERS
-from preprocess.sample.hand_topology import (
-    NUM_COLUMNS,
-    NUM_RINGS,
-    PALM_COLUMNS,
-    PALM_RINGS,
-    SLOTS,
-    WRIST_LOOP,
-    HandTopology,
-)
-
-WRIST_CUT_M: Final = -0.020
-"""``u`` of the open wrist loop."""
+from preprocess.sample.hand_topology import SLOTS
 
 _MCP: Final = {
     "index": (0.0900, 0.0030, 0.0255),
@@ -108,16 +96,15 @@ def _round_cone(
     axis = b - a
     along = np.clip(((points - a) @ axis) / (axis @ axis), 0.0, 1.0)
     near = points - a - along[:, None] * axis
-    return np.linalg.norm(near, axis=1) - (r_a + (r_b - r_a) * along)
+    return np.asarray(np.linalg.norm(near, axis=1) - (r_a + (r_b - r_a) * along))
 
 
 def _finger_distance(
     points: np.ndarray, chain: np.ndarray, nail: np.ndarray, finger: str, girth: float
 ) -> np.ndarray:
     """Distance to a bent tube with the finger's radius profile and a rounded, flatter tip."""
-    tip_radius = _PROFILE[finger][-1] * girth
     last = chain[3] - chain[2]
-    end = chain[3] - last / np.linalg.norm(last) * tip_radius
+    end = chain[3] - last / np.linalg.norm(last) * tip_radius(finger, girth)
     nodes = np.vstack([chain[:3], end])
     lengths = np.linalg.norm(np.diff(nodes, axis=0), axis=1)
     total = lengths.sum()
@@ -138,67 +125,66 @@ def _finger_distance(
     return best
 
 
+def finger_radius(finger: str, fraction: float, girth: float) -> float:
+    """Radius of a finger at a fraction of its length, metres."""
+    return float(np.interp(fraction, _PROFILE_AT, _PROFILE[finger])) * girth
+
+
+def tip_radius(finger: str, girth: float) -> float:
+    """Radius of a finger's round tip, metres."""
+    return _PROFILE[finger][-1] * girth
+
+
 def surface_distance(points: np.ndarray, bones: Skeleton, measures: Measures) -> np.ndarray:
     """Return the implicit surface's value [n], metres, negative inside. Zero on the skin."""
     size = measures.size
-    thick = measures.thickness * size
-    stretch = np.array([measures.palm_length, measures.thickness, measures.palm_width]) * size
+    girth = measures.girth * size
+    tubes = {
+        finger: _finger_distance(points, bones.chain[finger], bones.nail[finger], finger, girth)
+        for finger in FINGERS
+    }
+    fingers = _smooth_min([tubes[finger] for finger in SLOTS], 0.0012 * size)
+    parts = [_round_cone(points, *part) for part in _palm_parts(bones, measures)]
+    return _smooth_min([_smooth_min(parts, 0.0035 * size), fingers, tubes["thumb"]], 0.003 * size)
+
+
+def _palm_parts(
+    bones: Skeleton, measures: Measures
+) -> list[tuple[np.ndarray, np.ndarray, float, float]]:
+    """Round cones of the palm and wrist: both ends and the radius at each, metres."""
+    thick = measures.thickness * measures.size
+    stretch = (
+        np.array([measures.palm_length, measures.thickness, measures.palm_width]) * measures.size
+    )
 
     def at(u: float, v: float, w: float) -> np.ndarray:
-        return np.array([u, v, w]) * stretch
+        return np.asarray(np.array([u, v, w]) * stretch)
 
-    girth = measures.girth * size
-    parts = [
-        _finger_distance(points, bones.chain[f], bones.nail[f], f, girth) for f in SLOTS
-    ]
-    fingers = _smooth_min(parts, 0.0012 * size)
-    thumb = _finger_distance(
-        points, bones.chain["thumb"], bones.nail["thumb"], "thumb", girth
-    )
-    palm = []
+    thumb = bones.chain["thumb"]
     carpals = {"index": 0.010, "middle": 0.003, "ring": -0.006, "little": -0.013}
-    for finger, w in carpals.items():
-        mcp = bones.chain[finger][0] + at(0.0, -0.003, 0.0)
-        palm.append(_round_cone(points, at(0.006, 0.001, w), mcp, 0.0128 * thick, 0.0098 * thick))
-    for w in (-0.0125, -0.004, 0.004, 0.0125):
-        palm.append(
-            _round_cone(points, at(-0.06, 0.0, w), at(0.002, 0.0, w), 0.0155 * thick, 0.0140 * thick)
-        )
-    # Little finger's ball of the palm, the pad below the fingers, the web beside the thumb.
-    palm.append(
-        _round_cone(
-            points, at(0.014, -0.007, -0.0180), at(0.058, -0.006, -0.0305), 0.0120 * thick, 0.0095 * thick
-        )
-    )
-    palm.append(
-        _round_cone(
-            points, at(0.083, -0.0060, 0.020), at(0.073, -0.0065, -0.030), 0.0085 * thick, 0.0075 * thick
-        )
-    )
-    chain = bones.chain["thumb"]
-    palm.append(
-        _round_cone(
-            points,
-            0.45 * chain[0] + 0.55 * chain[1],
-            at(0.050, -0.002, 0.020),
-            0.0105 * thick,
-            0.0080 * thick,
-        )
-    )
-    palm.append(
-        _round_cone(
-            points, at(0.012, -0.008, 0.012), 0.25 * chain[0] + 0.75 * chain[1], 0.0120 * thick, 0.0120 * thick
-        )
-    )
-    body = _smooth_min(palm, 0.0035 * size)
-    return _smooth_min([body, fingers, thumb], 0.0030 * size)
+    metacarpals = [
+        (at(0.006, 0.001, w), bones.chain[finger][0] + at(0.0, -0.003, 0.0), 0.0128, 0.0098)
+        for finger, w in carpals.items()
+    ]
+    wrist = [
+        (at(-0.060, 0.0, w), at(0.002, 0.0, w), 0.0155, 0.0140)
+        for w in (-0.0125, -0.004, 0.004, 0.0125)
+    ]
+    pads = [
+        # Ball of the little finger, pad below the fingers, web beside the thumb, ball of the thumb.
+        (at(0.014, -0.007, -0.0180), at(0.060, -0.006, -0.0300), 0.0120, 0.0095),
+        (at(0.083, -0.005, 0.0200), at(0.073, -0.0055, -0.0300), 0.0085, 0.0075),
+        (0.45 * thumb[0] + 0.55 * thumb[1], at(0.050, -0.002, 0.0200), 0.0105, 0.0080),
+        (at(0.014, -0.009, 0.0100), 0.25 * thumb[0] + 0.75 * thumb[1], 0.0130, 0.0125),
+    ]
+    return [(a, b, r_a * thick, r_b * thick) for a, b, r_a, r_b in metacarpals + wrist + pads]
 
 
 def _smooth_min(values: list[np.ndarray], width: float) -> np.ndarray:
     """Soft minimum: ``-width log sum exp(-value / width)``."""
     stacked = np.stack(values)
     low = stacked.min(0)
-    return low - width * np.log(np.exp((low - stacked) / width).sum(0))
+    return np.asarray(low - width * np.log(np.exp((low - stacked) / width).sum(0)))
 
 
 def surface_gradient(points: np.ndarray, bones: Skeleton, measures: Measures) -> np.ndarray:
@@ -207,166 +193,4 @@ def surface_gradient(points: np.ndarray, bones: Skeleton, measures: Measures) ->
     shifts = np.concatenate([np.eye(3), -np.eye(3)]) * step
     probes = (points[None] + shifts[:, None]).reshape(-1, 3)
     values = surface_distance(probes, bones, measures).reshape(6, -1)
-    return ((values[:3] - values[3:]) / (2 * step)).T
-
-
-def place_vertices(topology: HandTopology, measures: Measures) -> np.ndarray:
-    """Return the 778 vertices in the design frame, metres.
-
-    Start positions on tubes, then rounds of smoothing along the surface (palm, webs, roots of the
-    fingers) and Newton steps onto it.
-    """
-    bones = skeleton(measures)
-    points = _start_positions(topology, bones, measures)
-    neighbours = neighbour_mean(topology.faces, len(points))
-    slack = _smoothing_weights(topology, len(points))
-    for _ in range(40):
-        points = points + slack[:, None] * (neighbours @ points - points)
-        points = _onto_surface(points, bones, measures, topology, rounds=1)
-    return _onto_surface(points, bones, measures, topology, rounds=4)
-
-
-def _onto_surface(
-    points: np.ndarray, bones: Skeleton, measures: Measures, topology: HandTopology, *, rounds: int
-) -> np.ndarray:
-    """Newton steps onto the surface; the wrist loop stays in its plane."""
-    for _ in range(rounds):
-        gradient = surface_gradient(points, bones, measures)
-        gradient[topology.wrist, 0] = 0.0
-        value = surface_distance(points, bones, measures)
-        step = value / np.maximum((gradient**2).sum(1), 0.25)
-        limit = 0.004
-        points = points - np.clip(step, -limit, limit)[:, None] * gradient
-    return points
-
-
-def neighbour_mean(faces: np.ndarray, count: int) -> np.ndarray:
-    """Matrix that replaces every vertex by the mean of its neighbours."""
-    matrix = np.zeros((count, count))
-    for i in range(3):
-        a, b = faces[:, i], faces[:, (i + 1) % 3]
-        matrix[a, b] = matrix[b, a] = 1.0
-    return matrix / matrix.sum(1, keepdims=True)
-
-
-def _smoothing_weights(topology: HandTopology, count: int) -> np.ndarray:
-    """How far a vertex follows its neighbours: palm and webs freely, fingertips not at all."""
-    slack = np.zeros(count)
-    slack[topology.palm[topology.palm >= 0]] = 0.5
-    slack[topology.webs] = 0.4
-    slack[topology.extra] = 0.5
-    for finger in FINGERS:
-        steps = (0.5, 0.5, 0.45, 0.4, 0.3, 0.15) if finger == "thumb" else (0.3, 0.15, 0.05)
-        for ring, weight in zip(topology.rings[finger], steps, strict=False):
-            slack[ring] = weight
-    return slack
-
-
-def _start_positions(topology: HandTopology, bones: Skeleton, measures: Measures) -> np.ndarray:
-    """Vertices on plain tubes along the skeleton."""
-    points = np.zeros((int(topology.faces.max()) + 1, 3))
-    size = measures.size
-    wide = np.array([1.0, measures.thickness, measures.palm_width]) * size
-    cut = WRIST_CUT_M * size
-    points[topology.wrist] = _ellipse(WRIST_LOOP, cut, (0.0165, 0.0275)) * [1.0, *wide[1:]]
-    start = _ellipse(PALM_COLUMNS, cut, (0.0165, 0.0275)) * [1.0, *wide[1:]]
-    outer, webs = _finger_roots(bones, measures)
-    for ring in range(PALM_RINGS):
-        t = (ring + 1) / PALM_RINGS
-        row = (1.0 - t) * start + t * outer
-        here = topology.palm[ring] >= 0
-        points[topology.palm[ring][here]] = row[here]
-    points[topology.webs] = webs
-    points[topology.extra] = points[topology.extra_quads].mean(1)
-    for finger in FINGERS:
-        rings, tip = _finger_rings(finger, bones, measures)
-        points[topology.rings[finger]] = rings
-        points[topology.poles[finger]] = tip
-    return points
-
-
-def _ellipse(count: int, u: float, half: tuple[float, float]) -> np.ndarray:
-    """Closed ring around the wrist from the ulnar dorsal corner, over the back, to the thumb."""
-    # Column 0 is the ulnar end of the back, column 9 of 20 the thumb's side.
-    angle = np.pi * (1.0 - (np.arange(count) / count * 20 + 1.0) / 10.0)
-    return np.stack([np.full(count, u), half[0] * np.sin(angle), half[1] * np.cos(angle)], axis=1)
-
-
-def _finger_roots(bones: Skeleton, measures: Measures) -> tuple[np.ndarray, np.ndarray]:
-    """Outer loop [20, 3] of the four finger openings and the three webs between them [3, 3]."""
-    columns = np.zeros((PALM_COLUMNS, 3))
-    weight = np.zeros(PALM_COLUMNS)
-    webs = np.zeros((len(SLOTS) - 1, 3))
-    for slot, finger in enumerate(SLOTS):
-        chain, nail = bones.chain[finger], bones.nail[finger]
-        along = (chain[1] - chain[0]) / np.linalg.norm(chain[1] - chain[0])
-        side = np.array([0.0, 0.0, 1.0]) - along * along[2]
-        side /= np.linalg.norm(side)
-        radius = _PROFILE[finger][1] * measures.girth * measures.size
-        centre = chain[0] + 0.46 * (chain[1] - chain[0])
-        ring = [centre + radius * (np.sin(a) * nail - np.cos(a) * side) for a in _octagon()]
-        targets = [2 * slot, 2 * slot + 1, 2 * slot + 2, 9, *range(16 - 2 * slot, 19 - 2 * slot), 19]
-        for i, (column, point) in enumerate(zip(targets, ring, strict=True)):
-            if i == 3 and slot < 3:
-                webs[slot] += 0.5 * point
-            elif i == 7 and slot > 0:
-                webs[slot - 1] += 0.5 * point
-            else:
-                columns[column] += point
-                weight[column] += 1.0
-    return columns / weight[:, None], webs
-
-
-def _octagon() -> np.ndarray:
-    """Angles of a finger's ring from its ulnar dorsal corner over the back to its thumb side."""
-    return np.deg2rad([45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0, 360.0])
-
-
-def _finger_rings(
-    finger: str, bones: Skeleton, measures: Measures
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rings [r, c, 3] of one finger and its tip [3]."""
-    chain, nail = bones.chain[finger], bones.nail[finger]
-    count, columns = NUM_RINGS[finger], NUM_COLUMNS[finger]
-    girth = measures.girth * measures.size
-    tip_radius = _PROFILE[finger][-1] * girth
-    first = 0.50 if finger == "thumb" else 0.52
-    lengths = np.linalg.norm(np.diff(chain, axis=0), axis=1)
-    start = np.concatenate([[0.0], np.cumsum(lengths)])
-    begin = first * lengths[0] + 0.12 * lengths[0]
-    end = start[-1] - tip_radius
-    body = count - 2
-    stations = np.concatenate([np.linspace(begin, end, body), end + tip_radius * np.sin([0.70, 1.22])])
-    shrink = np.concatenate([np.ones(body), np.cos([0.70, 1.22])])
-    if finger == "thumb":
-        angles = np.deg2rad(np.arange(columns) * 36.0)
-    else:
-        angles = _octagon()
-    rings = np.zeros((count, columns, 3))
-    for i, (s, scale) in enumerate(zip(stations, shrink, strict=True)):
-        bone = min(int(np.searchsorted(start, s, side="right")) - 1, 2)
-        axis = (chain[bone + 1] - chain[bone]) / lengths[bone]
-        centre = chain[bone] + (s - start[bone]) * axis
-        fraction = min(s, end) / end
-        radius = np.interp(fraction, _PROFILE_AT, _PROFILE[finger]) * girth * scale
-        up, side = _ring_frame(finger, axis, nail)
-        if finger == "thumb":
-            offsets = np.cos(angles)[:, None] * side + np.sin(angles)[:, None] * up
-        else:
-            offsets = np.sin(angles)[:, None] * up - np.cos(angles)[:, None] * side
-        rings[i] = centre + radius * offsets
-    return rings, chain[3].copy()
-
-
-def _ring_frame(finger: str, axis: np.ndarray, nail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Up and sideways directions of a ring: fingers by nail and thumb side, thumb by the palm."""
-    if finger == "thumb":
-        up = np.array([0.0, 1.0, 0.0]) - axis * axis[1]
-        up /= np.linalg.norm(up)
-        side = np.array([1.0, 0.0, -1.0])
-        side = side - axis * (side @ axis) - up * (side @ up)
-        return up, side / np.linalg.norm(side)
-    side = np.array([0.0, 0.0, 1.0]) - axis * axis[2]
-    side /= np.linalg.norm(side)
-    up = nail - axis * (nail @ axis) - side * (nail @ side)
-    return up / np.linalg.norm(up), side
+    return np.asarray(((values[:3] - values[3:]) / (2 * step)).T)

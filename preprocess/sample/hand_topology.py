@@ -7,6 +7,7 @@ Euler's formula for a disk, ``V - E + F = 1``, then gives 1538 triangles for 778
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -63,8 +64,8 @@ def build_topology() -> HandTopology:
     first, last = THUMB_HOLE_RINGS
     for ring in range(PALM_RINGS):
         inside = first < ring < last
-        columns = [c for c in range(PALM_COLUMNS) if not (inside and c == RADIAL_COLUMN)]
-        palm[ring, columns] = take(len(columns))
+        here = [c for c in range(PALM_COLUMNS) if not (inside and c == RADIAL_COLUMN)]
+        palm[ring, here] = take(len(here))
     webs = take(len(SLOTS) - 1)
     extra = take(len(_EXTRA_QUADS))
     rings: dict[str, np.ndarray] = {}
@@ -80,7 +81,7 @@ def build_topology() -> HandTopology:
     faces = _fan_between(wrist, palm[0]) + _palm_faces(palm, extra, extra_quads)
     for finger in FINGERS:
         stack = [base[finger], *rings[finger]]
-        for lower, upper in zip(stack[:-1], stack[1:], strict=True):
+        for lower, upper in pairwise(stack):
             faces += _strip(lower, upper)
         tip = stack[-1]
         faces += [
@@ -101,7 +102,8 @@ def build_topology() -> HandTopology:
 
 def _tip_ids() -> tuple[dict[str, int], dict[str, list[int]]]:
     """Pole id per finger (FreiHAND's tip) and the other named tips, which open the last ring."""
-    poles, others = {}, {}
+    poles: dict[str, int] = {}
+    others: dict[str, list[int]] = {}
     for slot, finger in enumerate(FINGERS):
         poles[finger] = TIP_VERTICES["freihand"].right[slot]
         named = {side[slot] for tips in TIP_VERTICES.values() for side in (tips.right, tips.left)}

@@ -13,8 +13,8 @@ Limits (radians unless said):
 - Shape: normal, standard deviation 1, clipped at +-2.
 - Orientation: the fingers point up in the image, turned in the plane by a normal angle (standard
   deviation 50 degrees, at most 135), tipped to or from the camera by a normal angle (22 degrees,
-  at most 55); the palm or the back faces the camera up to a normal roll of 38 degrees, the back
-  slightly more often.
+  at most 55); the palm (86 %) or the back faces the camera up to a normal roll of 38 degrees. The
+  palm more often: behind the back of a hand bent fingers are hidden.
 - Camera: hand at 0.45 to 0.95 m, focal length such that the hand spans 50 to 85 % of the
   image, anywhere inside it.
 """
@@ -25,13 +25,19 @@ from typing import Final
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from model.hand import MANO_PARENTS, NUM_BETAS, NUM_MANO_JOINTS
+from model.hand import FINGERS, NUM_BETAS, NUM_MANO_JOINTS, TIP_VERTICES
 from preprocess.sample.hand_mesh import stand_in_axes, stand_in_mano
 from preprocess.sample.hand_rig import MANO_FIRST_JOINT
 
 LONG_FINGERS: Final = ("index", "middle", "ring", "little")
 _ABDUCTION: Final = {"index": 1.0, "middle": 0.15, "ring": -0.6, "little": -1.1}
-_GIRTH_M: Final = {"thumb": 0.0115, "index": 0.0095, "middle": 0.0097, "ring": 0.0091, "little": 0.0080}
+_GIRTH_M: Final = {
+    "thumb": 0.0115,
+    "index": 0.0095,
+    "middle": 0.0097,
+    "ring": 0.0091,
+    "little": 0.0080,
+}
 _MAX_DRAWS: Final = 8
 
 
@@ -64,30 +70,32 @@ def _draw_fingers(rng: np.random.Generator) -> np.ndarray:
     curls = _draw_curls(rng)
     spread = rng.uniform(-0.10, 0.24)
     lead = rng.uniform(-0.45, 0.45)
-    axes = stand_in_axes()
-    rotations = np.zeros((NUM_MANO_JOINTS, 3))
+    # Flexion, abduction, twist of every joint.
+    angles = np.zeros((NUM_MANO_JOINTS, 3))
     for finger, curl in zip(LONG_FINGERS, curls, strict=True):
         first = MANO_FIRST_JOINT[finger]
-        base = np.clip(-0.22 + 1.62 * curl * (1.0 + lead) + rng.normal(0.0, 0.08), -0.30, 1.55)
-        middle = np.clip(1.70 * curl * (1.0 - lead) + rng.normal(0.05, 0.08), 0.0, 1.75)
-        end = np.clip(0.65 * middle + rng.normal(0.0, 0.06), 0.0, 1.15)
-        side = (spread * _ABDUCTION[finger] + rng.normal(0.0, 0.04)) * (1.0 - 0.8 * min(curl, 1.0))
-        side = float(np.clip(side, -0.30, 0.30))
-        rotations[first] = _joint(axes[first], base, side, 0.0)
-        rotations[first + 1] = _joint(axes[first + 1], middle, 0.0, 0.0)
-        rotations[first + 2] = _joint(axes[first + 2], end, 0.0, 0.0)
+        noise = rng.normal(0.0, [0.08, 0.08, 0.06, 0.04])
+        base = np.clip(-0.22 + 1.62 * curl * (1.0 + lead) + noise[0], -0.30, 1.55)
+        middle = np.clip(0.05 + 1.70 * curl * (1.0 - lead) + noise[1], 0.0, 1.75)
+        end = np.clip(0.65 * middle + noise[2], 0.0, 1.15)
+        angles[first : first + 3, 0] = base, middle, end
+        side = (spread * _ABDUCTION[finger] + noise[3]) * (1.0 - 0.8 * curl)
+        angles[first, 1] = np.clip(side, -0.30, 0.30)
     first = MANO_FIRST_JOINT["thumb"]
-    oppose = rng.beta(1.0, 1.2)
-    bend = rng.beta(0.9, 1.1)
-    flex = np.clip(-0.20 + 0.55 * oppose + rng.normal(0.0, 0.10), -0.25, 0.60)
-    out = np.clip(0.20 - 0.85 * oppose + rng.normal(0.0, 0.12), -0.95, 0.35)
-    twist = np.clip(0.5 * oppose + rng.normal(0.0, 0.05), 0.0, 0.60)
-    rotations[first] = _joint(axes[first], flex, out, twist)
-    rotations[first + 1] = _joint(axes[first + 1], np.clip(0.80 * bend + rng.normal(0, 0.06), 0, 0.85), 0, 0)
-    rotations[first + 2] = _joint(
-        axes[first + 2], np.clip(-0.15 + 1.20 * bend + rng.normal(0, 0.08), -0.2, 1.10), 0, 0
+    oppose, bend = rng.beta(1.0, 1.2), rng.beta(0.9, 1.1)
+    noise = rng.normal(0.0, [0.10, 0.12, 0.05, 0.06, 0.08])
+    angles[first] = (
+        np.clip(-0.20 + 0.55 * oppose + noise[0], -0.25, 0.60),
+        np.clip(0.20 - 0.85 * oppose + noise[1], -0.95, 0.35),
+        np.clip(0.50 * oppose + noise[2], 0.0, 0.60),
     )
-    return rotations[1:]
+    angles[first + 1, 0] = np.clip(0.80 * bend + noise[3], 0.0, 0.85)
+    angles[first + 2, 0] = np.clip(-0.15 + 1.20 * bend + noise[4], -0.20, 1.10)
+    axes = stand_in_axes()
+    flexion, abduction, twist = (
+        Rotation.from_rotvec(axes[:, i] * angles[:, i : i + 1]) for i in range(3)
+    )
+    return np.asarray((abduction * flexion * twist).as_rotvec()[1:])
 
 
 def _draw_curls(rng: np.random.Generator) -> np.ndarray:
@@ -101,12 +109,6 @@ def _draw_curls(rng: np.random.Generator) -> np.ndarray:
     alone[2] = 0.6 * alone[2] + 0.4 * alone[1]
     alone[3] = 0.55 * alone[3] + 0.45 * alone[2]
     return np.asarray(np.clip(alone, 0.0, 1.0))
-
-
-def _joint(axes: np.ndarray, flexion: float, abduction: float, twist: float) -> np.ndarray:
-    """Axis-angle of abduction after flexion after twist about the joint's own axes."""
-    turns = Rotation.from_rotvec(np.stack([axes[1] * abduction, axes[0] * flexion, axes[2] * twist]))
-    return np.asarray((turns[0] * turns[1] * turns[2]).as_rotvec())
 
 
 def _collides(fingers: np.ndarray) -> bool:
@@ -140,17 +142,20 @@ def _collides(fingers: np.ndarray) -> bool:
 def _tip(finger: str) -> np.ndarray:
     """A point a finger's radius inside the tip of the mean hand."""
     arrays = stand_in_mano()["right"]
-    pole = {"thumb": 744, "index": 320, "middle": 443, "ring": 555, "little": 672}[finger]
+    pole = TIP_VERTICES["freihand"].right[FINGERS.index(finger)]
     joints = arrays["J_regressor"] @ arrays["v_template"]
     last = joints[MANO_FIRST_JOINT[finger] + 2]
     return np.asarray(last + 0.75 * (arrays["v_template"][pole] - last))
 
 
-def draw_orientation(rng: np.random.Generator) -> np.ndarray:
-    """Draw the root rotation ``R_cam_from_hand`` [3, 3] of a right hand."""
-    turn = _clipped_normal(rng, 50.0, 135.0)
+def draw_orientation(rng: np.random.Generator, *, turn_deg: float = 50.0) -> np.ndarray:
+    """Draw the root rotation ``R_cam_from_hand`` [3, 3] of a right hand.
+
+    ``turn_deg`` is the standard deviation of the turn in the image plane.
+    """
+    turn = _clipped_normal(rng, turn_deg, 135.0)
     tip = _clipped_normal(rng, 22.0, 55.0)
-    facing = 0.0 if rng.random() < 0.55 else 180.0
+    facing = 0.0 if rng.random() < 0.14 else 180.0
     roll = np.deg2rad(facing + rng.normal(0.0, 38.0))
     along = np.array([np.sin(turn) * np.cos(tip), -np.cos(turn) * np.cos(tip), np.sin(tip)])
     # Back of the hand towards the camera at roll 0.
@@ -165,32 +170,3 @@ def draw_orientation(rng: np.random.Generator) -> np.ndarray:
 def _clipped_normal(rng: np.random.Generator, deviation_deg: float, limit_deg: float) -> float:
     """A normal angle in radians, clipped; both arguments in degrees."""
     return float(np.deg2rad(np.clip(rng.normal(0.0, deviation_deg), -limit_deg, limit_deg)))
-
-
-def pose_vertices(
-    side: str, theta: np.ndarray, beta: np.ndarray, transl: np.ndarray
-) -> np.ndarray:
-    """Return posed vertices [778, 3] of the stand-in hand, metres, float64.
-
-    Linear blend skinning as in MANO: shape and pose blend shapes, then the weighted joint
-    transforms; the root turns about its rest joint; ``transl`` is added last. ``theta`` [48] is
-    absolute.
-    """
-    arrays = stand_in_mano()[side]
-    rotations = Rotation.from_rotvec(theta.reshape(NUM_MANO_JOINTS, 3)).as_matrix()
-    shaped = arrays["v_template"] + arrays["shapedirs"] @ beta
-    joints = arrays["J_regressor"] @ shaped
-    feature = (rotations[1:] - np.eye(3)).ravel()
-    shaped = shaped + arrays["posedirs"] @ feature
-    globals_ = np.zeros((NUM_MANO_JOINTS, 3, 3))
-    origins = np.zeros((NUM_MANO_JOINTS, 3))
-    for j, parent in enumerate(MANO_PARENTS):
-        if parent < 0:
-            globals_[j], origins[j] = rotations[j], joints[j]
-        else:
-            globals_[j] = globals_[parent] @ rotations[j]
-            origins[j] = origins[parent] + globals_[parent] @ (joints[j] - joints[parent])
-    shifts = origins - np.einsum("jab,jb->ja", globals_, joints)
-    blend = (arrays["weights"] @ globals_.reshape(NUM_MANO_JOINTS, 9)).reshape(-1, 3, 3)
-    moved = np.einsum("vab,vb->va", blend, shaped)
-    return np.asarray(moved + arrays["weights"] @ shifts + transl)

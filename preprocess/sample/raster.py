@@ -105,9 +105,7 @@ def _rows(sorted_xy: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
     return face, _ramp(count) + np.repeat(top, count)
 
 
-def _spans(
-    sorted_xy: np.ndarray, row: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _spans(sorted_xy: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """First column and number of columns of every (face, row) pair."""
     upper, middle, lower = sorted_xy[:, 0], sorted_xy[:, 1], sorted_xy[:, 2]
     in_upper = row < middle[:, 1]
@@ -121,7 +119,7 @@ def _spans(
 
 
 def _crossing(start: np.ndarray, end: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """x where the edge ``start -> end`` crosses the row."""
+    """Where on x the edge ``start -> end`` crosses the row."""
     rise = end[:, 1] - start[:, 1]
     safe = np.where(rise > 0, rise, 1.0)
     return np.asarray(start[:, 0] + (row - start[:, 1]) / safe * (end[:, 0] - start[:, 0]))
@@ -130,8 +128,9 @@ def _crossing(start: np.ndarray, end: np.ndarray, row: np.ndarray) -> np.ndarray
 def _planes(triangle: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Barycentric weight of each corner as ``plane @ (x, y) + base``: [f, 3, 2] and [f, 3]."""
     after, before = np.roll(triangle, -1, axis=1), np.roll(triangle, -2, axis=1)
-    plane = np.stack(
-        [after[:, :, 1] - before[:, :, 1], before[:, :, 0] - after[:, :, 0]], axis=2
-    ) / area[:, None, None]
+    plane = (
+        np.stack([after[:, :, 1] - before[:, :, 1], before[:, :, 0] - after[:, :, 0]], axis=2)
+        / area[:, None, None]
+    )
     base = after[:, :, 0] * before[:, :, 1] - before[:, :, 0] * after[:, :, 1]
     return plane, base / area[:, None]

@@ -45,8 +45,8 @@ def mano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mano")
     right, left = random_mano(0)
     left["shapedirs"] = left["shapedirs"] * MIRROR[:, None]
-    np.savez(folder / "MANO_RIGHT.npz", **right)
-    np.savez(folder / "MANO_LEFT.npz", **left)
+    np.savez(folder / "MANO_RIGHT.npz", allow_pickle=False, **right)
+    np.savez(folder / "MANO_LEFT.npz", allow_pickle=False, **left)
     return folder
 
 

@@ -81,7 +81,7 @@ def test_augmented_projection_is_the_projection_of_the_augmented_label(
     points: Tensor, K: Tensor, square: tuple[Tensor, Tensor, int], angle: Tensor, mirror: Tensor
 ) -> None:
     # Pixels reach 1e5 where a 20 px square is blown up; 1e-9 px is asked at 1e3 and below.
-    center, size, out_px = square
+    _, size, out_px = square
     scale = max(1.0, float(out_px / size))
     assert _worst_px(points, K, square, angle, mirror) < 1e-9 * scale
 
@@ -114,7 +114,7 @@ def test_a_wrong_turn_is_seen() -> None:
     """The property has teeth: a camera built for the opposite turn is pixels away."""
     points = torch.tensor([[0.1, -0.2, 0.8]]).double()
     K = torch.tensor([[600.0, 2, 310], [0, 580, 250], [0, 0, 1]]).double()
-    angle, no = torch.tensor(0.3).double(), torch.tensor(False)
+    angle, no = torch.tensor(0.3).double(), torch.zeros((), dtype=torch.bool)
     A = crop.square_crop_affine(
         torch.tensor([380.0, 90.0]).double(), torch.tensor(200.0).double(), 224, rotation_rad=angle
     )

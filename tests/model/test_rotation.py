@@ -19,8 +19,8 @@ from model.geometry.rotation import (
 )
 from tests.strategies import rotvecs
 
-# float32 has eps 1.2e-7; measured worst over 80,000 rotations: 4.8e-7 both ways.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6}
+# Measured worst over 80,000 rotations, both ways: 1.1e-15 and 4.8e-7.
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6}
 DTYPES = [torch.float64, torch.float32]
 
 
@@ -115,10 +115,9 @@ def test_rot6d_gradient() -> None:
 def test_degenerate_rot6d_is_finite() -> None:
     d6 = torch.tensor([[0.0] * 6, [1, 0, 0, 2, 0, 0]], requires_grad=True)
     R = rot6d_to_rotmat(d6)
-    R.sum().backward()
-    assert d6.grad is not None
+    (gradient,) = torch.autograd.grad(R.sum(), d6)
     assert R.isfinite().all()
-    assert d6.grad.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @given(rotvecs())

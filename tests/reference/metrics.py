@@ -20,7 +20,7 @@ def align(truth: np.ndarray, guess: np.ndarray, used: np.ndarray | None = None) 
     R, s = orthogonal_procrustes(
         (truth[used] - truth_mean) / truth_norm, (guess[used] - guess_mean) / guess_norm
     )
-    return (guess - guess_mean) / guess_norm @ R.T * s * truth_norm + truth_mean
+    return np.asarray((guess - guess_mean) / guess_norm @ R.T * s * truth_norm + truth_mean)
 
 
 def distances(first: np.ndarray, second: np.ndarray) -> list[float]:
@@ -58,6 +58,6 @@ def f_score(truth: np.ndarray, guess: np.ndarray, threshold: float) -> float:
     """F-score of two point sets by nearest neighbours, strictly nearer than ``threshold``."""
     to_truth, _ = KDTree(truth).query(guess)
     to_guess, _ = KDTree(guess).query(truth)
-    precision = sum(d < threshold for d in to_truth) / len(guess)
-    recall = sum(d < threshold for d in to_guess) / len(truth)
+    precision = sum(d < threshold for d in np.atleast_1d(to_truth)) / len(guess)
+    recall = sum(d < threshold for d in np.atleast_1d(to_guess)) / len(truth)
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0

@@ -1,0 +1,89 @@
+"""The one DALI graph: encoded images to crops of one size, handed to torch without a copy.
+
+Measured on 2 cores, frames of 640x480 to 160 px: decode and ``fn.resize`` with a region of interest
+725 images/s; DALI's CPU ``warp_affine`` alone does 430. The crop has no turn, so nothing is lost:
+``fn.resize`` filters when it shrinks (a triangle as wide as the step, Pillow's BILINEAR), is plain
+bilinear when it enlarges, and repeats the border pixel outside the frame.
+"""
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.backend import ReleaseUnusedMemory
+from torch import Tensor
+
+from pipeline.source import EncodedBatch
+
+PREFETCH = 2
+"""Batches that DALI reads ahead."""
+
+
+def decode_crops(
+    batches: Iterator[EncodedBatch],
+    *,
+    size_px: int,
+    num_crops: int,
+    batch_size: int,
+    num_threads: int,
+    device: torch.device,
+) -> Generator[list[UInt8[Tensor, "b s s 3"]]]:
+    """Decode batches in order; yield the ``num_crops`` crops of every image of a batch.
+
+    On a GPU the tensors are ordered on torch's current stream. Threads and memory of the decoder
+    are given back when the iterator ends, is closed or fails.
+
+    Raises:
+        RuntimeError: If an image of the batch cannot be decoded; the iterator is then over.
+    """
+    device_id = torch.empty(0, device=device).get_device()  # -1 = CPU; "cuda" has no index yet
+    on_gpu = device_id >= 0
+    pipe: Pipeline = _graph(
+        batches,
+        size_px,
+        num_crops,
+        "mixed" if on_gpu else "cpu",
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device_id=device_id if on_gpu else None,
+        prefetch_queue_depth=PREFETCH,
+    )
+    try:
+        pipe.build()
+        while True:
+            try:
+                crops = pipe.run(torch.cuda.current_stream(device) if on_gpu else None)
+            except StopIteration:
+                return
+            yield [torch.from_dlpack(crop.as_tensor()) for crop in crops]
+    finally:
+        del pipe
+        ReleaseUnusedMemory()
+
+
+@pipeline_def
+def _graph(
+    batches: Iterator[EncodedBatch], size_px: int, num_crops: int, decoder: str
+) -> Any:
+    encoded, *corners = fn.external_source(
+        source=batches,
+        num_outputs=1 + 2 * num_crops,
+        batch=True,
+        no_copy=True,
+        dtype=[types.UINT8] + [types.FLOAT] * (2 * num_crops),
+        ndim=1,
+    )
+    # Fancy upsampling is what CPU decoders do; without it colours differ between CPU and GPU.
+    image = fn.decoders.image(
+        encoded,
+        device=decoder,
+        output_type=types.RGB,
+        adjust_orientation=False,  # labels are in the pixels as stored
+        jpeg_fancy_upsampling=True,
+    )
+    return tuple(
+        fn.resize(image, size=[size_px, size_px], roi_start=start, roi_end=end)
+        for start, end in zip(corners[::2], corners[1::2], strict=True)
+    )

@@ -1,0 +1,124 @@
+"""What a sample is: which rows and hands of the store, and which square of the frame.
+
+Shape legend: n = samples. The input square (``center_px``, ``size_px``) is what the network sees
+without augmentation; the cached square has the same centre and ``margin`` times its side. Beyond
+the frame the border pixel is repeated, in the cache and in the gather: unlike a black border it
+makes no edge that the data does not have.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.geometry.crop import square_crop_affine
+from model.hand import NUM_HANDS
+from pipeline.config import ViewConfig, ViewKind
+from pipeline.store.reader import Store
+from pipeline.store.schema import FLAGS
+
+
+class SampleTable:
+    """A frozen dataclass of tensors with one row per sample."""
+
+    __slots__ = ()
+
+    def at(self, index: Int64[Tensor, " b"]) -> Self:
+        """Return the samples at ``index``."""
+        return self._map(lambda column: column.index_select(0, index))
+
+    def to(self, device: torch.device) -> Self:
+        """Return the table on ``device``."""
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        columns = {f.name: change(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**columns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewTable(SampleTable):
+    """The samples of a view, in the split's order (hand view: right before left)."""
+
+    row: Int64[Tensor, " n"]
+    """Row of the store."""
+    sample_id: Int64[Tensor, " n"]
+    """Row times two plus the hand slot (hand view), or times two (frame view)."""
+    center_px: Float64[Tensor, "n 2"]
+    """Centre of the input square, frame pixels."""
+    size_px: Float64[Tensor, " n"]
+    """Side of the input square, frame pixels."""
+    A_cache_from_frame: Float64[Tensor, "n 2 3"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def split_rows(store: Store, split: str, subset: float) -> NDArray[np.int64]:
+    """Return ``subset`` of the rows of a split, evenly spaced in its order, at least one.
+
+    Raises:
+        StoreError: If there is no such split; lists the choices.
+    """
+    rows = store.split(split).astype(np.int64)
+    kept = max(1, round(subset * len(rows)))
+    return (
+        rows[((np.arange(kept) + 0.5) * len(rows) / kept).astype(np.int64)] if len(rows) else rows
+    )
+
+
+def build_view(
+    store: Store, rows: NDArray[np.int64], config: ViewConfig, cache_px: int, *, training: bool
+) -> ViewTable:
+    """Return the samples of ``rows``.
+
+    hand: one per row and hand with a finite box; the square is the box's centre and ``pad`` times
+    its longer side. frame: one per row; the square is the whole frame, its longer side.
+
+    Args:
+        store: The open store.
+        rows: Its rows to use.
+        config: Which samples, which square.
+        cache_px: Side of the cached crop.
+        training: Apply ``config.exclude_flags``.
+
+    Raises:
+        ValueError: If nothing is left; says what was left out and why.
+    """
+    left_out: dict[str, NDArray[Any]] = {"unreadable images": ~store.label("sample_ok")[rows]}
+    if training and config.exclude_flags:
+        mask = np.bitwise_or.reduce([FLAGS[flag] for flag in config.exclude_flags])
+        left_out["excluded flags"] = (store.label("quality")[rows] & mask) != 0
+    if config.kind is ViewKind.hand:
+        row = np.repeat(rows, NUM_HANDS)
+        slot = np.tile(np.arange(NUM_HANDS), len(rows))
+        left_out = {reason: np.repeat(out, NUM_HANDS) for reason, out in left_out.items()}
+        box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
+        center, side = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(-1)
+        left_out["hands without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
+        size, margin, sample_id = side * config.pad, config.margin, 2 * row + slot
+        has_joints = store.label("has_joints")[row, slot]
+    else:
+        row, sample_id, margin = rows, 2 * rows, 1.0
+        height_width = store.image_index.size_hw[row].astype(np.float64)
+        center, size = (height_width[:, ::-1] - 1) / 2, height_width.max(-1)
+        has_joints = np.logical_or.reduce(store.label("has_joints")[row], -1)
+    if config.require_joints:
+        left_out["samples without joints"] = ~has_joints
+    kept = ~np.logical_or.reduce(list(left_out.values()))
+    if not kept.any():
+        reasons = ", ".join(f"{int(out.sum())} {reason}" for reason, out in left_out.items())
+        raise ValueError(f"store {store.path}: no sample in {len(rows)} rows ({reasons})")
+    center_px, size_px = torch.from_numpy(center[kept].copy()), torch.from_numpy(size[kept])
+    return ViewTable(
+        row=torch.from_numpy(row[kept]),
+        sample_id=torch.from_numpy(sample_id[kept]),
+        center_px=center_px,
+        size_px=size_px,
+        A_cache_from_frame=square_crop_affine(center_px, size_px * margin, cache_px),
+    )

@@ -1,0 +1,166 @@
+"""Write a small data set in an official on-disk format, rendered from the stand-in hand.
+
+Every sample is a pure function of (seed, split, index): neither the number of workers nor the
+number of samples changes it, and the first samples of a larger set equal a smaller set's.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Final, TypeVar
+
+import cv2
+
+from preprocess.sample import freihand, interhand26m
+from preprocess.sample.hand_mesh import write_mano
+
+DATASETS: Final = ("freihand", "interhand26m")
+_SMALLEST_EVAL: Final = {"freihand": 8, "interhand26m": 4}
+_CHUNK: Final = 8
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSummary:
+    """What was written: ``num_images`` per split; ``mano`` the hand model to read it with."""
+
+    dataset: str
+    out: Path
+    num_images: dict[str, int]
+    mano: Path
+    mano_shipped: Path
+
+
+def write_sample(
+    dataset: str,
+    out: Path,
+    num: int,
+    seed: int,
+    *,
+    num_eval: int | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SampleSummary:
+    """Write a sample data set and the stand-in hand models it was made with.
+
+    ``out/mano`` holds the correct left hand, ``out/mano_shipped`` the one with the shape basis as
+    MANO ships it (smplx issue 48).
+
+    Args:
+        dataset: ``freihand`` or ``interhand26m``.
+        out: Target folder; must be empty or absent.
+        num: FreiHAND: unique poses, each written as four images. InterHand2.6M: training images.
+        seed: Any non-negative integer.
+        num_eval: Evaluation images (FreiHAND) or images of each of val and test (InterHand2.6M);
+            by default ``num // 8``, at least 8 and 4.
+        workers: Processes; 0 takes every core, 1 stays in this process.
+        progress: Called with (done, total) samples.
+
+    Raises:
+        ValueError: On an unknown data set or a number out of range.
+        FileExistsError: If ``out`` holds anything.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
+    for name, value, lowest in (("num", num, 1), ("seed", seed, 0), ("workers", workers, 0)):
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    if num_eval is not None and num_eval < 1:
+        raise ValueError(f"num_eval must be at least 1, got {num_eval}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; name a new folder or delete it first")
+    out.mkdir(parents=True, exist_ok=True)
+    write_mano(out / "mano")
+    write_mano(out / "mano_shipped", shapedirs_bug=True)
+    write = _write_freihand if dataset == "freihand" else _write_interhand26m
+    counts = write(out, num, seed, num_eval, workers, progress)
+    return SampleSummary(
+        dataset=dataset,
+        out=out,
+        num_images=counts,
+        mano=out / "mano",
+        mano_shipped=out / "mano_shipped",
+    )
+
+
+def _write_freihand(
+    out: Path,
+    num: int,
+    seed: int,
+    num_eval: int | None,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, int]:
+    """Write FreiHAND's files; returns images per split."""
+    counts = {"training": num, "evaluation": num_eval or max(_SMALLEST_EVAL["freihand"], num // 8)}
+    freihand.make_folders(out)
+    tasks = [(split, idx) for split, count in counts.items() for idx in range(count)]
+    job = partial(_freihand_task, out, seed, num)
+    rows = list(_in_processes(job, tasks, workers, progress))
+    for split in counts:
+        own = [row for (name, _), row in zip(tasks, rows, strict=True) if name == split]
+        freihand.write_labels(out, split, own)
+    return {"training": num * freihand.NUM_VERSIONS, "evaluation": counts["evaluation"]}
+
+
+def _freihand_task(out: Path, seed: int, num: int, task: tuple[str, int]) -> dict[str, str]:
+    """One sample of FreiHAND; at module level so that a spawned process can import it."""
+    split, idx = task
+    return freihand.write_one(out, seed, split, idx, num)
+
+
+def _write_interhand26m(
+    out: Path,
+    num: int,
+    seed: int,
+    num_eval: int | None,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, int]:
+    """Write InterHand2.6M's files; returns images per split."""
+    few = num_eval or max(_SMALLEST_EVAL["interhand26m"], num // 8)
+    counts = {"train": num, "val": few, "test": few}
+    tasks = [(split, idx) for split, count in counts.items() for idx in range(count)]
+    rows = list(_in_processes(partial(_interhand26m_task, out, seed), tasks, workers, progress))
+    for split in counts:
+        own = [row for row in rows if row.slot.split == split]
+        interhand26m.write_labels(out, seed, split, own)
+    return counts
+
+
+def _interhand26m_task(out: Path, seed: int, task: tuple[str, int]) -> interhand26m.Rows:
+    """One image of InterHand2.6M; at module level so that a spawned process can import it."""
+    split, idx = task
+    return interhand26m.write_one(out, seed, split, idx)
+
+
+def _in_processes(
+    job: Callable[[tuple[str, int]], Row],
+    tasks: list[tuple[str, int]],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Row]:
+    """Results of ``job`` in the order of ``tasks``."""
+    count = min(workers or len(os.sched_getaffinity(0)), -(-len(tasks) // _CHUNK))
+    if count <= 1:
+        yield from _reported(map(job, tasks), len(tasks), progress)
+        return
+    with ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        yield from _reported(pool.map(job, tasks, chunksize=_CHUNK), len(tasks), progress)
+
+
+def _reported(
+    rows: Iterator[Row], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Row]:
+    """Pass rows on, counting them."""
+    for done, row in enumerate(rows, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield row

@@ -1,0 +1,106 @@
+"""Small stores of drawn frames with hand labels, for the pipeline's tests."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.store.schema import FLAGS, LABELS
+from pipeline.store.shard import num_shards, rows_of_shard
+from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
+from tests.pipeline.stores import toy_attributes
+
+HEIGHT, WIDTH = 96, 128
+K = np.array([[150.0, 0.5, 63.0], [0, 140.0, 47.0], [0, 0, 1]])
+
+
+def has_hand(row: int, slot: int) -> bool:
+    """Right hands in three rows of four, left hands in every second one."""
+    return row % 4 != 3 if slot == 0 else row % 2 == 1
+
+
+def frame(row: int) -> NDArray[np.uint8]:
+    """Smooth RGB noise, different in every row, so that JPEG keeps it within a few grey levels."""
+    rng = np.random.default_rng(row)
+    noise = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
+    return cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+
+
+def jpeg(image: NDArray[np.uint8], *, progressive: bool = False) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    written, data = cv2.imencode(".jpg", image[..., ::-1], options)
+    assert written
+    return data.tobytes()
+
+
+def labels(row: int) -> dict[str, NDArray[Any]]:
+    """Labels of one row: hands of 8 cm somewhere in the frame, half a metre away."""
+    rng = np.random.default_rng([row, 1])
+    values = {spec.name: np.full(spec.shape, spec.fill, spec.dtype) for spec in LABELS}
+    values |= {"K": K, "quality": np.array(0)}
+    values |= {f"{n}_idx": np.array(row % 2) for n in ("sequence", "camera", "subject")}
+    values |= {"frame_idx": np.array(row), "official_idx": np.array(row)}
+    for slot in range(2):
+        if not has_hand(row, slot):
+            continue
+        joints = rng.normal([rng.uniform(-0.1, 0.1), 0.0, 0.5], 0.02, (21, 3))
+        uvw = joints @ K.T
+        uv = uvw[:, :2] / uvw[:, 2:]
+        values["bbox_xyxy"][slot] = [*uv.min(0), *uv.max(0)]
+        values["joints_3d"][slot], values["joint_valid"][slot] = joints, True
+        values["joints_3d"][slot, 7], values["joint_valid"][slot, 7] = np.nan, False
+        values["has_joints"][slot] = True
+        if row % 3 == 0:
+            continue  # a hand without MANO
+        values["theta"][slot] = rng.normal(0, 0.5, 48)
+        for name in ("beta", "transl", "root_rest"):
+            values[name][slot] = rng.normal(0, 0.1, values[name].shape[1:])
+        values["has_mano"][slot] = values["has_beta"][slot] = True
+    return values
+
+
+def hand_store(
+    path: Path,
+    num_rows: int = 12,
+    *,
+    images: Mapping[int, bytes] | None = None,
+    unreadable: tuple[int, ...] = (),
+    **changes: Any,
+) -> Path:
+    """Build a finished store of ``num_rows`` frames in shards of five rows.
+
+    Args:
+        path: Where.
+        num_rows: Frames.
+        images: JPEG bytes that replace the frame of a row.
+        unreadable: Rows without an image.
+        changes: Labels of every row that replace the drawn ones.
+    """
+    attributes = toy_attributes(
+        num_rows, 5, tables={"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}, flags=FLAGS
+    )
+    splits = {"train": np.arange(num_rows), "val": np.arange(num_rows)[::-2]}
+    create_store(path, attributes, splits)
+    for shard in range(num_shards(attributes)):
+        rows = rows_of_shard(attributes, shard)
+        jpegs = [(images or {}).get(row, jpeg(frame(row))) for row in rows]
+        jpegs = [b"" if row in unreadable else j for row, j in zip(rows, jpegs, strict=True)]
+        offset, length, crc32c = write_image_shard(path, shard, jpegs, attributes)
+        columns: dict[str, NDArray[Any]] = {
+            "image/offset": offset,
+            "image/length": length,
+            "image/crc32c": crc32c,
+            "image/size_hw": np.array([(HEIGHT, WIDTH)] * len(rows), np.uint16),
+        }
+        per_row = [labels(row) | changes for row in rows]
+        for values, row in zip(per_row, rows, strict=True):
+            values["sample_ok"] = np.array(row not in unreadable)
+        for spec in LABELS:
+            stacked = np.stack([np.asarray(values[spec.name]) for values in per_row])
+            columns[f"labels/{spec.name}"] = stacked.astype(spec.dtype)
+        write_rows(path, shard, columns)
+    finish_store(path, attributes)
+    return path
