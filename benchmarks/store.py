@@ -13,7 +13,7 @@ their favour.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import (
     Bar,
+    Inputs,
     Measurement,
     append_rows,
     measure_together,
@@ -65,8 +66,8 @@ class StoreBenchConfig:
     """Turns of each variant."""
 
     def __post_init__(self) -> None:
-        if self.num < NUM_SHARDS * BATCH:
-            raise ValueError(f"num must be at least {NUM_SHARDS * BATCH}, got {self.num}")
+        if self.num < BATCH:
+            raise ValueError(f"num must be at least {BATCH}, got {self.num}")
 
 
 def main(config: StoreBenchConfig) -> int:
@@ -178,6 +179,23 @@ def shard_jpegs(jpegs: Jpegs, shard: int, attributes: StoreAttributes) -> Jpegs:
     return jpegs[rows.start : rows.stop]
 
 
+def rates_of(
+    config: StoreBenchConfig,
+    variants: Mapping[str, Callable[..., object]],
+    amount: float,
+    inputs: Inputs = ((),),
+) -> Rates:
+    """Return what every variant does per second if one call does ``amount``."""
+    times = measure_together(
+        variants,
+        min_time_s=config.min_time_s,
+        warmup_s=config.min_time_s / 10,
+        repeats=config.repeats,
+        inputs=inputs,
+    )
+    return {name: measured.rate(amount) for name, measured in times.items()}
+
+
 def random_reads(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
     """Return the images per second of every reader, in batches of random rows."""
     import tensorstore
@@ -208,12 +226,10 @@ def random_reads(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
     for name, variant in variants.items():
         if [bytes(jpeg) for jpeg in variant(*batches[0])] != [jpegs[row] for row in batches[0][0]]:
             raise RuntimeError(f"{name} returned other bytes than were written to {path}")
-    times = measure_together(
-        variants, min_time_s=config.min_time_s, repeats=config.repeats, inputs=batches
-    )
+    rates = rates_of(config, variants, BATCH, batches)
     mapped.close()
     read.close()
-    return {name: measured.rate(BATCH) for name, measured in times.items()}
+    return rates
 
 
 def sequential_scans(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
@@ -232,10 +248,10 @@ def sequential_scans(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rate
         "pread": lambda: scan("pread"),
         "memory copy": lambda: np.copyto(target, source),
     }
-    times = measure_together(variants, min_time_s=config.min_time_s, repeats=config.repeats)
+    rates = rates_of(config, variants, len(source) / 1e6)
     for store in stores.values():
         store.close()
-    return {name: measured.rate(len(source) / 1e6) for name, measured in times.items()}
+    return rates
 
 
 def shard_writes(
@@ -255,6 +271,6 @@ def shard_writes(
         "write_image_shard": lambda: write_image_shard(path, 0, part, attributes),
         "plain file": write_plain,
     }
-    times = measure_together(variants, min_time_s=config.min_time_s, repeats=config.repeats)
+    rates = rates_of(config, variants, sum(map(len, part)) / 1e6)
     plain.unlink()
-    return {name: time.rate(sum(map(len, part)) / 1e6) for name, time in times.items()}
+    return rates

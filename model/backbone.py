@@ -1,5 +1,7 @@
 """Image backbones through timm: pooled features, pretrained on purpose or not at all."""
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
         raise ValueError(
             f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
         )
-    options: dict[str, object] = {"pretrained": config.pretrained, "num_classes": 0}
+    options: dict[str, Any] = {"pretrained": config.pretrained, "num_classes": 0}
     if config.weights is not None:
         options["pretrained_cfg_overlay"] = {"file": config.weights}
     if "vit" in config.backbone:
@@ -38,7 +40,11 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
         ) from error
     if config.pretrained:
         freeze_batch_norm(backbone)
-    return backbone, int(backbone.num_features)
+    for weight in backbone.parameters():
+        if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    width: Any = backbone.num_features
+    return backbone, int(width)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -60,11 +66,14 @@ class FrozenBatchNorm(nn.Module):
         super().__init__()
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError("cannot freeze a BatchNorm without running statistics")
-        gain = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
-        bias = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-        scale = gain.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        if norm.affine:
+            shift = shift + norm.bias.detach()
         self.register_buffer("scale", scale[:, None, None])
-        self.register_buffer("shift", (bias.detach() - norm.running_mean * scale)[:, None, None])
+        self.register_buffer("shift", shift[:, None, None])
         # timm fuses drop and activation into its BatchNormAct2d
         self.drop = getattr(norm, "drop", None) or nn.Identity()
         self.act = getattr(norm, "act", None) or nn.Identity()

@@ -46,7 +46,7 @@ class ManoRegressor(nn.Module):
             assert mano is not None
             self.mano = ManoLayer(mano)
             self.register_buffer("regressors", joint_regressors(mano), persistent=False)
-            self.sizes = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
+            self.sizes: tuple[int, ...] = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
         else:
             self.sizes = (3 * NUM_JOINTS, _CAMERA)
         self.mlp = nn.Sequential(
@@ -76,7 +76,7 @@ class ManoRegressor(nn.Module):
 
         ``decode_right`` chooses the MANO side; joints come in ``joint_set`` (MANO head).
         """
-        features = self.backbone(image)
+        features = self.backbone(image.contiguous(memory_format=torch.channels_last))
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
             out = self.mlp(features.float()) + self.base
             *parts, camera = out.split(self.sizes, dim=-1)

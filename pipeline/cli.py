@@ -1,6 +1,6 @@
 """The front door shared by every ``python -m <package> <command>``.
 
-Turns ``key=value`` words into one validated dataclass with Hydra's compose and calls the
+Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and calls the
 command's ``main(config) -> int``. The schema is the annotation of ``main``'s ``config``; its field
 docstrings are the ``--help``. User errors are one sentence on stderr and exit code 2. Nothing
 heavy is imported before the words are known to be good.
@@ -132,7 +132,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     options = {option.key: option for option in _options(schema)}
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
-    overrides = [_override(word, options, aliases, experiments) for word in words]
+    overrides = [_override(word, options, aliases, experiments) for word in _equals(words)]
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     defaults: list[Any] = ["schema", {"experiment": None}] if experiments else ["schema"]
@@ -158,6 +158,19 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         keys = [line for line in lines if line.startswith("full_key:")]
         where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
         raise UsageError(f"{where}{lines[0]}") from error
+
+
+def _equals(words: Sequence[str]) -> Iterator[str]:
+    """Yield ``--some-key value`` and ``--some-key=value`` as ``some_key=value``."""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            yield word
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        following = value if equals else next(rest, None)
+        yield key if following is None else f"{key}={following}"
 
 
 def _override(

@@ -64,9 +64,7 @@ def decode_crops(
 
 
 @pipeline_def
-def _graph(
-    batches: Iterator[EncodedBatch], size_px: int, num_crops: int, decoder: str
-) -> Any:
+def _graph(batches: Iterator[EncodedBatch], size_px: int, num_crops: int, decoder: str) -> Any:
     encoded, *corners = fn.external_source(
         source=batches,
         num_outputs=1 + 2 * num_crops,

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from jaxtyping import Int64
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -169,7 +170,7 @@ class Loader:
         pixels = held.pixels
         return (
             f"cached {len(pixels)} samples of {self.config.store} split={self.config.split}: "
-            f"{pixels.nbytes / 1e9:.2f} GB on {self.device}, {held.num_images} images at "
+            f"{decimal(pixels.nbytes)} on {self.device}, {held.num_images} images at "
             f"{held.num_images / held.seconds:.0f}/s"
         )
 

@@ -56,10 +56,10 @@ def plan_images(store: Store, view: ViewTable, cache_px: int) -> ImagePlan:
         np.where(sample < 0, sample[:, :1], sample)
     ]
     start, side = A[..., ::-1, 2], A[..., :1, 0] * cache_px
-    # DALI 2.4 crashes where a square does not touch the frame. Every pixel out there repeats the
-    # border, so moving the square until it overlaps by one pixel changes nothing.
+    # DALI 2.4 crashes on a square far off the frame. Every pixel out there repeats the border, so
+    # moving the square until it overlaps by half a pixel changes nothing.
     extent = store.image_index.size_hw[row][:, None].astype(np.float64)
-    start = np.clip(start, 1 - side, extent - 1)
+    start = np.clip(start, 0.5 - side, extent - 0.5)
     return ImagePlan(
         row=row,
         sample=sample,

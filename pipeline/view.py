@@ -90,17 +90,18 @@ def build_view(
     Raises:
         ValueError: If nothing is left; says what was left out and why.
     """
-    left_out: dict[str, NDArray[Any]] = {"unreadable images": ~store.label("sample_ok")[rows]}
+    left_out: dict[str, NDArray[Any]] = {}
+    left_out["with an unreadable image"] = ~store.label("sample_ok")[rows]
     if training and config.exclude_flags:
         mask = np.bitwise_or.reduce([FLAGS[flag] for flag in config.exclude_flags])
-        left_out["excluded flags"] = (store.label("quality")[rows] & mask) != 0
+        left_out["with an excluded flag"] = (store.label("quality")[rows] & mask) != 0
     if config.kind is ViewKind.hand:
         row = np.repeat(rows, NUM_HANDS)
         slot = np.tile(np.arange(NUM_HANDS), len(rows))
         left_out = {reason: np.repeat(out, NUM_HANDS) for reason, out in left_out.items()}
         box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
         center, side = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(-1)
-        left_out["hands without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
+        left_out["without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
         size, margin, sample_id = side * config.pad, config.margin, 2 * row + slot
         has_joints = store.label("has_joints")[row, slot]
     else:
@@ -109,11 +110,11 @@ def build_view(
         center, size = (height_width[:, ::-1] - 1) / 2, height_width.max(-1)
         has_joints = np.logical_or.reduce(store.label("has_joints")[row], -1)
     if config.require_joints:
-        left_out["samples without joints"] = ~has_joints
+        left_out["without joints"] = ~has_joints
     kept = ~np.logical_or.reduce(list(left_out.values()))
     if not kept.any():
         reasons = ", ".join(f"{int(out.sum())} {reason}" for reason, out in left_out.items())
-        raise ValueError(f"store {store.path}: no sample in {len(rows)} rows ({reasons})")
+        raise ValueError(f"store {store.path}: none of {len(kept)} samples is left: {reasons}")
     center_px, size_px = torch.from_numpy(center[kept].copy()), torch.from_numpy(size[kept])
     return ViewTable(
         row=torch.from_numpy(row[kept]),

@@ -68,7 +68,9 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     check_dataset(config.dataset)
     check_out(out, overwrite=config.overwrite)
     mano = _load_mano(config.mano)
+    _say(console, f"reading the annotations of {config.dataset} below {root}")
     source = open_source(config.dataset, root, mano)
+    _say(console, f"planning {len(source.rows)} images")
     plan = make_plan(source, shard_rows=config.shard_rows)
     if config.on_bad_image is OnBadImage.error:
         _refuse_missing_images(source, plan)
@@ -147,6 +149,10 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def _say(console: Console, text: str) -> None:
+    console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _load_mano(path: str | None) -> "ManoModels | None":
     from model.mano import find_mano, load_mano
 
@@ -194,7 +200,10 @@ def _attributes(
 
 
 def build_command(config: BuildConfig) -> str:
-    """Return the command line that builds the same store again, with absolute paths."""
+    """Return the command line that builds the same store again, with absolute paths.
+
+    It replaces what is there: errors about a damaged or unfinished store quote it as the cure.
+    """
     words = [f"dataset={config.dataset}"]
     for key in ("root", "out", "mano"):
         value = getattr(config, key)
@@ -205,7 +214,7 @@ def build_command(config: BuildConfig) -> str:
         words.append(f"shard_rows={config.shard_rows}")
     if config.on_bad_image is not defaults["on_bad_image"]:
         words.append(f"on_bad_image={config.on_bad_image.name}")
-    return shlex.join(["python", "-m", "preprocess", "build-cache", *words])
+    return shlex.join(["python", "-m", "preprocess", "build-cache", *words, "overwrite=true"])
 
 
 # --- shards ---------------------------------------------------------------------------------------

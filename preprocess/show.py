@@ -135,9 +135,6 @@ def draw_row(
         if mano is not None and store.label("has_beta")[row, slot]:
             for x, y in on_tile(_vertex_pixels(store, row, slot, mano, K)):
                 cv2.circle(picture, (round(x), round(y)), 0, (255, 255, 255), -1)
-        draw_skeleton(
-            picture, on_tile(joints[slot]), store.label("joint_valid")[row, slot], thickness=1
-        )
         box = on_tile(store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64))
         if np.isfinite(box).all() and np.abs(box).max() < 1e5:
             (x0, y0), (x1, y1) = np.rint(box).astype(int).tolist()
@@ -145,6 +142,8 @@ def draw_row(
             place = (min(max(x0, 0), tile_px - 12), min(max(y0 - 4, 12), tile_px - 4))
             for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim reads on any image
                 cv2.putText(picture, letter, place, _FONT, 0.5, colour, width, cv2.LINE_AA)
+        valid = store.label("joint_valid")[row, slot]
+        draw_skeleton(picture, on_tile(joints[slot]), valid, thickness=1)
     a = store.attributes
     sequence = a.tables["sequence"][store.label("sequence_idx")[row]]
     camera = a.tables["camera"][store.label("camera_idx")[row]]

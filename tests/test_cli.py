@@ -84,6 +84,11 @@ def test_values_reach_their_types() -> None:
     assert config.note is None
 
 
+def test_gnu_spelling_is_understood() -> None:
+    config = compose(Schema, ["--root", "/a=b", "--inner.size=4", "--kind", "large"])
+    assert (config.root, config.inner.size, config.kind) == ("/a=b", 4, Kind.large)
+
+
 def test_short_spelling_sets_the_nested_key() -> None:
     assert compose(Schema, ["root=r", "size=9"]).inner.size == 9
 
@@ -101,7 +106,8 @@ def test_short_spelling_sets_the_nested_key() -> None:
         (["root=x", "share=abc"], "share: "),
         (["root=x", "inner.size=1.5"], "inner.size: "),
         (["root=x", "size=1,2"], "Ambiguous value for argument 'inner.size=1,2'"),
-        (["--root", "x"], "not key=value"),
+        (["--rot", "x"], "did you mean 'root'"),
+        (["--root"], "not key=value"),
     ],
 )
 def test_bad_words_are_one_sentence(words: list[str], expected: str) -> None:

@@ -32,7 +32,7 @@ class RunLog:
         self._steps = steps
         self._first = first_step
         self._file: IO[str] = (run_dir / "log.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = time.perf_counter()
@@ -60,7 +60,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.stop()
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def say(self, text: str) -> None:
         """Print one line for people."""
@@ -71,7 +71,7 @@ class RunLog:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
         shown = {k: v for k, v in values.items() if not k.startswith("seen/")}
         line = " ".join(
             f"{name.removeprefix('loss/')}={value:.4g}" for name, value in shown.items()
@@ -85,4 +85,4 @@ class RunLog:
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Show a picture in TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._board.add_image(name, image, step, dataformats="HWC")

@@ -130,8 +130,8 @@ def pa_mpjpe_mm(
 
 
 def mpvpe_mm(
-    pred: Float[Tensor, "b 778 3"],
-    gt: Float[Tensor, "b 778 3"],
+    pred: Float[Tensor, "b k 3"],
+    gt: Float[Tensor, "b k 3"],
     pred_wrist: Float[Tensor, "b 3"],
     gt_wrist: Float[Tensor, "b 3"],
 ) -> float:
@@ -143,7 +143,7 @@ def mpvpe_mm(
     return _mean_mm(_error_sums(root_relative_mm(pred, gt, pred_wrist, gt_wrist)))
 
 
-def pa_mpvpe_mm(pred: Float[Tensor, "b 778 3"], gt: Float[Tensor, "b 778 3"]) -> float:
+def pa_mpvpe_mm(pred: Float[Tensor, "b k 3"], gt: Float[Tensor, "b k 3"]) -> float:
     """Return the mean aligned vertex error, millimetres.
 
     Raises:

@@ -101,7 +101,7 @@ def train_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput
     if prediction.vertices is not None:
         mesh = decode_labels(state.model.mano, batch)
     loss, terms = total_loss(prediction, batch, mesh, config.loss)
-    loss.backward()
+    torch.autograd.backward(loss)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
     bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
     state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # read by fused AdamW

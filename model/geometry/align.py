@@ -1,7 +1,7 @@
 """Alignment of point sets: Procrustes with scale.
 
-Shape legend: ``*b`` = any leading dimensions, n = points. The result maps the source on the
-target: ``target ~ scale * R @ source + t``.
+Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
+The result maps the source on the target: ``target ~ scale * R @ source + t``.
 """
 
 import torch
@@ -57,10 +57,10 @@ def procrustes(
 
 
 def apply_similarity(
-    scale: Float[Tensor, "*b"],
-    R: Float[Tensor, "*b 3 3"],
-    t: Float[Tensor, "*b 3"],
-    points: Float[Tensor, "*b n 3"],
-) -> Float[Tensor, "*b n 3"]:
+    scale: Float[Tensor, "*#b"],
+    R: Float[Tensor, "*#b 3 3"],
+    t: Float[Tensor, "*#b 3"],
+    points: Float[Tensor, "*#b n 3"],
+) -> Float[Tensor, "*#b n 3"]:
     """Return ``scale * R @ p + t`` for every point."""
     return scale[..., None, None] * rotate(R, points) + t[..., None, :]

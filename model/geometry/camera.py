@@ -1,8 +1,8 @@
 """Pinhole cameras: projection, its inverse, and how a camera follows a crop.
 
-Shape legend: ``*b`` = any leading dimensions, n = points. OpenCV axes: x right, y down, z forward;
-metres and pixels. ``K`` may hold a skew or a full upper left 2x2 block, as it does after a turned
-crop.
+Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
+OpenCV axes: x right, y down, z forward; metres and pixels. ``K`` may hold a skew or a full upper
+left 2x2 block, as it does after a turned crop.
 """
 
 import torch
@@ -13,7 +13,9 @@ from model.geometry.crop import to_3x3
 from model.geometry.rotation import matmul_small, rotate
 
 
-def project(points: Float[Tensor, "*b n 3"], K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b n 2"]:
+def project(
+    points: Float[Tensor, "*#b n 3"], K: Float[Tensor, "*#b 3 3"]
+) -> Float[Tensor, "*#b n 2"]:
     """Return pixels of camera-frame points.
 
     No epsilon is added to the depth: a point with z = 0 gives infinities or NaN, one behind the
@@ -24,8 +26,8 @@ def project(points: Float[Tensor, "*b n 3"], K: Float[Tensor, "*b 3 3"]) -> Floa
 
 
 def unproject(
-    pixels: Float[Tensor, "*b n 2"], depth: Float[Tensor, "*b n"], K: Float[Tensor, "*b 3 3"]
-) -> Float[Tensor, "*b n 3"]:
+    pixels: Float[Tensor, "*#b n 2"], depth: Float[Tensor, "*#b n"], K: Float[Tensor, "*#b 3 3"]
+) -> Float[Tensor, "*#b n 3"]:
     """Return the camera-frame points on the rays of ``pixels`` with ``z = depth`` (metres)."""
     rays = rotate(_inverse(K), torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1))
     return rays * (depth[..., None] / rays[..., 2:])
@@ -51,10 +53,10 @@ def input_rotation(
 
 
 def camera_after_affine(
-    A_input_from_frame: Float[Tensor, "*b 2 3"],
-    K: Float[Tensor, "*b 3 3"],
-    R_input_from_cam: Float[Tensor, "*b 3 3"],
-) -> Float[Tensor, "*b 3 3"]:
+    A_input_from_frame: Float[Tensor, "*#b 2 3"],
+    K: Float[Tensor, "*#b 3 3"],
+    R_input_from_cam: Float[Tensor, "*#b 3 3"],
+) -> Float[Tensor, "*#b 3 3"]:
     """Return ``K' = A @ K @ R^-1``, the camera of the warped pixels and the turned points.
 
     Projecting ``R_input_from_cam @ p`` with it equals applying ``A_input_from_frame`` to the

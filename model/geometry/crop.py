@@ -1,8 +1,9 @@
 """Affine maths of crops: image pixels to crop pixels and back.
 
-Shape legend: ``*b`` = any leading dimensions, n = points. ``A_dst_from_src`` is a 2x3 matrix that
-acts on ``[x, y, 1]``. Pixel (0, 0) is the centre of the top left pixel, so an image of ``s``
-pixels covers [-1/2, s - 1/2]; ``to_corner_origin`` is the one place that changes this.
+Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
+``A_dst_from_src`` is a 2x3 matrix that acts on ``[x, y, 1]``. Pixel (0, 0) is the centre of the top
+left pixel, so an image of ``s`` pixels covers [-1/2, s - 1/2]; ``to_corner_origin`` is the one
+place that changes this.
 """
 
 import torch
@@ -13,8 +14,8 @@ from model.geometry.rotation import matmul_small
 
 
 def compose(
-    A_c_from_b: Float[Tensor, "*b 2 3"], A_b_from_a: Float[Tensor, "*b 2 3"]
-) -> Float[Tensor, "*b 2 3"]:
+    A_c_from_b: Float[Tensor, "*#b 2 3"], A_b_from_a: Float[Tensor, "*#b 2 3"]
+) -> Float[Tensor, "*#b 2 3"]:
     """Return ``A_c_from_a``: first ``A_b_from_a``, then ``A_c_from_b``."""
     product = matmul_small(A_c_from_b[..., :2], A_b_from_a)
     return torch.cat((product[..., :2], product[..., 2:] + A_c_from_b[..., 2:]), -1)
@@ -35,8 +36,8 @@ def to_3x3(A: Float[Tensor, "*b 2 3"]) -> Float[Tensor, "*b 3 3"]:
 
 
 def apply(
-    A_dst_from_src: Float[Tensor, "*b 2 3"], points: Float[Tensor, "*b n 2"]
-) -> Float[Tensor, "*b n 2"]:
+    A_dst_from_src: Float[Tensor, "*#b 2 3"], points: Float[Tensor, "*#b n 2"]
+) -> Float[Tensor, "*#b n 2"]:
     """Return the points in destination pixels."""
     linear, shift = A_dst_from_src[..., None, :, :2], A_dst_from_src[..., None, :, 2]
     return (linear * points[..., None, :]).sum(-1) + shift

@@ -1,7 +1,8 @@
 """Rotations: axis-angle, matrices, the 6D form, mirroring, and exact small products.
 
-Shape legend: ``*b`` = any leading dimensions, n = points. Matrices act on column vectors; angles
-are radians. The house 6D layout is ``[a1 | a2]``: the first column of the matrix, then the second.
+Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
+Matrices act on column vectors; angles are radians. The house 6D layout is ``[a1 | a2]``: the first
+column of the matrix, then the second.
 
 Products of small matrices are written as multiply and sum: ``torch.matmul`` would round them to
 TF32 or, under autocast, to bfloat16, which is up to half a pixel at a focal length of 1000 px.
@@ -18,14 +19,16 @@ The first dropped term is below 1e-20 of the value, so float64 does not see the 
 """
 
 
-def rotate(R: Float[Tensor, "*b 3 3"], points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
+def rotate(
+    R: Float[Tensor, "*#b 3 3"], points: Float[Tensor, "*#b n 3"]
+) -> Float[Tensor, "*#b n 3"]:
     """Return ``R @ p`` for every point; ``R`` may be any 3x3 matrix."""
     return (R[..., None, :, :] * points[..., None, :]).sum(-1)
 
 
 def matmul_small(
-    left: Float[Tensor, "*b i k"], right: Float[Tensor, "*b k j"]
-) -> Float[Tensor, "*b i j"]:
+    left: Float[Tensor, "*#b i k"], right: Float[Tensor, "*#b k j"]
+) -> Float[Tensor, "*#b i j"]:
     """Return ``left @ right`` in the full precision of the inputs."""
     return (left[..., :, :, None] * right[..., None, :, :]).sum(-2)
 

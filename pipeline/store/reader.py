@@ -69,8 +69,7 @@ class Store:
         Raises:
             IndexError: If the store has no such row.
         """
-        if not 0 <= row < self.num_rows:
-            raise IndexError(f"store {self.path} has rows 0..{self.num_rows - 1}, got {row}")
+        self._require(row)
         start, length = int(self.image_index.offset[row]), int(self.image_index.length[row])
         return self._read_bytes(start, start + length) if length else np.empty(0, np.uint8)
 
@@ -102,8 +101,13 @@ class Store:
 
         Unreadable rows have no bytes and are left out. The bytes are not checked: see ``check``. A
         view stays valid as long as it is held, and keeps its block alive.
+
+        Raises:
+            IndexError: If the store has no such row.
         """
         ordered = np.sort(np.asarray(rows, np.int64))
+        for row in ordered[[0, -1]] if len(ordered) else ():
+            self._require(row)
         ordered = ordered[self.image_index.length[ordered] > 0]
         if len(ordered) == 0:
             return
@@ -160,6 +164,10 @@ class Store:
             return np.arange(self.num_rows, dtype=np.int32)
         array = open_array(self.path / "splits" / name, rebuild(self.attributes))
         return np.asarray(array[...], np.int32)
+
+    def _require(self, row: int) -> None:
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"store {self.path} has rows 0..{self.num_rows - 1}, got {row}")
 
     def close(self) -> None:
         """Give the files back; views already handed out stay valid."""

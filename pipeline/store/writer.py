@@ -108,7 +108,8 @@ def create_store(
             compressors=zstd,
         )
         array[...] = np.asarray(rows, np.int32)
-    os.sync()
+    for entry in partial.rglob("*"):
+        _sync(entry)
     partial.rename(path)
     _sync(path.parent)
 

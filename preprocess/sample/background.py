@@ -61,7 +61,8 @@ def _clutter(
     """Draw boxes, ellipses, bars and polygons over the image."""
     height, width = image.shape[:2]
     extent = np.array([width, height])
-    canvas = np.ascontiguousarray(np.clip(image, 0, 255))
+    # OpenCV antialiases on 8 bits only.
+    canvas = np.clip(image, 0, 255).astype(np.uint8)
     for _ in range(count):
         colour = _colour(rng)
         if skin_like and rng.random() < 0.5:
@@ -86,7 +87,7 @@ def _clutter(
         else:
             corners = centre + rng.normal(0.0, 1.0, (rng.integers(3, 7), 2)) * size
             cv2.fillPoly(canvas, [np.round(corners).astype(np.int32)], ink, cv2.LINE_AA)
-    return canvas
+    return np.asarray(canvas, dtype=np.float32)
 
 
 def draw_studio(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store.schema import INNER_CHUNK_BYTES, LABELS, StoreAttributes
+from pipeline.store.schema import LABELS, StoreAttributes
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
 
+CAPACITY = 4 << 20
+"""Bytes per shard of a toy store."""
 COMMAND = "python -m preprocess build-cache dataset=toy out=toy.zarr"
 
 
@@ -22,7 +24,7 @@ def toy_attributes(num_rows: int, shard_rows: int, **changes: Any) -> StoreAttri
         joint_set="smplx",
         num_rows=num_rows,
         shard_rows=shard_rows,
-        shard_capacity_bytes=4 * INNER_CHUNK_BYTES,
+        shard_capacity_bytes=CAPACITY,
         image_encoding="passthrough",
         licence="none",
         citation="none",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.errors import StoreCorruptError
+from pipeline.store.schema import INNER_CHUNK_BYTES
 from pipeline.store.shard import (
     crc32c,
     num_shards,
@@ -18,7 +19,7 @@ from pipeline.store.shard import (
 )
 from tests.pipeline.stores import toy_attributes
 
-MIB = 1 << 20
+CHUNK = INNER_CHUNK_BYTES
 ABSENT = struct.pack("<QQ", 2**64 - 1, 2**64 - 1)
 
 
@@ -45,35 +46,35 @@ def test_crc32c_is_castagnoli_for_every_kind_of_buffer() -> None:
 
 
 def test_tail_is_padding_then_index_then_crc() -> None:
-    tail = shard_tail(MIB + 5, 4 * MIB)
-    index = index_of(struct.pack("<QQ", 0, MIB), struct.pack("<QQ", MIB, MIB), ABSENT, ABSENT)
-    assert tail == bytes(MIB - 5) + index
-    assert shard_bytes(MIB + 5, 4 * MIB) == MIB + 5 + len(tail)
+    tail = shard_tail(CHUNK + 5, 4 * CHUNK)
+    index = index_of(struct.pack("<QQ", 0, CHUNK), struct.pack("<QQ", CHUNK, CHUNK), ABSENT, ABSENT)
+    assert tail == bytes(CHUNK - 5) + index
+    assert shard_bytes(CHUNK + 5, 4 * CHUNK) == CHUNK + 5 + len(tail)
 
 
 def test_tail_of_a_full_shard_has_no_padding() -> None:
-    assert len(shard_tail(4 * MIB, 4 * MIB)) == 4 * 16 + 4
+    assert len(shard_tail(4 * CHUNK, 4 * CHUNK)) == 4 * 16 + 4
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 4 * MIB))
+@given(st.integers(0, 4 * CHUNK))
 def test_a_written_shard_is_proved(payload_nbytes: int) -> None:
     with tempfile.NamedTemporaryFile() as opened:
-        opened.write(bytes(payload_nbytes) + shard_tail(payload_nbytes, 4 * MIB))
+        opened.write(bytes(payload_nbytes) + shard_tail(payload_nbytes, 4 * CHUNK))
         opened.flush()
-        proved = prove_shard(Path(opened.name), 4 * MIB)
-    assert proved == -(-payload_nbytes // MIB) * MIB
+        proved = prove_shard(Path(opened.name), 4 * CHUNK)
+    assert proved == -(-payload_nbytes // CHUNK) * CHUNK
 
 
 @pytest.mark.parametrize(
     ("entries", "chunks"),
     [
-        pytest.param([(MIB, MIB), (0, MIB)], 2, id="another order"),
-        pytest.param([None, (0, MIB)], 1, id="absent chunk before a present one"),
-        pytest.param([(0, MIB), (2 * MIB, MIB)], 3, id="hole"),
-        pytest.param([(0, MIB)], 2, id="unused bytes before the index"),
-        pytest.param([(0, MIB), (0, MIB)], 1, id="shared bytes"),
-        pytest.param([(0, MIB), (MIB, 5)], 2, id="short chunk"),
+        pytest.param([(CHUNK, CHUNK), (0, CHUNK)], 2, id="another order"),
+        pytest.param([None, (0, CHUNK)], 1, id="absent chunk before a present one"),
+        pytest.param([(0, CHUNK), (2 * CHUNK, CHUNK)], 3, id="hole"),
+        pytest.param([(0, CHUNK)], 2, id="unused bytes before the index"),
+        pytest.param([(0, CHUNK), (0, CHUNK)], 1, id="shared bytes"),
+        pytest.param([(0, CHUNK), (CHUNK, 5)], 2, id="short chunk"),
     ],
 )
 def test_another_legal_layout_is_not_proved(
@@ -81,18 +82,20 @@ def test_another_legal_layout_is_not_proved(
 ) -> None:
     packed = [struct.pack("<QQ", *entry) if entry else ABSENT for entry in entries]
     file = tmp_path / "0"
-    file.write_bytes(bytes(chunks * MIB) + index_of(*packed, *[ABSENT] * (4 - len(packed))))
-    assert prove_shard(file, 4 * MIB) is None
+    file.write_bytes(bytes(chunks * CHUNK) + index_of(*packed, *[ABSENT] * (4 - len(packed))))
+    assert prove_shard(file, 4 * CHUNK) is None
 
 
-@pytest.mark.parametrize("entry", [(MIB, MIB), (0, MIB + 1), (2**64 - MIB, MIB), (2**64 - 2, 1)])
+@pytest.mark.parametrize(
+    "entry", [(CHUNK, CHUNK), (0, CHUNK + 1), (2**64 - CHUNK, CHUNK), (2**64 - 2, 1)]
+)
 def test_a_chunk_behind_the_payload_is_corrupt(tmp_path: Path, entry: tuple[int, int]) -> None:
     file = tmp_path / "0"
-    file.write_bytes(bytes(MIB) + index_of(struct.pack("<QQ", *entry), ABSENT, ABSENT, ABSENT))
+    file.write_bytes(bytes(CHUNK) + index_of(struct.pack("<QQ", *entry), ABSENT, ABSENT, ABSENT))
     with pytest.raises(StoreCorruptError) as caught:
-        prove_shard(file, 4 * MIB, cure="rebuild it")
+        prove_shard(file, 4 * CHUNK, cure="rebuild it")
     assert str(caught.value) == (
-        f"{file}: expected inner chunks within {MIB} bytes, got one behind them; rebuild it"
+        f"{file}: expected inner chunks within {CHUNK} bytes, got one behind them; rebuild it"
     )
 
 
@@ -101,7 +104,7 @@ def test_a_file_shorter_than_its_index_is_corrupt(tmp_path: Path, kept: int) -> 
     file = tmp_path / "0"
     file.write_bytes(bytes(kept))
     with pytest.raises(StoreCorruptError) as caught:
-        prove_shard(file, 4 * MIB, cure="rebuild it")
+        prove_shard(file, 4 * CHUNK, cure="rebuild it")
     assert str(caught.value) == f"{file}: expected at least 68 bytes, got {kept}; rebuild it"
 
 

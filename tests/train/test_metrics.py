@@ -124,7 +124,7 @@ def test_auc_matches_the_loops() -> None:
     )
     assert auc(*_t(errors, valid)) == pytest.approx(expected, abs=1e-12)
     expected = reference.area([row.tolist() for row in errors], 30, 11)
-    assert auc(*_t(errors), max_mm=30, steps=11) == pytest.approx(expected, abs=1e-12)
+    assert auc(*_t(errors), max_mm=30.0, steps=11) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,19 @@ def test_f_score_matches_a_kd_tree(threshold: float) -> None:
     assert actual.min() > 0 or threshold < 5
 
 
-def test_f_score_is_strict_and_zero_far_away() -> None:
-    truth = torch.zeros(1, 1, 3, dtype=torch.float64)
-    pred = torch.tensor([[[0.0, 0.0, 0.0078125]]], dtype=torch.float64)  # exact in binary
-    assert float(f_score(pred, truth, 7.8125)) == 0
-    assert float(f_score(pred, truth, 7.8126)) == 1
-    assert float(f_score(pred + 9, truth, 15)) == 0
+def test_f_score_is_strict_both_ways_and_zero_far_away() -> None:
+    one = torch.zeros(1, 1, 3, dtype=torch.float64)
+    two = torch.tensor([[[0.0, 0, 0], [0, 0, 0.0078125]]], dtype=torch.float64)  # exact in binary
+    for pred, truth in ((one, two), (two, one)):
+        assert float(f_score(pred, truth, 7.8125)) == pytest.approx(2 / 3)
+        assert float(f_score(pred, truth, 7.8126)) == 1
+        assert float(f_score(pred + 9, truth, 15.0)) == 0
 
 
 def test_f_score_counts_both_ways() -> None:
     truth = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]]])
     pred = torch.tensor([[[0.0, 0, 0.001]]])
-    assert float(f_score(pred, truth, 5)) == pytest.approx(2 * 1 * 0.25 / 1.25)
+    assert float(f_score(pred, truth, 5.0)) == pytest.approx(2 * 1 * 0.25 / 1.25)
 
 
 @given(hands())
@@ -270,7 +271,7 @@ def test_zero_hands_are_a_clear_error() -> None:
             score(empty, empty, none)
     with pytest.raises(ValueError, match="no hand to score"):
         pa_mpvpe_mm(torch.zeros(0, 778, 3), torch.zeros(0, 778, 3))
-    assert f_score(torch.zeros(0, 5, 3), torch.zeros(0, 5, 3), 5).shape == (0,)
+    assert f_score(torch.zeros(0, 5, 3), torch.zeros(0, 5, 3), 5.0).shape == (0,)
 
 
 def test_a_missing_prediction_is_an_error_and_not_a_better_score() -> None:

@@ -1,0 +1,66 @@
+"""Switches that must be set before anything is imported, and datasets shared by many tests."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+assert "triton" not in sys.modules
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+
+# The first call imports 500 modules; without this the first test to compare tensors pays for it.
+torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "InterHand2.6M"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleStore:
+    """A rendered stand-in dataset and the store built from it."""
+
+    root: Path
+    mano: Path
+    store: Path
+
+
+def _build(folder: Path, dataset: str, num: int) -> SampleStore:
+    from preprocess.build import build
+    from preprocess.config import BuildConfig
+    from preprocess.sample.generate import write_sample
+
+    root, store = folder / dataset, folder / f"{dataset}.zarr"
+    summary = write_sample(dataset, root, num, 3, workers=1)
+    build(
+        BuildConfig(
+            dataset=dataset, root=str(root), out=str(store), mano=str(summary.mano), workers=1
+        )
+    )
+    return SampleStore(root=root, mano=summary.mano, store=store)
+
+
+@pytest.fixture(scope="session")
+def freihand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
+    """16 hands in four versions each, 8 for evaluation."""
+    return _build(tmp_path_factory.mktemp("freihand"), "freihand", 16)
+
+
+@pytest.fixture(scope="session")
+def interhand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
+    """8 frames: right, left and interacting hands."""
+    return _build(tmp_path_factory.mktemp("interhand"), "interhand26m", 8)

@@ -1,0 +1,203 @@
+"""The whole way: store -> cache -> gather -> network -> losses -> checkpoint -> scores."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+from model.mano import load_mano
+from model.mano_regressor import ManoRegressor
+from pipeline.cli import compose
+from pipeline.loader import Loader
+from tests.conftest import SampleStore
+from train.checkpoint import read_checkpoint
+from train.config import EvaluateConfig, RunConfig
+from train.evaluate import main as evaluate
+from train.loop import raise_fault
+from train.run import main as run
+from train.step import build_state, train_step
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = [
+    "model.backbone=resnet10t",
+    "model.pretrained=false",
+    "model.hidden=32",
+    "device=cpu",
+    "precision=fp32",
+    "pipeline.input_px=32",
+    "pipeline.cache.size_px=40",
+    "batch_size=8",
+    "optim.warmup_steps=2",
+    "log_every=2",
+    "pictures_every=100",
+    "checkpoint_every=100",
+]
+
+
+def config(data: SampleStore, run_dir: Path, *words: str) -> RunConfig:
+    base = [f"store={data.store}", f"mano={data.mano}", f"run_dir={run_dir}"]
+    built = compose(RunConfig, [*base, *SMALL, *words])
+    assert isinstance(built, RunConfig)
+    return built
+
+
+def log_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in log_of(run_dir) if "loss" in row}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    payload = read_checkpoint(run_dir, torch.device("cpu"))
+    return {f"{part}.{k}": v for part in ("model", "ema") for k, v in payload[part].items()}
+
+
+@pytest.mark.parametrize("head", ["mano", "joints"])
+def test_a_run_trains_draws_saves_and_is_scored(
+    freihand: SampleStore, tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert run(config(freihand, run_dir, "steps=6", f"model.head={head}")) == 0
+
+    seen = losses(run_dir)
+    assert sorted(seen) == [2, 4, 6]
+    assert seen[6] < seen[2]
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["config"]["model"]["head"] == head
+    assert len(manifest["store_sha256"]) == 64
+    picture = cv2.imread(str(run_dir / "pictures" / "train-0000006.png"))
+    assert picture is not None
+    assert picture.std() > 10
+    assert list((run_dir / "tensorboard").iterdir())
+
+    scored = EvaluateConfig(
+        run=str(run_dir), store=str(freihand.store), mano=str(freihand.mano), batch_size=3
+    )
+    assert evaluate(scored) == 0
+    scores = json.loads((run_dir / "evaluate-evaluation" / "scores.json").read_text())
+    assert scores["model"]["num_hands"] == scores["mean_pose"]["num_hands"] == 8
+    assert (scores["model"]["pa_mpvpe_mm"] is None) == (head == "joints")
+    assert 5 < scores["mean_pose"]["pa_mpjpe_mm"] < 40
+    assert "PA-MPJPE mm" in capsys.readouterr().out
+
+
+def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:
+    assert run(config(interhand, tmp_path / "run", "steps=2", "batch_size=4")) == 0
+
+
+def test_two_runs_are_equal_to_the_bit(freihand: SampleStore, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(config(freihand, tmp_path / name, "steps=4"))
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config(freihand, tmp_path / "whole", "steps=12"))
+
+    import train.loop
+
+    step, taken = train.loop.train_step, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 9:  # mid-epoch: 8 steps of 8 samples are one epoch of 64
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(train.loop, "train_step", interrupted)
+    assert run(config(freihand, tmp_path / "parts", "steps=12")) == 130
+    assert read_checkpoint(tmp_path / "parts", torch.device("cpu"))["step"] == 9
+    monkeypatch.setattr(train.loop, "train_step", step)
+    assert run(config(freihand, tmp_path / "parts", "steps=12")) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_sigint_writes_a_checkpoint(freihand: SampleStore, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = [f"store={freihand.store}", f"mano={freihand.mano}", f"run_dir={run_dir}", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", "run", *words, "steps=100000"], cwd=ROOT
+    )
+    deadline = time.monotonic() + 120
+    while not (run_dir / "log.jsonl").exists() or not losses(run_dir):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert read_checkpoint(run_dir, torch.device("cpu"))["step"] > 0
+
+
+def test_another_configuration_in_the_same_folder_is_refused(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    run(config(freihand, tmp_path, "steps=1"))
+    with pytest.raises(ValueError, match=r"another configuration \(optim.lr: 0.0003 -> 0.1\)"):
+        run(config(freihand, tmp_path, "steps=1", "optim.lr=0.1"))
+
+
+def test_a_nan_label_is_named_and_changes_no_weight(freihand: SampleStore, tmp_path: Path) -> None:
+    settings = config(freihand, tmp_path)
+    loader = Loader(settings.pipeline, device=torch.device("cpu"))
+    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    state = build_state(model, settings, 8)
+    batch = next(iter(loader))
+    train_step(state, batch, settings)
+    before = {name: p.clone() for name, p in state.model.named_parameters()}
+
+    poisoned = batch.joints_3d.clone()
+    poisoned[3, 0, 5] = float("nan")
+    train_step(state, replace(batch, joints_3d=poisoned), settings)
+
+    assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
+    expected = rf"in 1 steps, first at step 1: samples \[{int(batch.sample_id[3])}\]"
+    with pytest.raises(FloatingPointError, match=expected):
+        raise_fault(state)
+    train_step(state, batch, settings)  # the next good step trains on
+    assert not torch.equal(model.mlp[0].weight, before["mlp.0.weight"])
+
+
+def test_a_mano_head_without_mano_is_one_sentence(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HANDLOOM_MANO", raising=False)
+    words = [f"store={freihand.store}", f"run_dir={tmp_path}", *SMALL]
+    with pytest.raises(ValueError, match=r"pass mano=FOLDER or set HANDLOOM_MANO"):
+        run(compose(RunConfig, words))
+
+
+def test_pretrained_weights_are_never_silently_missing(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    wanted = config(freihand, tmp_path, "model.pretrained=true")
+    with pytest.raises(ValueError, match=r"model.weights=PATH .* model.pretrained=false"):
+        run(wanted)
+
+
+def test_every_experiment_composes() -> None:
+    names = sorted(path.stem for path in RunConfig.EXPERIMENTS.glob("*.yaml"))
+    assert {"overfit", "quickstart"} <= set(names)
+    for name in names:
+        assert isinstance(compose(RunConfig, [f"experiment={name}", "store=x"]), RunConfig)
