@@ -1,12 +1,15 @@
 """Image backbones through timm: pooled features, pretrained on purpose or not at all."""
 
-from typing import Any
+from typing import Any, Final
 
 import timm
 import torch
 from torch import nn
 
-from model.config import ModelConfig
+from model.config import ModelConfig, Readout
+
+GRID_CHANNELS: Final = 64
+"""Channels that each cell of a grid readout keeps."""
 
 
 def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
@@ -16,7 +19,8 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
     small, correlated batches of this field.
 
     Raises:
-        ValueError: If timm has no such model, or pretrained weights cannot be had.
+        ValueError: If timm has no such model, pretrained weights cannot be had, or the readout
+            does not fit the backbone.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone[:6]}*")[:5]
@@ -28,8 +32,10 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
         options["pretrained_cfg_overlay"] = {"file": config.weights}
     if "vit" in config.backbone:
         options["img_size"] = input_px
+    if config.readout is Readout.grid:
+        options["global_pool"] = ""
     try:
-        backbone = timm.create_model(config.backbone, **options)
+        backbone: Any = timm.create_model(config.backbone, **options)
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise
@@ -43,8 +49,20 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
     for weight in backbone.parameters():
         if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    width: Any = backbone.num_features
-    return backbone, int(width)
+    width = int(backbone.num_features)
+    if config.readout is Readout.pooled:
+        return backbone, width
+    with torch.no_grad():
+        shape = backbone.eval()(torch.zeros(1, 3, input_px, input_px)).shape
+    backbone.train()
+    if len(shape) != 4:
+        raise ValueError(
+            f"model.readout=grid needs a feature map, {config.backbone!r} gives tokens; use "
+            "model.readout=pooled"
+        )
+    narrow = nn.Conv2d(width, GRID_CHANNELS, kernel_size=1)
+    cells = GRID_CHANNELS * shape[-2] * shape[-1]
+    return nn.Sequential(backbone, narrow, nn.Flatten()), cells
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

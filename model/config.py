@@ -13,6 +13,16 @@ class Head(Enum):
     """21 joints, without MANO."""
 
 
+class Readout(Enum):
+    """How the backbone's last feature map becomes a vector."""
+
+    pooled = "pooled"
+    """The backbone's own pooling or class token."""
+    grid = "grid"
+    """Every cell of the map, narrowed to a few channels: where things are is kept. Learns faster
+    from scratch, on small data, than pooling does."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Image-to-hand regressor. Treat as read-only once the run has started."""
@@ -26,6 +36,8 @@ class ModelConfig:
     """Local file with the backbone's weights; null asks the hub."""
     head: Head = Head.mano
     """Predict MANO parameters or plain joints."""
+    readout: Readout = Readout.pooled
+    """pooled: the backbone's own pooled features. grid: its whole last feature map, narrowed."""
     hidden: int = 1024
     """Width of the regression head."""
 

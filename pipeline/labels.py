@@ -22,14 +22,14 @@ from model.hand import NUM_HANDS, NUM_MANO_JOINTS, RIGHT, JointSet
 from pipeline.batch import Batch
 from pipeline.config import ViewKind
 from pipeline.store.reader import Store
-from pipeline.view import SampleTable, ViewTable
+from pipeline.view import ViewTable
 
 CHUNK_ROWS = 1 << 16
 """Rows converted to rotation matrices at a time; bounds the float64 copy to about 150 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelTable(SampleTable):
+class LabelTable:
     """Labels as recorded, one row per sample: camera frame, metres, frame pixels."""
 
     K: Float[Tensor, "n 3 3"]

@@ -10,6 +10,7 @@ After the first fill a batch costs no disk, no decode and no wait for the device
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -28,9 +29,9 @@ from pipeline.batch import Batch
 from pipeline.config import ImageDtype, OnBadImage, PipelineConfig, ViewKind
 from pipeline.gather import InputFormat, gather, gather_params
 from pipeline.labels import move_labels
-from pipeline.order import epoch_batches, owned_samples, steps_per_epoch
+from pipeline.order import check_batch_size, epoch_batches, owned_samples, steps_per_epoch
 from pipeline.store.reader import open_store
-from pipeline.view import build_view, split_rows
+from pipeline.view import build_view, samples_at, split_rows
 
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 1
@@ -45,7 +46,8 @@ class Loader:
     unaugmented, and the last batch may be short.
 
     With W ranks every process makes its own loader: it holds only its share of the samples and
-    gives ``batch_size / W`` of every global batch, which is the same batch whatever W is.
+    gives ``batch_size / W`` of every global batch, which is the same batch whatever W is. In
+    evaluation each rank gives its share, and the shares are the split.
     """
 
     def __init__(
@@ -74,16 +76,16 @@ class Loader:
         self.content_sha256 = store.attributes.content_sha256
         owned = owned_samples(len(view), rank=rank, world=world)
         self._rank, self._world = rank, world
-        self._batch_size = config.batch_size // world
+        self._batch_size = max(1, config.batch_size // world)
         self._local = torch.full((len(view),), -1).index_copy(0, owned, torch.arange(len(owned)))
-        if training:  # fails before the fill rather than after it
-            epoch_batches(len(view), config.batch_size, config.seed, 0, rank=rank, world=world)
+        if training:
+            check_batch_size(len(view), config.batch_size, world=world)  # before the long fill
         cache = config.cache
         if not training:
             cache = dataclasses.replace(cache, on_bad_image=OnBadImage.stop)
         with _progress_bar(f"cache {config.split}") as progress:
             self._resident = resident.fill(
-                store, view.at(owned), config.view.kind, cache, device, progress=progress
+                store, samples_at(view, owned), config.view.kind, cache, device, progress=progress
             )
         store.close()
         log.info("%s", self.summary())
@@ -193,7 +195,7 @@ class Loader:
         Nothing in it waits for the device.
         """
         config, held = self.config, self._resident
-        view, labels = held.view.at(index), held.labels.at(index)
+        view, labels = samples_at(held.view, index), samples_at(held.labels, index)
         if epoch is None:
             params = identity(len(index), self.device)
         else:
@@ -233,11 +235,17 @@ def _progress_bar(description: str) -> Iterator[resident.Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} images/s"),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
     )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(description, total=None, rate=0)
+        begin = time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            rate = done / (time.perf_counter() - begin)
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield show

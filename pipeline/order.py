@@ -45,6 +45,22 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     return num_samples // num_shards * num_shards // batch_size
 
 
+def check_batch_size(num_samples: int, batch_size: int, *, world: int = 1) -> None:
+    """Refuse a global batch size that gives no batch or no equal shares.
+
+    Raises:
+        ValueError: Says what fits.
+    """
+    if batch_size % world:
+        raise ValueError(f"batch_size must be a multiple of the {world} ranks, got {batch_size}")
+    if steps_per_epoch(num_samples, batch_size) == 0:
+        num_shards = num_virtual_shards(num_samples)
+        raise ValueError(
+            f"batch_size must be at most {num_samples // num_shards * num_shards} "
+            f"for {num_samples} samples, got {batch_size}"
+        )
+
+
 def owned_samples(num_samples: int, *, rank: int = 0, world: int = 1) -> Int64[Tensor, " m"]:
     """Return the samples that ``rank`` ever sees, ascending.
 
@@ -77,16 +93,10 @@ def epoch_batches(
     Raises:
         ValueError: If ``world`` does not divide, or an epoch would have no batch.
     """
+    check_batch_size(num_samples, batch_size, world=world)
     num_shards = num_virtual_shards(num_samples)
     _check_world(num_shards, rank, world)
-    if batch_size % world:
-        raise ValueError(f"batch_size must be a multiple of the {world} ranks, got {batch_size}")
     steps = steps_per_epoch(num_samples, batch_size)
-    if steps == 0:
-        raise ValueError(
-            f"batch_size must be at most {num_samples // num_shards * num_shards} "
-            f"for {num_samples} samples, got {batch_size}"
-        )
     visit = _shard_order(num_shards, seed, epoch)
     shuffled = _shuffled_shards(num_samples, num_shards, seed, epoch)[:, visit]
     batches = shuffled.flatten()[: steps * batch_size].view(steps, batch_size)

@@ -22,7 +22,7 @@ from pipeline.labels import LabelTable, load_labels
 from pipeline.source import ImagePlan, describe_row, encoded_batches, plan_images
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
-from pipeline.view import ViewTable
+from pipeline.view import ViewTable, table_to
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -107,8 +107,8 @@ def fill(
         torch.cuda.synchronize(device)  # once, so that the time is the fill's
     return Resident(
         pixels=pixels,
-        view=view.to(device),
-        labels=labels.to(device),
+        view=table_to(view, device),
+        labels=table_to(labels, device),
         joint_set=JointSet[store.attributes.joint_set],
         num_images=num_images,
         seconds=time.perf_counter() - begin,

@@ -6,9 +6,8 @@ the frame the border pixel is repeated, in the cache and in the gather: unlike a
 makes no edge that the data does not have.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,26 +22,18 @@ from pipeline.store.reader import Store
 from pipeline.store.schema import FLAGS
 
 
-class SampleTable:
-    """A frozen dataclass of tensors with one row per sample."""
+@runtime_checkable
+class SampleTable(Protocol):
+    """A dataclass of tensors with one row per sample."""
 
-    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def at(self, index: Int64[Tensor, " b"]) -> Self:
-        """Return the samples at ``index``."""
-        return self._map(lambda column: column.index_select(0, index))
 
-    def to(self, device: torch.device) -> Self:
-        """Return the table on ``device``."""
-        return self._map(lambda column: column.to(device))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        columns = {f.name: change(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**columns)
+Table = TypeVar("Table", bound=SampleTable)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ViewTable(SampleTable):
+class ViewTable:
     """The samples of a view, in the split's order (hand view: right before left)."""
 
     row: Int64[Tensor, " n"]
@@ -57,6 +48,17 @@ class ViewTable(SampleTable):
 
     def __len__(self) -> int:
         return len(self.row)
+
+
+def samples_at(table: Table, index: Int64[Tensor, " b"]) -> Table:
+    """Return the samples of ``table`` at ``index``."""
+    columns = {f.name: getattr(table, f.name).index_select(0, index) for f in fields(table)}
+    return replace(table, **columns)
+
+
+def table_to(table: Table, device: torch.device) -> Table:
+    """Return ``table`` on ``device``."""
+    return replace(table, **{f.name: getattr(table, f.name).to(device) for f in fields(table)})
 
 
 def split_rows(store: Store, split: str, subset: float) -> NDArray[np.int64]:

@@ -17,8 +17,9 @@ from typing import Any, Final
 import numpy as np
 
 FORMAT_VERSION: Final = 0
-INNER_CHUNK_BYTES: Final = 1 << 20
-"""Read unit of ``image/bytes`` for other Zarr readers; our reader does not care."""
+INNER_CHUNK_BYTES: Final = 256 << 10
+"""Read unit of ``image/bytes`` for other Zarr readers; our reader does not care. At 1 MiB tensorstore
+reads a quarter as many random images per second, at 64 KiB zarr-python writes at a quarter."""
 ATTRIBUTE: Final = "handloom"
 
 
@@ -51,7 +52,7 @@ IMAGE_INDEX: Final = (
     _spec("crc32c", "uint32", (), "-", "crc32c of the JPEG bytes"),
     _spec("size_hw", "uint16", (2,), "px", "height, width from the JPEG header"),
 )
-"""Arrays below ``image/`` beside ``bytes``; written once for all rows."""
+"""Arrays below ``image/`` beside ``bytes``, one chunk per image shard."""
 
 LABELS: Final = (
     _spec("K", "float32", (3, 3), "px", "intrinsics of the stored pixels"),

@@ -13,7 +13,7 @@ Limits (radians unless said):
 - Shape: normal, standard deviation 1, clipped at +-2.
 - Orientation: the fingers point up in the image, turned in the plane by a normal angle (standard
   deviation 40 degrees, at most 110), tipped to or from the camera by a normal angle (18 degrees,
-  at most 50); the palm (87 %) or the back faces the camera up to a normal roll of 32 degrees. The
+  at most 50); the palm (90 %) or the back faces the camera up to a normal roll of 32 degrees. The
   palm more often: behind the back of a hand bent fingers are hidden.
 - Camera: hand at 0.45 to 0.95 m, focal length such that the hand spans 50 to 85 % of the
   image, anywhere inside it.
@@ -148,15 +148,15 @@ def _tip(finger: str) -> np.ndarray:
     return np.asarray(last + 0.75 * (arrays["v_template"][pole] - last))
 
 
-def draw_orientation(rng: np.random.Generator, *, turn_deg: float = 40.0) -> np.ndarray:
+def draw_orientation(rng: np.random.Generator, *, turn_deg: float = 25.0) -> np.ndarray:
     """Draw the root rotation ``R_cam_from_hand`` [3, 3] of a right hand.
 
     ``turn_deg`` is the standard deviation of the turn in the image plane.
     """
-    turn = _clipped_normal(rng, turn_deg, 110.0)
-    tip = _clipped_normal(rng, 18.0, 50.0)
-    facing = 0.0 if rng.random() < 0.13 else 180.0
-    roll = np.deg2rad(facing + rng.normal(0.0, 32.0))
+    turn = _clipped_normal(rng, turn_deg, 75.0)
+    tip = _clipped_normal(rng, 15.0, 45.0)
+    facing = 0.0 if rng.random() < 0.10 else 180.0
+    roll = np.deg2rad(facing + rng.normal(0.0, 22.0))
     along = np.array([np.sin(turn) * np.cos(tip), -np.cos(turn) * np.cos(tip), np.sin(tip)])
     # Back of the hand towards the camera at roll 0.
     back = np.array([0.0, 0.0, -1.0])

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import cv2
@@ -15,7 +16,7 @@ from pipeline.gather import GatherParams, InputFormat, gather, gather_params, re
 RNG = np.random.default_rng(0)
 SIDE = 24
 PIXELS = torch.from_numpy(RNG.integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8))
-PLAIN = InputFormat(size_px=SIDE, mean=(0, 0, 0), std=(1 / 255,) * 3, dtype=torch.float32)
+PLAIN = InputFormat(size_px=SIDE, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, dtype=torch.float32)
 """Leaves the values 0..255."""
 
 
@@ -141,6 +142,15 @@ def test_the_sample_alone_is_the_sample_in_a_batch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gather_module, "HOST_CHUNK", 1)
     assert torch.equal(gather(PIXELS, index, params, PLAIN), image)
     assert image.is_contiguous()
+
+
+def test_parameters_are_rounded_half_to_even() -> None:
+    A = torch.tensor([[[1.0, -0.5, 2.5], [1.5, 3.4, -2.6]]], dtype=torch.float64) / 65536
+    erase = torch.tensor([[0.0, 0.126, 0.37, 1.2]], dtype=torch.float64)
+    how = dataclasses.replace(identity(1, torch.device("cpu")), erase=erase)
+    params = gather_params(A, how, 8)
+    assert params.A_q16.tolist() == [[[1, 0, 2], [2, 3, -3]]]
+    assert params.erase_xyxy.tolist() == [[0, 1, 3, 10]]
 
 
 def test_bfloat16_is_the_rounded_float32() -> None:

@@ -140,7 +140,9 @@ def test_state_of_another_version_is_refused(path: Path) -> None:
 def test_ranks_together_see_the_batches_of_one(path: Path) -> None:
     alone = list(loader(path).epoch(2))
     ranks = [Loader(config(path), device=CPU, rank=r, world=2) for r in range(2)]
-    assert sum(len(next(iter(r.label_batches())).sample_id) > 0 for r in ranks) == 2
+    held = [ids(rank.label_batches()) for rank in ranks]
+    assert {len(part) for share in held for part in share[:-1]} == {2}
+    assert len({i for share in held for part in share for i in part}) == NUM_HANDS
     for whole, *shares in zip(alone, *(r.epoch(2) for r in ranks), strict=True):
         assert [len(part.sample_id) for part in shares] == [2, 2]
         place = {int(i): (part, k) for part in shares for k, i in enumerate(part.sample_id)}
@@ -253,6 +255,21 @@ def test_summary_names_what_is_cached(path: Path) -> None:
     assert "cached 30 samples of" in batches.summary()
     assert "split=train: 282.2 kB on cpu, 24 images at" in batches.summary()
     assert batches.content_sha256 == open_store(path).attributes.content_sha256
+
+
+def test_a_terminal_shows_the_fill(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader(path)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    loader(path)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "cache train" in shown.err
+    assert "24/24" in shown.err
+    assert "images/s" in shown.err
 
 
 def test_nothing_runs_behind_the_loader(path: Path) -> None:

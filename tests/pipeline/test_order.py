@@ -116,5 +116,7 @@ def test_errors_say_what_to_change() -> None:
         epoch_batches(1000, 30, 0, 0, rank=0, world=4)
     with pytest.raises(ValueError, match="must divide the 64 virtual shards, got 3"):
         epoch_batches(1000, 30, 0, 0, rank=0, world=3)
+    with pytest.raises(ValueError, match="must divide the 64 virtual shards, got 0"):
+        owned_samples(1000, rank=0, world=0)
     with pytest.raises(ValueError, match=r"rank must lie in 0\.\.1, got 2"):
         owned_samples(1000, rank=2, world=2)

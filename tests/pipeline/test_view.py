@@ -9,7 +9,7 @@ from pipeline.config import ViewConfig, ViewKind
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS
-from pipeline.view import build_view, split_rows
+from pipeline.view import build_view, samples_at, split_rows
 from tests.pipeline.hand_store import HEIGHT, WIDTH, hand_store, has_hand
 
 ROWS = np.arange(12)
@@ -85,6 +85,6 @@ def test_flags_and_joints_are_left_out_by_choice(tmp_path: Path) -> None:
 
 def test_a_sample_of_a_table(store: Store) -> None:
     view = build_view(store, ROWS, ViewConfig(), 64, training=True)
-    some = view.at(torch.tensor([3, 0]))
+    some = samples_at(view, torch.tensor([3, 0]))
     assert some.sample_id.tolist() == [int(view.sample_id[3]), int(view.sample_id[0])]
     assert torch.equal(some.A_cache_from_frame[1], view.A_cache_from_frame[0])

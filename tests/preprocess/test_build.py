@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import cv2
 import google_crc32c
@@ -18,13 +20,15 @@ from model.mano import load_mano
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS, LABELS
+from preprocess import make_sample
 from preprocess.build import build, build_command, main
-from preprocess.config import BuildConfig, OnBadImage
+from preprocess.config import BuildConfig, OnBadImage, SampleConfig
 from preprocess.plan import Plan, make_plan
 from preprocess.progress import show_progress
 from preprocess.records import Source, SourceError
 from preprocess.report import bad_images_line, report_text
 from preprocess.sample.generate import write_sample
+from preprocess.sources.registry import open_source
 from tests.preprocess.datasets import (
     FreihandTruth,
     decode,
@@ -33,6 +37,7 @@ from tests.preprocess.datasets import (
     write_interhand,
     write_mano,
 )
+from tests.preprocess.fatal import Fatal
 
 QUIET = Console(quiet=True)
 
@@ -45,6 +50,13 @@ def without_mano_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def truth(tmp_path: Path) -> FreihandTruth:
     return write_freihand(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def interhand_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sample") / "interhand"
+    write_sample("interhand26m", out, 6, 0, num_eval=1, workers=1)
+    return out
 
 
 def config(truth: FreihandTruth, **changes: object) -> BuildConfig:
@@ -177,6 +189,37 @@ def test_the_rendered_sample_builds(tmp_path: Path) -> None:
     assert not any(report.attributes.flag_counts.values())
 
 
+@pytest.mark.parametrize("mano", ["mano", "mano_shipped"])
+def test_both_hands_of_the_rendered_sample_decode_to_their_joints(
+    interhand_sample: Path, tmp_path: Path, mano: str
+) -> None:
+    """Also with the left model as published: the fix is part of the build."""
+    config = BuildConfig(
+        dataset="interhand26m",
+        root=str(interhand_sample),
+        out=str(tmp_path / "out.zarr"),
+        mano=str(interhand_sample / mano),
+        workers=1,
+    )
+    store = open_store(build(config, console=QUIET).path)
+    models = load_mano(interhand_sample / "mano")
+    assert models.interhand_regressor is not None
+    # The file has its own joint order; the standard order is wrist, then base to tip.
+    order = [20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16]
+    regressor = models.interhand_regressor.astype(np.float64)[order]
+    seen = set()
+    for row, slot in np.argwhere(store.label("has_beta")).tolist():
+        arrays = dataclasses.asdict(models.right if slot == RIGHT else models.left)
+        theta, beta, transl = (
+            store.label(name)[row, slot].astype(np.float64) for name in ("theta", "beta", "transl")
+        )
+        joints = regressor @ (decode(arrays, theta, beta) + transl)
+        valid = store.label("joint_valid")[row, slot]
+        assert np.abs(joints - store.label("joints_3d")[row, slot])[valid].max() < 1e-5
+        seen.add(slot)
+    assert seen == {RIGHT, LEFT}
+
+
 def test_a_build_without_mano_says_so(truth: FreihandTruth) -> None:
     report = build(config(truth), console=QUIET)
     store = open_store(report.path)
@@ -293,6 +336,21 @@ def test_a_bad_image_keeps_its_row_when_flagged(truth: FreihandTruth, kind: str)
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:
     image_of(truth, 4).write_bytes(jpeg(1)[:-200])
     with pytest.raises(SourceError, match=r"00000004.jpg is cut off"):
+        build(config(truth, shard_rows=4, workers=2), console=QUIET)
+
+
+def test_a_killed_worker_is_one_sentence(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_fatal(*args: Any) -> Source:
+        return dataclasses.replace(open_source(*args), root=Fatal())  # type: ignore[arg-type]
+
+    def plan_elsewhere(source: Source, *, shard_rows: int) -> Plan:
+        return make_plan(dataclasses.replace(source, root=truth.root), shard_rows=shard_rows)
+
+    monkeypatch.setattr("preprocess.build.open_source", open_fatal)
+    monkeypatch.setattr("preprocess.build.make_plan", plan_elsewhere)
+    with pytest.raises(StoreError, match=r"worker died .* fewer workers, workers=1"):
         build(config(truth, shard_rows=4, workers=2), console=QUIET)
 
 
@@ -440,6 +498,17 @@ def test_progress_off_a_terminal_is_a_line_every_five_seconds(
     ]
 
 
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("preprocess.progress.time.monotonic", clock)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=120)
+    with show_progress("pass", console) as report:
+        clock.now = 2.0
+        report(250, 1000)
+    assert "250/1000 frames, 125 frames/s, 6 s left" in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -451,3 +520,30 @@ def test_progress_off_a_terminal_is_a_line_every_five_seconds(
 def test_bad_options_are_refused(key: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BuildConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_make_sample_names_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "raw data"
+    assert make_sample.main(SampleConfig(out=str(out), num=1, num_eval=1, workers=1)) == 0
+    text = capsys.readouterr().out
+    assert "stand-in for freihand" in text
+    words = shlex.split(text.split("next: ")[1])
+    assert words[:4] == ["python", "-m", "preprocess", "build-cache"]
+    options = BuildConfig(**dict(word.split("=", 1) for word in words[4:]))  # type: ignore[arg-type]
+    options.workers = 1
+    assert build(options, console=QUIET).attributes.num_rows == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "coco"}, "dataset must be one of freihand, interhand26m, got 'coco'"),
+        ({"num": 0}, "num must be at least 1, got 0"),
+        ({"num_eval": 0}, "num_eval must be at least 1, got 0"),
+    ],
+)
+def test_bad_sample_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SampleConfig(**options)  # type: ignore[arg-type]

@@ -200,7 +200,7 @@ def short_joints(table: dict[str, Any]) -> None:
         ),
         ("data", drop_key, ("1 lack an official key", "number 5")),
         ("data", bad_hand_type, ("1 have no complete annotation",)),
-        ("data", dict.clear, ("no 'images' and 'annotations'",)),
+        ("data", dict.clear, ("no lists 'images' and 'annotations'",)),
         ("camera", drop_camera, ("3 have no entry in camera.json", "cam400012")),
         ("camera", drop_focal, ("1 of 4 entries", "[3][400012]")),
         ("camera", bad_rotation, ("1 of 4 entries", "[0][400002]", "official shape")),

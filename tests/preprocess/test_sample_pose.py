@@ -28,7 +28,7 @@ def test_mean_pose_baseline_is_neither_trivial_nor_hopeless() -> None:
     mean = relative("training", 220).mean(0)
     held_out = relative("evaluation", 100)
     baseline = np.mean([pa_mpjpe_mm(mean, joints) for joints in held_out])
-    assert 14.0 < baseline < 22.5
+    assert 14.0 < baseline < 22.0
 
 
 def test_poses_stay_within_the_documented_limits() -> None:
@@ -61,7 +61,7 @@ def test_orientations_are_rotations_within_limits() -> None:
     tip_deg = np.rad2deg(np.arcsin(fingers[:, 2]))
     assert np.abs(tip_deg).max() <= 50.0 + 1e-6
     palm_to_camera = turns[:, 2, 1] > 0  # the back of the hand, +y at rest, looks away
-    assert 0.75 < palm_to_camera.mean() < 0.95
+    assert 0.82 < palm_to_camera.mean() < 0.96
 
 
 def test_draws_depend_on_the_stream_only() -> None:

@@ -77,9 +77,13 @@ def test_a_left_hand_renders_as_the_mirror_image() -> None:
     K_mirrored[0, 2] = SIZE[1] - 1 - scene.K[0, 2]
     lights = draw_lights(np.random.default_rng(4))
     first = render_hands([right], scene.K, SIZE, lights)
-    second = render_hands([left], K_mirrored, SIZE, lights)
+    turned = replace(lights, key=mirror @ lights.key, fill=mirror @ lights.fill)
+    second = render_hands([left], K_mirrored, SIZE, turned)
     # Pixels whose sample lies exactly on an edge may fall to either side.
     assert np.abs(first.cover - second.cover[:, ::-1]).mean() < 1e-3
+    # The shadow map's grid is not mirrored with the hand.
+    inside = first.cover > 0.999
+    assert np.abs(first.rgb - second.rgb[:, ::-1])[inside].mean() < 3.0
 
 
 def test_the_nearer_hand_hides_the_farther_one() -> None:
