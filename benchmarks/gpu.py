@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from omegaconf import MISSING
 from rich.console import Console
@@ -185,8 +184,3 @@ def measured(suite: Suite, fn: Callable[..., object], inputs: Sequence[Any] = ((
         device="cuda" if suite.on_gpu else "cpu",
         inputs=inputs,
     )
-
-
-def rng() -> np.random.Generator:
-    """Return the generator of all synthetic data."""
-    return np.random.default_rng(0)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu import CannotRun, Suite, measured, rng, run_python
+from benchmarks.gpu import CannotRun, Suite, measured, run_python
+from benchmarks.store import FRAME_HW, build_store, synthetic_jpegs
 
-FRAME_HW: Final = (480, 640)
 WARM_BATCHES: Final = 4
 
 
@@ -118,8 +118,6 @@ def power_and_counters(suite: Suite) -> None:
 
 def synthetic_store(suite: Suite) -> None:
     """Build a store of 640x480 frames for the sections below."""
-    from benchmarks.store import build_store, synthetic_jpegs
-
     begin = time.perf_counter()
     path = suite.out / "store.zarr"
     jpegs = synthetic_jpegs(suite.num, seed=0)
@@ -264,13 +262,8 @@ SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
 
 def _jpegs(suite: Suite, count: int) -> list[NDArray[np.uint8]]:
     """Return encoded frames of one size, all different."""
-    noise = rng()
-    out = []
-    for _ in range(min(count, 64)):
-        small = noise.integers(0, 256, (FRAME_HW[0] // 8, FRAME_HW[1] // 8, 3), dtype=np.uint8)
-        frame = cv2.resize(small, FRAME_HW[::-1], interpolation=cv2.INTER_CUBIC)
-        out.append(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].ravel())
-    return [out[i % len(out)] for i in range(count)]
+    frames = synthetic_jpegs(64 if suite.on_gpu else 4, seed=0)
+    return [np.frombuffer(frames[i % len(frames)], np.uint8) for i in range(count)]
 
 
 def _decoder(suite: Suite, jpegs: list[NDArray[np.uint8]], load: float) -> Any:

@@ -41,6 +41,7 @@ from pipeline.store.writer import create_store, finish_store, write_image_shard,
 NUM_DISTINCT: Final = 200
 NUM_SHARDS: Final = 8
 BATCH: Final = 64
+FRAME_HW: Final = (480, 640)
 JPEG_BYTES: Final = (20_000, 100_000)
 
 Jpegs = Sequence[bytes]
@@ -116,7 +117,7 @@ def synthetic_jpegs(num: int, seed: int) -> list[bytes]:
     rng = np.random.default_rng(seed)
     pictures: list[bytes] = []
     while len(pictures) < min(num, NUM_DISTINCT):
-        pixels = rng.normal(128, rng.uniform(10, 30), (480, 640, 3))
+        pixels = rng.normal(128, rng.uniform(10, 30), (*FRAME_HW, 3))
         for _ in range(12):
             centre, axes = rng.integers(0, 640, 2).tolist(), rng.integers(5, 150, 2).tolist()
             colour = rng.uniform(0, 255, 3).tolist()
@@ -134,7 +135,7 @@ def synthetic_jpegs(num: int, seed: int) -> list[bytes]:
 
 
 def build_store(path: Path, jpegs: Jpegs) -> StoreAttributes:
-    """Build a finished store at ``path`` without labels."""
+    """Build a finished store at ``path``, without labels but ``sample_ok``."""
     shard_rows = -(-len(jpegs) // NUM_SHARDS)
     most = shard_rows * max(map(len, jpegs))
     attributes = StoreAttributes(
@@ -168,6 +169,8 @@ def build_store(path: Path, jpegs: Jpegs) -> StoreAttributes:
             "image/offset": offset,
             "image/length": length,
             "image/crc32c": crcs,
+            "image/size_hw": np.tile(np.array([FRAME_HW], np.uint16), (len(part), 1)),
+            "labels/sample_ok": np.ones(len(part), np.bool_),
         }
         write_rows(path, shard, columns)
     return finish_store(path, attributes)

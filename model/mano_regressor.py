@@ -32,7 +32,15 @@ class ManoRegressor(nn.Module):
     base: Tensor
     regressors: Tensor
 
-    def __init__(self, config: ModelConfig, *, input_px: int, mano: ManoModels | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        input_px: int,
+        mano: ManoModels | None,
+        right_only: bool = False,
+    ) -> None:
+        """Build the network; ``right_only`` halves the MANO work where left hands are mirrored."""
         super().__init__()
         if config.head is Head.mano and mano is None:
             raise ValueError(
@@ -44,7 +52,7 @@ class ManoRegressor(nn.Module):
         self.backbone, width = build_backbone(config, input_px)
         if config.head is Head.mano:
             assert mano is not None
-            self.mano = ManoLayer(mano)
+            self.mano = ManoLayer(mano, right_only=right_only)
             self.register_buffer("regressors", joint_regressors(mano), persistent=False)
             self.sizes: tuple[int, ...] = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
         else:

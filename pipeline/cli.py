@@ -1,9 +1,9 @@
 """The front door shared by every ``python -m <package> <command>``.
 
-Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and calls the
-command's ``main(config) -> int``. The schema is the annotation of ``main``'s ``config``; its field
-docstrings are the ``--help``. User errors are one sentence on stderr and exit code 2. Nothing
-heavy is imported before the words are known to be good.
+Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and
+calls the command's ``main(config) -> int``. The schema is the annotation of ``main``'s ``config``
+and its field docstrings are the ``--help``. User errors are one sentence on stderr and exit code 2.
+Nothing heavy is imported before the words are known to be good.
 """
 
 import ast

@@ -22,13 +22,14 @@ from train.device import backbone_dtype, choose_device
 from train.mean_pose import MeanPose
 from train.metrics import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
-from train.run import mean_of, required_mano
+from train.run import build_model, mean_of, required_mano
 from train.step import decode_labels, predict
 
 PROTOCOL: Final = (
-    "per hand, 21 joints and 778 vertices in mm; MPJPE and MPVPE relative to the wrist; PA with "
-    "scale, reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
+    "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
+    "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
+"""Defined in ``train.metrics``."""
 
 
 def main(config: EvaluateConfig) -> int:
@@ -46,7 +47,7 @@ def main(config: EvaluateConfig) -> int:
     mano = required_mano(trained.model.head, config.mano or trained.mano)
     pipeline = evaluation_pipeline(trained.pipeline, config)
     trained.model.pretrained, trained.model.weights = False, None  # the checkpoint has the weights
-    model = ManoRegressor(trained.model, input_px=pipeline.input_px, mano=mano).to(device)
+    model = build_model(trained.model, pipeline, mano).to(device)
     model.load_state_dict(payload["ema"])
     model.eval()
     mean_pose = mean_of(payload)

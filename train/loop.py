@@ -15,6 +15,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.loader import Loader
+from pipeline.stats import StageClock, share
 from train.checkpoint import save_checkpoint
 from train.config import RunConfig
 from train.config_io import to_plain
@@ -39,24 +40,24 @@ def train(
     """
     plain = to_plain(config)
     with stop_on_signal() as stop:
-        seen, waited, mark = 0, 0.0, time.perf_counter()
+        clock, seen, mark = StageClock(loader.device), 0, time.perf_counter()
         batches = iter(loader)
         while state.step < config.steps and not stop.asked:
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-
-            output = train_step(state, batch, config)
+            with clock.stage("data"):
+                batch = next(batches)
+            with clock.stage("step"):
+                output = train_step(state, batch, config)
             seen += len(batch.image)
             last = state.step == config.steps
 
             if state.step % config.log_every == 0 or last:
-                log.scalars(state.step, _read(output))  # waits for the device
+                values = _read(output)  # waits for the device
+                rate = seen / (time.perf_counter() - mark)
+                data_share = share(clock.read(), "data")
+                rates = {"samples_per_s": rate, "data_share": data_share}
+                log.scalars(state.step, values | rates)
                 raise_fault(state)
-                elapsed = time.perf_counter() - mark
-                rates = {"samples_per_s": seen / elapsed, "data_wait_share": waited / elapsed}
-                log.scalars(state.step, rates)
-                seen, waited, mark = 0, 0.0, time.perf_counter()
+                seen, mark = 0, time.perf_counter()
             if state.step % config.pictures_every == 0 or last:
                 _draw(state, batch, config, run_dir, log)
             if state.step % config.checkpoint_every == 0 or last or stop.asked:

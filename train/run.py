@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from model.config import Head
+from model.config import Head, ModelConfig
 from model.mano import ManoModels, find_mano, load_mano
 from model.mano_regressor import ManoRegressor
+from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from train.checkpoint import NAME, read_checkpoint, restore
 from train.config import RunConfig
@@ -40,7 +41,7 @@ def main(config: RunConfig) -> int:
     mano = required_mano(config.model.head, config.mano)
 
     loader = Loader(config.pipeline, device=device)
-    model = ManoRegressor(config.model, input_px=config.pipeline.input_px, mano=mano).to(device)
+    model = build_model(config.model, config.pipeline, mano).to(device)
     mean_pose = measure_mean_pose(loader, model) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
     state = build_state(model, config, config.pipeline.batch_size)
@@ -55,6 +56,14 @@ def main(config: RunConfig) -> int:
         log.say(_summary(state, loader, device, mean_pose, run_dir))
         finished = train(state, loader, config, mean_pose, run_dir, log)
     return 0 if finished else 130
+
+
+def build_model(
+    config: ModelConfig, pipeline: PipelineConfig, mano: ManoModels | None
+) -> ManoRegressor:
+    """Return the network for the pipeline's input."""
+    right_only = pipeline.mirror_left and pipeline.view.kind is ViewKind.hand
+    return ManoRegressor(config, input_px=pipeline.input_px, mano=mano, right_only=right_only)
 
 
 def required_mano(head: Head, path: str | None) -> ManoModels | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 FORMAT_VERSION: Final = 0
 INNER_CHUNK_BYTES: Final = 256 << 10
-"""Read unit of ``image/bytes`` for other Zarr readers; our reader does not care. At 1 MiB tensorstore
+"""Read unit of ``image/bytes`` for other Zarr readers; ours does not care. At 1 MiB tensorstore
 reads a quarter as many random images per second, at 64 KiB zarr-python writes at a quarter."""
 ATTRIBUTE: Final = "handloom"
 

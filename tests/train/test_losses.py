@@ -89,7 +89,7 @@ def test_joints_2d_is_finite_behind_the_camera() -> None:
     pred[0, 0, 1, 2] = 0.0
     pred.requires_grad_()
     valid = torch.ones(3, 2, 21, dtype=torch.bool)
-    terms.joints_2d(pred, points(), valid, camera(3), 128).sum().backward()
+    torch.autograd.backward(terms.joints_2d(pred, points(), valid, camera(3), 128).sum())
     assert pred.grad is not None
     assert torch.isfinite(pred.grad).all()
     assert pred.grad[0, 0, 0, 2] == 0.0
@@ -207,7 +207,7 @@ def test_nan_under_a_mask_costs_neither_value_nor_gradient() -> None:
     )
     prediction = make_prediction(4)
     loss, seen = total_loss(prediction, poisoned, mesh, LossConfig())
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0.0
     assert all(float(share) == 0.0 for share in seen.seen.values())
     for field in fields(prediction):
