@@ -14,11 +14,13 @@ COMMANDS = (
     Command(
         name="store",
         module="benchmarks.store",
+        config="benchmarks.config:StoreBenchConfig",
         summary="read rates of the store beside tensorstore, zarr-python and a plain memory copy",
     ),
     Command(
         name="gpu",
         module="benchmarks.gpu",
+        config="benchmarks.config:GpuSuiteConfig",
         summary="everything that needs a GPU, in one go under 9 minutes",
     ),
 )

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.config import GpuSuiteConfig
 from benchmarks.harness import (
     Measurement,
     Row,
@@ -38,18 +38,6 @@ from benchmarks.harness import (
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESERVE_S: Final = 15.0
 """Kept for writing the results."""
-
-
-@dataclass(kw_only=True, slots=True)
-class GpuSuiteConfig:
-    """The one-command GPU suite."""
-
-    out: str = MISSING
-    """Folder for rows, logs and the synthetic store."""
-    limit_s: float = 520.0
-    """Time for everything; sections that do not fit any more are reported as not run."""
-    num: int = 4096
-    """Frames of the synthetic store (the CPU dry run takes 64)."""
 
 
 class CannotRun(Exception):  # noqa: N818 - not an error: a reason

@@ -14,7 +14,6 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from benchmarks.config import BATCH, NUM_SHARDS, StoreBenchConfig
 from benchmarks.harness import (
     Bar,
     Inputs,
@@ -39,36 +39,12 @@ from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
 
 NUM_DISTINCT: Final = 200
-NUM_SHARDS: Final = 8
-BATCH: Final = 64
 FRAME_HW: Final = (480, 640)
 JPEG_BYTES: Final = (20_000, 100_000)
 
 Jpegs = Sequence[bytes]
 ReadBatch = Callable[[Sequence[int]], list[NDArray[np.uint8]]]
 Rates = dict[str, Measurement]
-
-
-@dataclass(kw_only=True, slots=True)
-class StoreBenchConfig:
-    """What is built and how long it is measured."""
-
-    out: str = "build/bench"
-    """Folder for the store; a ``store.zarr`` in it is replaced."""
-    num: int = 4000
-    """Images."""
-    seed: int = 0
-    """Of the images and of the order of random reads."""
-    results: str = "benchmarks/results/store.jsonl"
-    """File that the rows are appended to."""
-    min_time_s: float = 2.0
-    """Time measured per variant."""
-    repeats: int = 9
-    """Turns of each variant."""
-
-    def __post_init__(self) -> None:
-        if self.num < BATCH:
-            raise ValueError(f"num must be at least {BATCH}, got {self.num}")
 
 
 def main(config: StoreBenchConfig) -> int:

@@ -1,9 +1,9 @@
 """The front door shared by every ``python -m <package> <command>``.
 
 Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and
-calls the command's ``main(config) -> int``. The schema is the annotation of ``main``'s ``config``
-and its field docstrings are the ``--help``. User errors are one sentence on stderr and exit code 2.
-Nothing heavy is imported before the words are known to be good.
+calls the command's ``main(config) -> int``. The field docstrings of the schema are the ``--help``.
+User errors are one sentence on stderr and exit code 2. Nothing heavy is imported before the words
+are known to be good.
 """
 
 import ast
@@ -16,7 +16,7 @@ import os
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,10 +29,12 @@ USER_ERRORS: Final = (ValueError, OSError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """One command: ``module`` is imported only when it runs and holds ``main(config) -> int``."""
+    """One command: ``module`` holds ``main(config) -> int`` and is imported only to run it."""
 
     name: str
     module: str
+    config: str
+    """``module:class`` of the schema; its module imports nothing heavy."""
     summary: str
 
 
@@ -66,12 +68,14 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
             raise UsageError(
                 f"unknown command {name!r}; {_nearest(name, by_name)}"  # answered before imports
             )
-        main = importlib.import_module(by_name[name].module).main
-        schema = typing.get_type_hints(main)["config"]
+        command = by_name[name]
+        module, _, schema_name = command.config.partition(":")
+        schema = getattr(importlib.import_module(module), schema_name)
         if any(word in ("-h", "--help") for word in words):
-            print(_help(f"{prog} {name}", main, schema))  # noqa: T201
+            print(_help(f"{prog} {name}", _docstring_of_main(command.module), schema))  # noqa: T201
             return 0
-        return int(main(compose(schema, words)))
+        config = compose(schema, words)
+        return int(importlib.import_module(command.module).main(config))
     except KeyboardInterrupt:
         print(f"{prog} {name}: interrupted", file=sys.stderr)  # noqa: T201
         return 130
@@ -282,8 +286,18 @@ def _overview(prog: str, commands: Sequence[Command]) -> str:
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists the keys of a command."])
 
 
-def _help(prog: str, main: Callable[..., Any], schema: type[Any]) -> str:
-    text = inspect.getdoc(main) or ""
+def _docstring_of_main(module: str) -> str:
+    """Read the docstring of a command's ``main`` from its source, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            return ast.get_docstring(node) or ""
+    raise AssertionError(f"{module} has no main")
+
+
+def _help(prog: str, text: str, schema: type[Any]) -> str:
     lines = [f"usage: {prog} [key=value ...]", "", text, "", "keys:"]
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)

@@ -14,21 +14,25 @@ COMMANDS = (
     Command(
         name="make-sample",
         module="preprocess.make_sample",
+        config="preprocess.config:SampleConfig",
         summary="render a small stand-in dataset in an official on-disk format",
     ),
     Command(
         name="build-cache",
         module="preprocess.build",
+        config="preprocess.config:BuildConfig",
         summary="turn a raw dataset into one sharded Zarr v3 store",
     ),
     Command(
         name="verify-cache",
         module="preprocess.verify",
+        config="preprocess.config:VerifyConfig",
         summary="re-read every byte of a store and compare",
     ),
     Command(
         name="show-cache",
         module="preprocess.show",
+        config="preprocess.config:ShowConfig",
         summary="draw a contact sheet with skeletons; print licence and citation",
     ),
 )

@@ -11,10 +11,16 @@ except ImportError:
     )
 
 COMMANDS = (
-    Command(name="run", module="train.run", summary="train a model on a store"),
+    Command(
+        name="run",
+        module="train.run",
+        config="train.config:RunConfig",
+        summary="train a model on a store",
+    ),
     Command(
         name="evaluate",
         module="train.evaluate",
+        config="train.config:EvaluateConfig",
         summary="score a run on a split, beside the mean pose of its training set",
     ),
 )

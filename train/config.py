@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from model.config import ModelConfig
 from pipeline.config import PipelineConfig
-from train.losses.total import LossConfig
+from train.losses.config import LossConfig
 
 
 class Device(Enum):

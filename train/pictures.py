@@ -38,9 +38,9 @@ def draw_predictions(
             # pixel (0, 0) is a centre: an enlarged pixel's centre moves by (zoom - 1) / 2
             shift = (zoom - 1) / 2
             mask = valid[i, hand]
-            draw_skeleton(canvas, truth[i, hand] * zoom + shift, mask, rgb=_TRUTH_RGB, thickness=3)
+            draw_skeleton(canvas, truth[i, hand] * zoom + shift, mask, rgb=_TRUTH_RGB, thickness=1)
             everything = np.ones_like(mask) if mask.any() else mask
-            draw_skeleton(canvas, guess[i, hand] * zoom + shift, everything, thickness=1)
+            draw_skeleton(canvas, guess[i, hand] * zoom + shift, everything, thickness=2)
         sheets.append(canvas)
     return tile(sheets, columns=4)
 

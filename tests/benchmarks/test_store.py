@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.store import StoreBenchConfig, main, synthetic_jpegs
+from benchmarks.config import StoreBenchConfig
+from benchmarks.store import main, synthetic_jpegs
 
 
 def test_synthetic_jpegs_are_different_pictures_of_the_stated_size() -> None:

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from model.hand import JointSet
+from pipeline.store.schema import INNER_CHUNK_BYTES as INNER
 from preprocess.plan import Plan, make_plan
 from preprocess.records import Rows, Source, SourceError, empty_labels
-
-MIB = 1 << 20
 
 
 def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> Source:
@@ -76,7 +75,7 @@ def test_every_shard_fits_its_capacity(tmp_path: Path, shard_rows: int) -> None:
     shards = [sizes[i : i + plan.shard_rows] for i in range(0, 50, plan.shard_rows)]
     assert plan.num_shards == len(shards)
     largest = max(map(sum, shards))
-    assert plan.shard_capacity_bytes == -(-largest // MIB) * MIB
+    assert plan.shard_capacity_bytes == -(-largest // INNER) * INNER
     covered = [row for s in range(plan.num_shards) for row in range(50)[plan.rows_of_shard(s)]]
     assert covered == list(range(50))
 
@@ -86,7 +85,7 @@ def test_a_dataset_without_any_file_still_has_rows(tmp_path: Path) -> None:
     plan = make_plan(toy, shard_rows=8)
     assert plan.num_rows == 50
     assert plan.image_bytes.sum() == 0
-    assert plan.shard_capacity_bytes == MIB
+    assert plan.shard_capacity_bytes == INNER
 
 
 def test_the_hash_sees_every_part(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from train.losses import terms
-from train.losses.total import LossConfig, MeshTarget, total_loss
+from train.losses.config import LossConfig
+from train.losses.total import MeshTarget, total_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -1,0 +1,43 @@
+"""Options of the benchmarks. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from omegaconf import MISSING
+
+NUM_SHARDS: Final = 8
+BATCH: Final = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreBenchConfig:
+    """What is built and how long it is measured."""
+
+    out: str = "build/bench"
+    """Folder for the store; a ``store.zarr`` in it is replaced."""
+    num: int = 4000
+    """Images."""
+    seed: int = 0
+    """Of the images and of the order of random reads."""
+    results: str = "benchmarks/results/store.jsonl"
+    """File that the rows are appended to."""
+    min_time_s: float = 2.0
+    """Time measured per variant."""
+    repeats: int = 9
+    """Turns of each variant."""
+
+    def __post_init__(self) -> None:
+        if self.num < BATCH:
+            raise ValueError(f"num must be at least {BATCH}, got {self.num}")
+
+
+@dataclass(kw_only=True, slots=True)
+class GpuSuiteConfig:
+    """The one-command GPU suite."""
+
+    out: str = MISSING
+    """Folder for rows, logs and the synthetic store."""
+    limit_s: float = 520.0
+    """Time for everything; sections that do not fit any more are reported as not run."""
+    num: int = 4096
+    """Frames of the synthetic store (the CPU dry run takes 64)."""
