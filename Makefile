@@ -35,7 +35,7 @@ lint: $(READY)
 quickstart: $(READY)
 	rm -rf $(DIR)
 	@date +"quickstart begins %T"
-	$(PY) -m preprocess make-sample dataset=freihand out=$(DIR)/freihand num=1800 num_eval=250 seed=1
+	$(PY) -m preprocess make-sample dataset=freihand out=$(DIR)/freihand num=1800 num_eval=300 seed=1
 	$(PY) -m preprocess make-sample dataset=interhand26m out=$(DIR)/interhand26m num=48 seed=1
 	$(PY) -m preprocess build-cache dataset=freihand root=$(DIR)/freihand out=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano
 	$(PY) -m preprocess build-cache dataset=interhand26m root=$(DIR)/interhand26m out=$(DIR)/interhand26m.zarr mano=$(DIR)/interhand26m/mano

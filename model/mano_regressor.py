@@ -18,7 +18,8 @@ from model.config import Head, ModelConfig
 from model.geometry.camera import unproject
 from model.geometry.rotation import rot6d_to_rotmat
 from model.hand import NUM_BETAS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
-from model.mano import ManoLayer, ManoModels, joint_regressors, regress_joints
+from model.mano import ManoLayer, joint_regressors, regress_joints
+from model.mano_files import ManoModels
 from model.prediction import HandPrediction
 
 CROP_EXTENT_M: Final = 0.25

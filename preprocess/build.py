@@ -34,7 +34,7 @@ from preprocess.shard import ShardResult, ShardTask, plan_indices, run_shard, st
 from preprocess.sources.registry import check_dataset, open_source
 
 if TYPE_CHECKING:
-    from model.mano import ManoModels
+    from model.mano_files import ManoModels
 
 _FIRST: int = 5
 """How many rows or files a report names."""
@@ -154,7 +154,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _load_mano(path: str | None) -> "ManoModels | None":
-    from model.mano import find_mano, load_mano
+    from model.mano_files import find_mano, load_mano
 
     folder = find_mano(path)
     return None if folder is None else load_mano(folder)

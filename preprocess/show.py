@@ -16,7 +16,7 @@ from preprocess.config import ShowConfig
 from preprocess.quality import flag_names, project
 
 if TYPE_CHECKING:
-    from model.mano import ManoModels
+    from model.mano_files import ManoModels
     from pipeline.store.reader import Store
 
 _SIDES: Final = ((RIGHT, "R", (70, 130, 255)), (LEFT, "L", (255, 70, 70)))
@@ -167,7 +167,7 @@ def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":
     """Return MANO if the user has the one that the store was built with."""
     if not store.attributes.mano_sha256:
         return None
-    from model.mano import find_mano, load_mano
+    from model.mano_files import find_mano, load_mano
 
     folder = find_mano(config.mano)
     models = None if folder is None else load_mano(folder)
@@ -178,7 +178,7 @@ def _vertex_pixels(
     store: "Store", row: int, slot: int, mano: "ManoModels", K: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "n 2"]:
     """Return the pixels of the decoded vertices in front of the camera."""
-    from model.mano import mano_forward
+    from model.mano_files import mano_forward
 
     theta, beta, transl = (
         store.label(name)[[row], slot].astype(np.float64) for name in ("theta", "beta", "transl")

@@ -232,7 +232,7 @@ def _check_content(store: "Store") -> Iterator[str]:
 
 def _compare_with_source(store: "Store", root: Path, mano_path: str | None) -> Iterator[str]:
     """Every image against its file, every label against a fresh conversion."""
-    from model.mano import find_mano, load_mano
+    from model.mano_files import find_mano, load_mano
 
     a = store.attributes
     mano = None

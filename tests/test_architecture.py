@@ -18,7 +18,7 @@ ALLOWED = {
         "pipeline.cli",
         "model.geometry",
         "model.hand",
-        "model.mano",
+        "model.mano_files",
         "model.draw",
     ),
     "train": ("train", "pipeline", "model"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from model.config import Head, ModelConfig
-from model.mano import ManoModels, find_mano, load_mano
+from model.mano_files import ManoModels, find_mano, load_mano
 from model.mano_regressor import ManoRegressor
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from model.hand import MIDDLE_MCP, STANDARD_FROM_MANO21, TIP_VERTICES
-from model.mano import mano_forward
+from model.mano_files import mano_forward
 from preprocess.sample.background import draw_background, draw_green_screen
 from preprocess.sample.hand_mesh import stand_in_model
 from preprocess.sample.pose import draw_hand, draw_orientation

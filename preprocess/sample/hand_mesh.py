@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from model.hand import FINGERS, MANO_PARENTS, NUM_BETAS
-from model.mano import ManoArrays
+from model.mano_files import ManoArrays
 from preprocess.sample.hand_placement import neighbour_mean, place_vertices
 from preprocess.sample.hand_rig import (
     MANO_FIRST_JOINT,
@@ -74,7 +74,7 @@ def stand_in_mano() -> dict[str, Arrays]:
 
 @lru_cache(maxsize=2)
 def stand_in_model(side: str) -> ManoArrays:
-    """Return one side, ``"right"`` or ``"left"``, as ``model.mano.mano_forward`` takes it."""
+    """Return one side, ``"right"`` or ``"left"``, as ``model.mano_files.mano_forward`` takes it."""
     arrays = dict(stand_in_mano()[side])
     arrays["f"] = arrays["f"].astype(np.int64)
     return ManoArrays(**arrays)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation, Slerp
 
-from model.mano import mano_forward
+from model.mano_files import mano_forward
 from preprocess.sample.hand_mesh import MIRROR, stand_in_model
 from preprocess.sample.pose import draw_beta, draw_hand, draw_orientation
 from preprocess.sample.skin import SkinAtlas, draw_skin

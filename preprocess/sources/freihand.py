@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from model.hand import MIDDLE_MCP, NUM_JOINTS, NUM_VERTICES, RIGHT, STANDARD_FROM_MANO21, JointSet
-from model.mano import ManoArrays, ManoModels, mano_forward
+from model.mano_files import ManoArrays, ManoModels, mano_forward
 from preprocess.annotations import read_number_rows, require
 from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
 

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from model.hand import NUM_JOINTS, RIGHT, STANDARD_FROM_INTERHAND, JointSet
-from model.mano import ManoArrays, ManoModels
+from model.mano_files import ManoArrays, ManoModels
 from preprocess.annotations import require
 from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
 from preprocess.sources.interhand26m_files import (

@@ -12,17 +12,8 @@ from torch import Tensor
 
 from model.geometry.rotation import axis_angle_to_rotmat
 from model.hand import STANDARD_FROM_INTERHAND, STANDARD_FROM_MANO21, TIP_VERTICES, JointSet
-from model.mano import (
-    MANO_ENV,
-    ManoArrays,
-    ManoLayer,
-    ManoModels,
-    find_mano,
-    joint_regressors,
-    load_mano,
-    mano_forward,
-    regress_joints,
-)
+from model.mano import ManoLayer, joint_regressors, regress_joints
+from model.mano_files import MANO_ENV, ManoArrays, ManoModels, find_mano, load_mano, mano_forward
 from tests.model.conftest import random_mano
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from model.geometry.camera import project
 from model.geometry.crop import apply
 from model.hand import JointSet
-from model.mano import ManoLayer, ManoModels
+from model.mano import ManoLayer
+from model.mano_files import ManoModels
 from pipeline.augment import AugmentParams, input_affine
 from pipeline.batch import Batch
 from pipeline.config import ViewConfig, ViewKind

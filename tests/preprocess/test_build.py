@@ -16,7 +16,7 @@ import zarr
 from rich.console import Console
 
 from model.hand import LEFT, RIGHT
-from model.mano import load_mano
+from model.mano_files import load_mano
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS, LABELS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.hand import LEFT, RIGHT, JointSet
-from model.mano import load_mano
+from model.mano_files import load_mano
 from preprocess.annotations import read_number_rows
 from preprocess.records import SourceError
 from preprocess.sources.freihand import open_source

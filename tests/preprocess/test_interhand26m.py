@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from model.hand import LEFT, RIGHT, JointSet
-from model.mano import load_mano
+from model.mano_files import load_mano
 from preprocess.records import SourceError
 from preprocess.sources.interhand26m import open_source
 from tests.preprocess.datasets import decode, interhand_file, write_interhand, write_mano

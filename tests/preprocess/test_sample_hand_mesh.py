@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from model.hand import FINGERS, MANO_PARENTS, STANDARD_FROM_INTERHAND, TIP_VERTICES
-from model.mano import ManoArrays, load_mano, mano_forward
+from model.mano_files import ManoArrays, load_mano, mano_forward
 from preprocess.sample.hand_mesh import (
     interhand_regressor,
     mirrored,

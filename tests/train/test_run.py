@@ -11,7 +11,7 @@ import cv2
 import pytest
 import torch
 
-from model.mano import load_mano
+from model.mano_files import load_mano
 from model.mano_regressor import ManoRegressor
 from pipeline.cli import compose
 from pipeline.loader import Loader

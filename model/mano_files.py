@@ -1,0 +1,183 @@
+"""MANO files: finding and loading them, and a numpy twin of the layer. Imports no torch.
+
+MANO is licensed and never shipped. ``find_mano`` looks for a folder with ``MANO_RIGHT.npz`` and
+``MANO_LEFT.npz``, and optionally InterHand2.6M's joint regressor. The left model is always used
+with its shape basis fixed (smplx issue 48).
+
+Shape legend: n = rows. Metres and radians; ``joint0 = J0(beta) + transl``.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from scipy.spatial.transform import Rotation
+
+from model.hand import MANO_PARENTS, NUM_JOINTS, NUM_MANO_JOINTS, NUM_VERTICES
+
+MANO_ENV: Final = "HANDLOOM_MANO"
+MANO_FILES: Final = ("MANO_RIGHT.npz", "MANO_LEFT.npz")
+INTERHAND_REGRESSOR_FILE: Final = "J_regressor_mano_ih26m.npy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ManoArrays:
+    """The model of one side, as in its file; the left one with its shape basis fixed."""
+
+    v_template: Float64[np.ndarray, "778 3"]
+    shapedirs: Float64[np.ndarray, "778 3 10"]
+    posedirs: Float64[np.ndarray, "778 3 135"]
+    J_regressor: Float64[np.ndarray, "16 778"]
+    weights: Float64[np.ndarray, "778 16"]
+    hands_mean: Float64[np.ndarray, " 45"]
+    hands_components: Float64[np.ndarray, "45 45"]
+    f: Int64[np.ndarray, "1538 3"]
+    kintree_table: Int64[np.ndarray, "2 16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ManoModels:
+    """Both sides and what belongs to them."""
+
+    right: ManoArrays
+    left: ManoArrays
+    left_was_unfixed: bool
+    """The left file had the shape basis of smplx issue 48 and was fixed on loading."""
+    interhand_regressor: Float[np.ndarray, "21 778"] | None
+    """InterHand2.6M's regressor in its own joint order; None where the file is absent."""
+    sha256: str
+    """Hash over the arrays of both sides, after the fix."""
+
+
+def find_mano(path: str | None) -> Path | None:
+    """Return the MANO folder: ``path``, else ``HANDLOOM_MANO``, else None.
+
+    Raises:
+        FileNotFoundError: If a folder is named but lacks one of the two files.
+    """
+    named = path or os.environ.get(MANO_ENV)
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    missing = [name for name in MANO_FILES if not (folder / name).is_file()]
+    if missing:
+        source = "mano" if path else MANO_ENV
+        raise FileNotFoundError(
+            f"{source}={str(folder)!r} lacks {' and '.join(missing)}; "
+            "convert the licensed download with: python -m preprocess import-mano"
+        )
+    return folder
+
+
+def load_mano(folder: Path) -> ManoModels:
+    """Read both sides, fix the left shape basis if needed, hash the arrays.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file lacks an array, or one has another shape or joint tree.
+
+    Source:
+        https://github.com/vchoutas/smplx/issues/48: the x axis of the left shape basis was
+        published with the sign of the right one.
+    """
+    right, left = (_load_arrays(folder / name) for name in MANO_FILES)
+    was_unfixed = bool(np.abs(left.shapedirs[:, 0] - right.shapedirs[:, 0]).sum() < 1)
+    if was_unfixed:
+        left.shapedirs[:, 0] *= -1
+
+    regressor = None
+    regressor_path = folder / INTERHAND_REGRESSOR_FILE
+    if regressor_path.is_file():
+        regressor = np.load(regressor_path, allow_pickle=False).astype(np.float32)
+        if regressor.shape != (NUM_JOINTS, NUM_VERTICES):
+            raise ValueError(
+                f"{regressor_path}: expected shape {(NUM_JOINTS, NUM_VERTICES)}, "
+                f"got {regressor.shape}"
+            )
+    digest = hashlib.sha256()
+    for arrays in (right, left):
+        for field in fields(arrays):
+            digest.update(field.name.encode())
+            digest.update(getattr(arrays, field.name).tobytes())
+    return ManoModels(
+        right=right,
+        left=left,
+        left_was_unfixed=was_unfixed,
+        interhand_regressor=regressor,
+        sha256=digest.hexdigest(),
+    )
+
+
+_SHAPES: Final = {
+    "v_template": (778, 3),
+    "shapedirs": (778, 3, 10),
+    "posedirs": (778, 3, 135),
+    "J_regressor": (16, 778),
+    "weights": (778, 16),
+    "hands_mean": (45,),
+    "hands_components": (45, 45),
+    "f": (1538, 3),
+    "kintree_table": (2, 16),
+}
+
+
+def _load_arrays(path: Path) -> ManoArrays:
+    """Read one npz; all its problems in one error."""
+    arrays: dict[str, np.ndarray] = {}
+    problems = []
+    with np.load(path, allow_pickle=False) as file:
+        for name, shape in _SHAPES.items():
+            if name not in file:
+                problems.append(f"no {name}")
+                continue
+            dtype = np.int64 if name in ("f", "kintree_table") else np.float64
+            arrays[name] = file[name].astype(dtype)
+            if arrays[name].shape != shape:
+                problems.append(f"{name} has shape {arrays[name].shape}, expected {shape}")
+    if not problems and tuple(arrays["kintree_table"][0, 1:]) != MANO_PARENTS[1:]:
+        problems.append("kintree_table is not MANO's joint tree")
+    if problems:
+        raise ValueError(f"{path} is no MANO model: {'; '.join(problems)}")
+    return ManoArrays(**arrays)
+
+
+def mano_forward(
+    arrays: ManoArrays,
+    theta: Float64[np.ndarray, "n 48"],
+    beta: Float64[np.ndarray, "n 10"],
+    transl: Float64[np.ndarray, "n 3"],
+) -> tuple[Float64[np.ndarray, "n 778 3"], Float64[np.ndarray, "n 16 3"]]:
+    """Return vertices and the 16 joints in numpy float64; for offline use.
+
+    Takes about 150 KB per row while it works.
+
+    Args:
+        arrays: Model of the side of all rows.
+        theta: Absolute axis-angle (mean added), root first.
+        beta: Shape.
+        transl: Translation, metres.
+
+    Source:
+        Romero et al. 2017, Embodied Hands, section 3; Loper et al. 2015, SMPL, equations 2-10.
+    """
+    num = len(theta)
+    R = Rotation.from_rotvec(theta.reshape(-1, 3)).as_matrix().reshape(num, NUM_MANO_JOINTS, 3, 3)
+    shaped = arrays.v_template + (beta @ arrays.shapedirs.reshape(-1, 10).T).reshape(num, -1, 3)
+    rest = arrays.J_regressor @ shaped
+    feature = (R[:, 1:] - np.eye(3)).reshape(num, -1)
+    posed = shaped + (feature @ arrays.posedirs.reshape(-1, 135).T).reshape(num, -1, 3)
+
+    turn = R.copy()
+    joints = rest.copy()
+    for j, parent in enumerate(MANO_PARENTS[1:], start=1):
+        turn[:, j] = turn[:, parent] @ R[:, j]
+        bone = rest[:, j] - rest[:, parent]
+        joints[:, j] = joints[:, parent] + np.einsum("nik,nk->ni", turn[:, parent], bone)
+    shift = joints - np.einsum("njik,njk->nji", turn, rest)
+    blended = (arrays.weights @ turn.reshape(num, -1, 9)).reshape(num, -1, 3, 3)
+    vertices = np.einsum("nvik,nvk->nvi", blended, posed) + arrays.weights @ shift
+    return vertices + transl[:, None], joints + transl[:, None]
