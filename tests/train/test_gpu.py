@@ -1,0 +1,68 @@
+"""The training step on a GPU: bf16, no waiting, the same mesh as the CPU's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.geometry.rotation import axis_angle_to_rotmat
+from model.mano import ManoLayer
+from model.mano_files import load_mano
+from pipeline.cli import compose
+from pipeline.loader import Loader
+from tests.conftest import SampleStore
+from train.config import RunConfig
+from train.run import build_model
+from train.step import build_state, train_step
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda", 0)
+
+
+def config(data: SampleStore, run_dir: Path) -> RunConfig:
+    words = [
+        "experiment=quickstart",
+        f"store={data.store}",
+        f"mano={data.mano}",
+        f"run_dir={run_dir}",
+        "batch_size=16",
+        "device=cuda",
+    ]
+    built = compose(RunConfig, words)
+    assert isinstance(built, RunConfig)
+    return built
+
+
+def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: Path) -> None:
+    settings = config(freihand, tmp_path)
+    loader = Loader(settings.pipeline, device=CUDA)
+    model = build_model(settings.model, settings.pipeline, load_mano(freihand.mano)).to(CUDA)
+    state = build_state(model, settings, 16)
+    assert state.dtype is torch.bfloat16
+    batch = next(iter(loader))
+    first = float(train_step(state, batch, settings).loss)
+    for _ in range(3):
+        train_step(state, batch, settings)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = train_step(state, batch, settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(30):
+        output = train_step(state, batch, settings)
+    assert float(output.loss) < 0.8 * first
+    assert int(state.fault.count) == 0
+
+
+def test_the_mano_layer_agrees_with_the_cpu(freihand: SampleStore) -> None:
+    models = load_mano(freihand.mano)
+    generator = torch.Generator().manual_seed(0)
+    theta = axis_angle_to_rotmat(torch.randn(9, 16, 3, generator=generator) * 0.5)
+    beta, transl = torch.randn(9, 10, generator=generator), torch.randn(9, 3, generator=generator)
+    right = torch.tensor([True, False, True] * 3)
+    inputs = (theta, beta, transl, right)
+    there = ManoLayer(models).to(CUDA)(*(value.to(CUDA) for value in inputs))
+    here = ManoLayer(models)(*inputs)
+    for ours, theirs in zip(there, here, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=2e-6)  # metres
