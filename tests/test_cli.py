@@ -101,7 +101,7 @@ def test_short_spelling_sets_the_nested_key() -> None:
         (["root=x", "+share=1"], "write share=..."),
         (["root=x", "+shar=1"], "did you mean 'share'"),
         (["root=x", "~share"], "not key=value"),
-        (["root=x", "inner.szie=1"], "did you mean 'inner.size'"),
+        (["root=x", "inner.sixe=1"], "did you mean 'inner.size'"),
         (["root=x", "kind=middle"], "kind must be one of small, large, got 'middle'"),
         (["root=x", "share=abc"], "share: "),
         (["root=x", "inner.size=1.5"], "inner.size: "),
