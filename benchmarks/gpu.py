@@ -77,6 +77,7 @@ class Suite:
             value = Measurement(p20=value, p50=value, p80=value, n=1)
         config = dataclasses.asdict(self.config)
         row = record("gpu", variant, metric, unit, value, params=params, config=config)
+        append_rows(self.out / "gpu.jsonl", [row])  # at once: a kill keeps what was measured
         self.rows.append(row)
 
 
@@ -98,7 +99,6 @@ def main(config: GpuSuiteConfig) -> int:
     console.print(f"machine: {machine()}\nversions: {versions()}", highlight=False)
     results = [run_section(suite, section, console) for section in gpu_sections.SECTIONS]
     if suite.rows:
-        append_rows(out / "gpu.jsonl", suite.rows)
         print_table(suite.rows)
     print_results(results, console)
     return int(any(state == "FAILED" for _, state, _ in results))
@@ -156,7 +156,8 @@ def run_python(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        (suite.out / log).write_text(str(error.stdout or ""))
+        output: bytes = error.stdout or b""  # bytes, whatever ``text`` says
+        (suite.out / log).write_bytes(output)
         raise RuntimeError(f"{' '.join(arguments)} did not end in time; see {log}") from error
     (suite.out / log).write_text(done.stdout)
     return done

@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +40,8 @@ def tests_marked_gpu(suite: Suite) -> None:
         raise RuntimeError(f"pytest ended with {done.returncode}; see pytest-gpu.txt")
     if not suite.on_gpu:
         raise CannotRun(f"no CUDA device: {found.get('skipped', 0)} GPU tests skipped")
+    if not found.get("passed"):
+        raise RuntimeError(f"no GPU test ran ({found}); see pytest-gpu.txt")
 
 
 def triton_kernel(suite: Suite) -> None:
@@ -155,11 +157,12 @@ def dali_beside_torch(suite: Suite) -> None:
     a = torch.randn(512, 512, device=suite.device)
     expected = a @ a
     worst = 0.0
-    for _ in range(8):
+    for turn in range(8):
         images = _as_torch(suite, pipe)
         if not torch.equal(a @ a, expected):
             raise RuntimeError("torch gives another product with DALI beside it")
-        picture = cv2.imdecode(jpegs[0], cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        first = jpegs[turn % len(jpegs)]
+        picture = cv2.imdecode(first, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         difference = images[0].cpu().float() - torch.from_numpy(picture).float()
         worst = max(worst, float(difference.abs().mean()))
     suite.note("DALI decode against OpenCV", "mean difference", "grey levels", worst)
@@ -174,13 +177,16 @@ def dlpack_lifetime(suite: Suite) -> None:
     images = torch.from_dlpack(output)
     shared = images.data_ptr() == output.data_ptr()
     before = images.clone()
-    for _ in range(12):
-        _run(suite, pipe)
+    later = [_as_torch(suite, pipe).clone() for _ in range(12)]
     kept = torch.equal(images, before)
+    if torch.equal(later[0], before):
+        raise RuntimeError("two batches are equal, so an overwritten one would not show")
     suite.note("DLPack hand-over is zero-copy", "yes", "bool", float(shared))
     suite.note("DLPack tensor unchanged after 12 batches", "yes", "bool", float(kept))
     if not kept:
         raise RuntimeError("a later batch overwrote a tensor that was handed over")
+    if not shared:
+        raise RuntimeError("the hand-over copied the batch")
 
 
 def decode_rate(suite: Suite) -> None:
@@ -285,7 +291,7 @@ def _decoder(suite: Suite, jpegs: list[NDArray[np.uint8]], load: float) -> Any:
         }
     with pipe:
         encoded = fn.external_source(
-            source=lambda: jpegs, batch=True, no_copy=True, dtype=types.UINT8, ndim=1
+            source=_rotated(jpegs), batch=True, no_copy=True, dtype=types.UINT8, ndim=1
         )
         device = "mixed" if suite.on_gpu else "cpu"
         images = fn.decoders.image(
@@ -294,6 +300,13 @@ def _decoder(suite: Suite, jpegs: list[NDArray[np.uint8]], load: float) -> Any:
         pipe.set_outputs(images)
     pipe.build()
     return pipe
+
+
+def _rotated(jpegs: list[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
+    """Yield the same images in another order each time, so that an overwritten batch shows."""
+    for turn in itertools.count():
+        start = turn % len(jpegs)
+        yield jpegs[start:] + jpegs[:start]
 
 
 def _run(suite: Suite, pipe: Any) -> Any:

@@ -12,11 +12,19 @@ GRID_CHANNELS: Final = 64
 """Channels that each cell of a grid readout keeps."""
 
 
-def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
+def build_backbone(
+    config: ModelConfig, input_px: int, *, load_weights: bool = True
+) -> tuple[nn.Module, int]:
     """Return the backbone (image [b, 3, s, s] -> features [b, c]) and c.
 
     BatchNorm of a pretrained backbone is frozen: its statistics are better than those of the
     small, correlated batches of this field.
+
+    Args:
+        config: Which backbone.
+        input_px: Side of its input.
+        load_weights: False builds the same network without fetching published weights, for a
+            checkpoint that brings its own.
 
     Raises:
         ValueError: If timm has no such model, pretrained weights cannot be had, or the readout
@@ -27,17 +35,15 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
         raise ValueError(
             f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
         )
-    options: dict[str, Any] = {"pretrained": config.pretrained, "num_classes": 0}
-    if config.weights is not None:
+    options: dict[str, Any] = {"pretrained": config.pretrained and load_weights, "num_classes": 0}
+    if config.weights is not None and load_weights:
         options["pretrained_cfg_overlay"] = {"file": config.weights}
-    if "vit" in config.backbone:
-        options["img_size"] = input_px
     if config.readout is Readout.grid:
         options["global_pool"] = ""
     try:
-        backbone: Any = timm.create_model(config.backbone, **options)
+        backbone = _create(config.backbone, input_px, options)
     except (OSError, RuntimeError) as error:
-        if not config.pretrained:
+        if not options["pretrained"]:
             raise
         raise ValueError(
             f"pretrained weights of {config.backbone!r} cannot be had "
@@ -49,20 +55,27 @@ def build_backbone(config: ModelConfig, input_px: int) -> tuple[nn.Module, int]:
     for weight in backbone.parameters():
         if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    width = int(backbone.num_features)
-    if config.readout is Readout.pooled:
-        return backbone, width
-    with torch.no_grad():
+    with torch.no_grad():  # not every timm model says how wide its output is
         shape = backbone.eval()(torch.zeros(1, 3, input_px, input_px)).shape
     backbone.train()
-    if len(shape) != 4:
+    if config.readout is Readout.pooled:
+        return backbone, int(shape[1])
+    if len(shape) != 4 or shape[1] != backbone.num_features:
         raise ValueError(
-            f"model.readout=grid needs a feature map, {config.backbone!r} gives tokens; use "
-            "model.readout=pooled"
+            f"model.readout=grid needs a feature map [b, c, h, w], {config.backbone!r} gives "
+            f"{list(shape)}; use model.readout=pooled"
         )
-    narrow = nn.Conv2d(width, GRID_CHANNELS, kernel_size=1)
+    narrow = nn.Conv2d(shape[1], GRID_CHANNELS, kernel_size=1)
     cells = GRID_CHANNELS * shape[-2] * shape[-1]
     return nn.Sequential(backbone, narrow, nn.Flatten()), cells
+
+
+def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:
+    """Create a timm model for this input side; convolutional ones take any and no ``img_size``."""
+    try:
+        return timm.create_model(name, img_size=input_px, **options)
+    except TypeError:
+        return timm.create_model(name, **options)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -68,7 +68,7 @@ def find_mano(path: str | None) -> Path | None:
         source = "mano" if path else MANO_ENV
         raise FileNotFoundError(
             f"{source}={str(folder)!r} lacks {' and '.join(missing)}; "
-            "convert the licensed download with: python -m preprocess import-mano"
+            "expected the licensed models as plain .npz, their arrays under the names in the pickle"
         )
     return folder
 

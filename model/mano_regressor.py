@@ -40,8 +40,13 @@ class ManoRegressor(nn.Module):
         input_px: int,
         mano: ManoModels | None,
         right_only: bool = False,
+        load_weights: bool = True,
     ) -> None:
-        """Build the network; ``right_only`` halves the MANO work where left hands are mirrored."""
+        """Build the network.
+
+        ``right_only`` halves the MANO work where left hands are mirrored; ``load_weights`` False
+        fetches no published weights, because a checkpoint follows.
+        """
         super().__init__()
         if config.head is Head.mano and mano is None:
             raise ValueError(
@@ -50,7 +55,7 @@ class ManoRegressor(nn.Module):
             )
         self.head = config.head
         self.input_px = input_px
-        self.backbone, width = build_backbone(config, input_px)
+        self.backbone, width = build_backbone(config, input_px, load_weights=load_weights)
         if config.head is Head.mano:
             assert mano is not None
             self.mano = ManoLayer(mano, right_only=right_only)

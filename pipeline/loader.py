@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from model.geometry.crop import compose, invert
+from model.hand import JointSet
 from pipeline import resident
 from pipeline.augment import draw, identity, input_affine
 from pipeline.batch import Batch
@@ -74,6 +75,7 @@ class Loader:
         self.num_samples = len(view)
         """Samples of all ranks together."""
         self.content_sha256 = store.attributes.content_sha256
+        self.joint_set = JointSet[store.attributes.joint_set]
         owned = owned_samples(len(view), rank=rank, world=world)
         self._rank, self._world = rank, world
         self._batch_size = max(1, config.batch_size // world)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from model.hand import ROOT
 from model.mano_regressor import ManoRegressor
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
@@ -46,14 +45,13 @@ def main(config: EvaluateConfig) -> int:
     trained = config_of(payload)
     mano = required_mano(trained.model.head, config.mano or trained.mano)
     pipeline = evaluation_pipeline(trained.pipeline, config)
-    trained.model.pretrained, trained.model.weights = False, None  # the checkpoint has the weights
-    model = build_model(trained.model, pipeline, mano).to(device)
-    model.load_state_dict(payload["ema"])
-    model.eval()
     mean_pose = mean_of(payload)
     dtype = backbone_dtype(trained.precision, device)
 
     loader = Loader(pipeline, device=device, training=False)
+    model = build_model(trained, mano, loader.joint_set, load_weights=False).to(device)
+    model.load_state_dict(payload["ema"])
+    model.eval()
     ours, baseline = ScoreAccumulator(), ScoreAccumulator()
     out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
     batches = track(loader, total=len(loader), description="evaluate", transient=True)
@@ -105,7 +103,6 @@ def _score(
     scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, model: ManoRegressor
 ) -> None:
     valid = (batch.joint_valid & batch.has_joints[..., None])[:, 0]
-    valid &= valid[:, ROOT : ROOT + 1]
     keep = valid.any(-1)
     joints, target = prediction.joints_3d[keep, 0], batch.joints_3d[keep, 0]
     if prediction.vertices is None:

@@ -1,6 +1,7 @@
 """One logger: a line for people, JSONL for machines, TensorBoard for curves."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,8 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one log point."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

@@ -36,7 +36,7 @@ def train(
     """Train until ``config.steps`` or a signal; return whether it got to the end.
 
     Raises:
-        FloatingPointError: If a loss or gradient was not finite; names step and samples.
+        DivergedError: If a loss or gradient was not finite; names step and samples.
     """
     plain = to_plain(config)
     with stop_on_signal() as stop:
@@ -60,26 +60,32 @@ def train(
                 seen, mark = 0, time.perf_counter()
             if state.step % config.pictures_every == 0 or last:
                 _draw(state, batch, config, run_dir, log)
-            if state.step % config.checkpoint_every == 0 or last or stop.asked:
+            if state.step % config.checkpoint_every == 0 or last:
+                raise_fault(state)
                 save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
         if stop.asked and state.step < config.steps:
+            raise_fault(state)
             save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
             log.say(f"{stop.name} at step {state.step}: checkpoint written; run again to continue")
     return state.step >= config.steps
 
 
+class DivergedError(ValueError):
+    """A loss or gradient was not finite."""
+
+
 def raise_fault(state: TrainState) -> None:
-    """Stop on what the device noted since the last log point.
+    """Stop on what the device noted since the last reading.
 
     Raises:
-        FloatingPointError: With the step and the sample ids.
+        DivergedError: With the step and the sample ids.
     """
     count = int(state.fault.count)
     if count == 0:
         return
     ids = [int(i) for i in state.fault.sample_id.tolist() if i >= 0]
     named = f"samples {ids[:8]}" if ids else "no sample alone is to blame (gradient overflow)"
-    raise FloatingPointError(
+    raise DivergedError(
         f"loss or gradient not finite in {count} steps, first at step {int(state.fault.step)}: "
         f"{named}; these steps changed no weight. Lower optim.lr or look at the samples"
     )

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from train.config import OptimConfig
 
@@ -46,6 +46,4 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     """
     weight = 1.0 - min(decay, (1.0 + step) / (10.0 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), weight)
-    buffers: list[tuple[Tensor, Tensor]] = list(zip(ema.buffers(), model.buffers(), strict=True))
-    for averaged, current in buffers:
-        averaged.copy_(current)
+    torch._foreach_copy_(list(ema.buffers()), list(model.buffers()))

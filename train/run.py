@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from model.config import Head, ModelConfig
-from model.mano_files import ManoModels, find_mano, load_mano
+from model.config import Head
+from model.hand import JointSet
+from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
 from model.mano_regressor import ManoRegressor
-from pipeline.config import PipelineConfig, ViewKind
+from pipeline.config import ViewKind
 from pipeline.loader import Loader
 from train.checkpoint import NAME, read_checkpoint, restore
 from train.config import RunConfig
@@ -41,7 +42,7 @@ def main(config: RunConfig) -> int:
     mano = required_mano(config.model.head, config.mano)
 
     loader = Loader(config.pipeline, device=device)
-    model = build_model(config.model, config.pipeline, mano).to(device)
+    model = build_model(config, mano, loader.joint_set, load_weights=payload is None).to(device)
     mean_pose = measure_mean_pose(loader, model) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
     state = build_state(model, config, config.pipeline.batch_size)
@@ -59,11 +60,32 @@ def main(config: RunConfig) -> int:
 
 
 def build_model(
-    config: ModelConfig, pipeline: PipelineConfig, mano: ManoModels | None
+    config: RunConfig, mano: ManoModels | None, joint_set: JointSet, *, load_weights: bool
 ) -> ManoRegressor:
-    """Return the network for the pipeline's input."""
-    right_only = pipeline.mirror_left and pipeline.view.kind is ViewKind.hand
-    return ManoRegressor(config, input_px=pipeline.input_px, mano=mano, right_only=right_only)
+    """Return the network for the pipeline's input and the store's joint set.
+
+    Raises:
+        ValueError: If the view shows no single hand, or the joint set's regressor is missing.
+    """
+    if config.pipeline.view.kind is not ViewKind.hand:
+        raise ValueError(
+            "this model predicts one hand per image: pipeline.view.kind must be hand, got "
+            f"{config.pipeline.view.kind.name}"
+        )
+    needs_file = config.model.head is Head.mano and joint_set is JointSet.interhand26m
+    if needs_file and mano is not None and mano.interhand_regressor is None:
+        raise ValueError(
+            f"the joints of InterHand2.6M need its regressor {INTERHAND_REGRESSOR_FILE}; put the "
+            "file (from the dataset's repository, tool/MANO_world_to_camera) into the MANO folder, "
+            "or use model.head=joints"
+        )
+    return ManoRegressor(
+        config.model,
+        input_px=config.pipeline.input_px,
+        mano=mano,
+        right_only=config.pipeline.mirror_left,
+        load_weights=load_weights,
+    )
 
 
 def required_mano(head: Head, path: str | None) -> ManoModels | None:

@@ -1,7 +1,8 @@
 """One training step: forward, losses, backward, clip, update, EMA. No host sync.
 
-A step whose loss or gradient is not finite changes nothing: the fused optimiser skips it on the
-device (``found_inf``), and what went wrong is kept there until the next log point.
+A step whose loss or gradient is not finite changes no weight: the fused optimiser skips it on the
+device (``found_inf``), and what went wrong is kept there until the next log point or checkpoint,
+which stops the run.
 """
 
 import copy
@@ -72,7 +73,8 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
     lower = dtype is not torch.float32
     with torch.autocast(batch.image.device.type, dtype, enabled=lower):
         decode_right = batch.is_right[:, 0] | batch.mirrored
-        prediction: HandPrediction = model(batch.image, batch.K, decode_right, batch.joint_set)
+        image = batch.image if lower else batch.image.float()
+        prediction: HandPrediction = model(image, batch.K, decode_right, batch.joint_set)
         return prediction
 
 
@@ -107,19 +109,17 @@ def train_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput
     state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # read by fused AdamW
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    _note_fault(state, prediction, batch, bad)
+    _note_fault(state, terms.finite, batch, bad)
     update_ema(state.ema, state.model, state.step, config.ema_decay)
     state.step += 1
     return StepOutput(loss=loss.detach(), terms=terms, grad_norm=grad_norm.detach(), lr=lr)
 
 
 @torch.no_grad()
-def _note_fault(state: TrainState, prediction: HandPrediction, batch: Batch, bad: Tensor) -> None:
+def _note_fault(state: TrainState, finite: Tensor, batch: Batch, bad: Tensor) -> None:
+    """Keep step and samples of the first bad step; ``finite`` [b] says which samples are fine."""
     fault = state.fault
     first = bad & (fault.count == 0)
-    finite = torch.isfinite(prediction.joints_3d).flatten(1).all(1)
-    labels = batch.joints_3d.where(batch.joint_valid[..., None], 0.0)
-    finite &= torch.isfinite(labels).flatten(1).all(1)
     ids = torch.where(finite, -1, batch.sample_id)
     fault.sample_id.copy_(torch.where(first, ids, fault.sample_id))
     fault.step.copy_(torch.where(first, state.step, fault.step))

@@ -184,7 +184,7 @@ def test_sources_of_the_folder_and_their_precedence(
         find_mano(str(tmp_path))
     (tmp_path / "MANO_RIGHT.npz").touch()
     monkeypatch.setenv(MANO_ENV, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"^HANDLOOM_MANO=.* lacks MANO_LEFT.npz; convert"):
+    with pytest.raises(FileNotFoundError, match=r"^HANDLOOM_MANO=.* lacks MANO_LEFT.npz; expected"):
         find_mano(None)
 
 

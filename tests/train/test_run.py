@@ -19,7 +19,7 @@ from tests.conftest import SampleStore
 from train.checkpoint import read_checkpoint
 from train.config import EvaluateConfig, RunConfig
 from train.evaluate import main as evaluate
-from train.loop import raise_fault
+from train.loop import DivergedError, raise_fault
 from train.run import main as run
 from train.step import build_state, train_step
 
@@ -91,7 +91,50 @@ def test_a_run_trains_draws_saves_and_is_scored(
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:
-    assert run(config(interhand, tmp_path / "run", "steps=2", "batch_size=4")) == 0
+    settings = config(interhand, tmp_path / "run", "steps=2", "batch_size=4")
+    assert run(settings) == 0
+    loader = Loader(settings.pipeline, device=torch.device("cpu"), training=False)
+    batches = list(loader)
+    assert any(bool(batch.mirrored.any()) for batch in batches)
+    assert all(torch.equal(batch.mirrored, ~batch.is_right[:, 0]) for batch in batches)
+
+
+def test_a_run_from_published_weights_is_scored_and_continued_offline(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    create, asked = timm.create_model, []
+
+    def published(name: str, *, pretrained: bool, **options: Any) -> Any:
+        asked.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", published)
+    words = ["model.pretrained=true", "steps=2"]
+    assert run(config(freihand, tmp_path / "run", *words)) == 0
+    assert asked.pop()
+    asked.clear()
+    assert run(config(freihand, tmp_path / "run", words[0], "steps=3")) == 0
+    scored = EvaluateConfig(
+        run=str(tmp_path / "run"), store=str(freihand.store), mano=str(freihand.mano)
+    )
+    assert evaluate(scored) == 0
+    assert not any(asked), "a checkpoint brings its own weights"
+
+
+def test_a_frame_view_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pipeline.view.kind must be hand, got frame"):
+        run(config(freihand, tmp_path, "pipeline.view.kind=frame"))
+
+
+def test_interhand_without_its_regressor_is_refused(interhand: SampleStore, tmp_path: Path) -> None:
+    bare = tmp_path / "mano"
+    bare.mkdir()
+    for name in ("MANO_RIGHT.npz", "MANO_LEFT.npz"):
+        (bare / name).write_bytes((interhand.mano / name).read_bytes())
+    with pytest.raises(ValueError, match=r"J_regressor_mano_ih26m.npy"):
+        run(config(interhand, tmp_path / "run", f"mano={bare}"))
 
 
 def test_two_runs_are_equal_to_the_bit(freihand: SampleStore, tmp_path: Path) -> None:
@@ -150,7 +193,7 @@ def test_a_nan_label_is_named_and_changes_no_weight(freihand: SampleStore, tmp_p
 
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     expected = rf"in 1 steps, first at step 1: samples \[{int(batch.sample_id[3])}\]"
-    with pytest.raises(FloatingPointError, match=expected):
+    with pytest.raises(DivergedError, match=expected):
         raise_fault(state)
     train_step(state, batch, settings)  # the next good step trains on
     after = dict(state.model.named_parameters())

@@ -25,6 +25,8 @@ class LossTerms:
     """Batch mean per term, unweighted."""
     seen: dict[str, Tensor]
     """Share of samples with a label for the term."""
+    finite: Tensor
+    """[b], whether every term of the sample is finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,4 +79,5 @@ def total_loss(
         seen={
             name: mask.flatten(1).any(1).float().mean() for name, (_, mask) in per_sample.items()
         },
+        finite=torch.stack([torch.isfinite(value) for value, _ in per_sample.values()]).all(0),
     )
