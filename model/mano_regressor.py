@@ -48,16 +48,11 @@ class ManoRegressor(nn.Module):
         fetches no published weights, because a checkpoint follows.
         """
         super().__init__()
-        if config.head is Head.mano and mano is None:
-            raise ValueError(
-                "model.head=mano needs the MANO files: pass mano=FOLDER or set HANDLOOM_MANO, "
-                "or train without MANO with model.head=joints"
-            )
         self.head = config.head
         self.input_px = input_px
         self.backbone, width = build_backbone(config, input_px, load_weights=load_weights)
         if config.head is Head.mano:
-            assert mano is not None
+            assert mano is not None, "train.run.required_mano refuses this with a sentence"
             self.mano = ManoLayer(mano, right_only=right_only)
             self.register_buffer("regressors", joint_regressors(mano), persistent=False)
             self.sizes: tuple[int, ...] = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
