@@ -44,7 +44,7 @@ quickstart: $(READY)
 	$(PY) -m train evaluate run=$(DIR)/run store=$(DIR)/freihand.zarr split=evaluation mano=$(DIR)/freihand/mano
 
 soak: $(READY)
-	$(PY) -m pytest -m slow --override-ini addopts=-ra
+	$(PY) -m pytest -m slow --override-ini addopts=-ra --override-ini faulthandler_timeout=0
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
