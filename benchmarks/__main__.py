@@ -18,6 +18,18 @@ COMMANDS = (
         summary="read rates of the store beside tensorstore, zarr-python and a plain memory copy",
     ),
     Command(
+        name="mano",
+        module="benchmarks.mano",
+        config="benchmarks.config:ManoBenchConfig",
+        summary="forward and backward of the MANO layer beside smplx's",
+    ),
+    Command(
+        name="kernels",
+        module="benchmarks.kernels",
+        config="benchmarks.config:KernelsBenchConfig",
+        summary="registers of every Triton kernel on every GPU it is meant for; needs no GPU",
+    ),
+    Command(
         name="gpu",
         module="benchmarks.gpu",
         config="benchmarks.config:GpuSuiteConfig",

@@ -32,6 +32,36 @@ class StoreBenchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ManoBenchConfig:
+    """How many hands, and how long they are measured."""
+
+    num: int = 512
+    """Hands per call."""
+    mano: str | None = None
+    """Folder of the MANO files; None looks at HANDLOOM_MANO, then takes the stand-in hand."""
+    compiled: bool = True
+    """Measure under torch.compile too, which takes a minute or two to build on a CPU."""
+    results: str = "benchmarks/results/mano.jsonl"
+    """File that the rows are appended to."""
+    min_time_s: float = 5.0
+    """Time measured per variant."""
+    repeats: int = 15
+    """Turns of each variant."""
+
+    def __post_init__(self) -> None:
+        if self.num < 2:
+            raise ValueError(f"num must be at least 2, got {self.num}")
+
+
+@dataclass(kw_only=True, slots=True)
+class KernelsBenchConfig:
+    """The register table."""
+
+    results: str = "benchmarks/results/kernels.jsonl"
+    """File that the rows are appended to."""
+
+
+@dataclass(kw_only=True, slots=True)
 class GpuSuiteConfig:
     """The one-command GPU suite."""
 

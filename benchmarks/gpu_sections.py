@@ -242,7 +242,7 @@ def train_step_resnet50(suite: Suite) -> None:
 
     def step() -> None:
         with torch.autocast(suite.device.type, torch.bfloat16, enabled=suite.on_gpu):
-            out = model(image, K.expand(batch, 3, 3), right, joint_set)
+            out = model(image, K.expand(batch, 3, 3), right, joint_set, right)
         out.joints_3d.square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

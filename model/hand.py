@@ -79,15 +79,20 @@ TIP_VERTICES: Final = {
 
 
 class JointSet(IntEnum):
-    """What a dataset means by its 21 joints, as a regressor from mesh vertices.
+    """What a dataset means by its 21 joints; ``model.mano.regress_joints`` gives them.
 
-    The value is the row of the stacked regressor matrix ``[sets, 21, 778]``
-    (``model.mano.joint_regressors``) and is what ``Batch.joint_set`` holds.
+    The values stand in stores and in ``Batch.joint_set``; they are never renumbered. ``smplx``,
+    ``manopth`` and ``ho3d`` take the 16 joints of MANO's posed skeleton and five vertices as
+    fingertips; they differ in the vertices (``TIP_VERTICES``).
     """
 
     smplx = 0
-    """MANO's joint regressor on the posed mesh, tips of ``smplx``."""
+    """Posed skeleton, tips of smplx: ARCTIC, HaMeR."""
     freihand = 1
     """MANO's joint regressor on the posed mesh, FreiHAND's tips."""
     interhand26m = 2
-    """InterHand2.6M's own regressor, file ``J_regressor_mano_ih26m.npy``."""
+    """InterHand2.6M's own regressor on the posed mesh, ``J_regressor_mano_ih26m.npy``."""
+    manopth = 3
+    """Posed skeleton, tips of manopth: DexYCB. The left middle tip is another vertex."""
+    ho3d = 4
+    """Posed skeleton, HO-3D's tips."""

@@ -9,7 +9,7 @@ Shape legend: n = rows. Metres and radians; ``joint0 = J0(beta) + transl``.
 
 import hashlib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,9 @@ class ManoModels:
 
     right: ManoArrays
     left: ManoArrays
+    left_as_shipped: ManoArrays
+    """``left`` with the shape basis that MANO ships, to decode labels fitted with it (DexYCB,
+    ARCTIC). Made from ``left`` where the file itself is already fixed."""
     left_was_unfixed: bool
     """The left file had the shape basis of smplx issue 48 and was fixed on loading."""
     interhand_regressor: Float[np.ndarray, "21 778"] | None
@@ -67,8 +70,8 @@ def find_mano(path: str | None) -> Path | None:
     if missing:
         source = "mano" if path else MANO_ENV
         raise FileNotFoundError(
-            f"{source}={str(folder)!r} lacks {' and '.join(missing)}; "
-            "expected the licensed models as plain .npz, their arrays under the names in the pickle"
+            f"{source}={str(folder)!r} lacks {' and '.join(missing)}; expected the licensed models "
+            "as plain .npz: python -m preprocess import-mano path=mano_v1_2.zip out=FOLDER"
         )
     return folder
 
@@ -79,15 +82,12 @@ def load_mano(folder: Path) -> ManoModels:
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file lacks an array, or one has another shape or joint tree.
-
-    Source:
-        https://github.com/vchoutas/smplx/issues/48: the x axis of the left shape basis was
-        published with the sign of the right one.
     """
     right, left = (_load_arrays(folder / name) for name in MANO_FILES)
-    was_unfixed = bool(np.abs(left.shapedirs[:, 0] - right.shapedirs[:, 0]).sum() < 1)
-    if was_unfixed:
-        left.shapedirs[:, 0] *= -1
+    was_unfixed = left_is_unfixed(left.shapedirs, right.shapedirs)
+    # The hash names the model after the fix, so all of ``ManoModels`` must follow from that.
+    other = replace(left, shapedirs=with_other_x(left.shapedirs))
+    left, as_shipped = (other, left) if was_unfixed else (left, other)
 
     regressor = None
     regressor_path = folder / INTERHAND_REGRESSOR_FILE
@@ -106,13 +106,31 @@ def load_mano(folder: Path) -> ManoModels:
     return ManoModels(
         right=right,
         left=left,
+        left_as_shipped=as_shipped,
         left_was_unfixed=was_unfixed,
         interhand_regressor=regressor,
         sha256=digest.hexdigest(),
     )
 
 
-_SHAPES: Final = {
+def left_is_unfixed(left: np.ndarray, right: np.ndarray) -> bool:
+    """Return whether the left shape basis [778, 3, 10] is the one that MANO ships.
+
+    Source:
+        https://github.com/vchoutas/smplx/issues/48: the x axis of the left shape basis was
+        published with the sign of the right one.
+    """
+    return bool(np.abs(left[:, 0] - right[:, 0]).sum() < 1)
+
+
+def with_other_x(shapedirs: np.ndarray) -> np.ndarray:
+    """Return a shape basis [778, 3, 10] with its x axis negated."""
+    turned = shapedirs.copy()
+    turned[:, 0] *= -1
+    return turned
+
+
+MANO_SHAPES: Final = {
     "v_template": (778, 3),
     "shapedirs": (778, 3, 10),
     "posedirs": (778, 3, 135),
@@ -130,7 +148,7 @@ def _load_arrays(path: Path) -> ManoArrays:
     arrays: dict[str, np.ndarray] = {}
     problems = []
     with np.load(path, allow_pickle=False) as file:
-        for name, shape in _SHAPES.items():
+        for name, shape in MANO_SHAPES.items():
             if name not in file:
                 problems.append(f"no {name}")
                 continue

@@ -31,7 +31,6 @@ class ManoRegressor(nn.Module):
     """One hand per crop; see the module docstring."""
 
     base: Tensor
-    regressors: Tensor
 
     def __init__(
         self,
@@ -44,7 +43,7 @@ class ManoRegressor(nn.Module):
     ) -> None:
         """Build the network.
 
-        ``right_only`` halves the MANO work where left hands are mirrored; ``load_weights`` False
+        ``right_only`` saves MANO work where left hands are mirrored; ``load_weights`` False
         fetches no published weights, because a checkpoint follows.
         """
         super().__init__()
@@ -54,7 +53,7 @@ class ManoRegressor(nn.Module):
         if config.head is Head.mano:
             assert mano is not None, "train.run.required_mano refuses this with a sentence"
             self.mano = ManoLayer(mano, right_only=right_only)
-            self.register_buffer("regressors", joint_regressors(mano), persistent=False)
+            self.regressors = joint_regressors(mano)
             self.sizes: tuple[int, ...] = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
         else:
             self.sizes = (3 * NUM_JOINTS, _CAMERA)
@@ -80,10 +79,12 @@ class ManoRegressor(nn.Module):
         K: Float[Tensor, "b 3 3"],
         decode_right: Bool[Tensor, " b"],
         joint_set: Int64[Tensor, " b"],
+        is_right: Bool[Tensor, " b"],
     ) -> HandPrediction:
         """Return the hand in the camera frame of the input pixels, metres; h = 1.
 
-        ``decode_right`` chooses the MANO side; joints come in ``joint_set`` (MANO head).
+        The MANO head decodes the side ``decode_right`` and returns joints in ``joint_set``, whose
+        side is the hand's as recorded, ``is_right``; the two differ where a sample is mirrored.
         """
         features = self.backbone(image.contiguous(memory_format=torch.channels_last))
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
@@ -97,8 +98,8 @@ class ManoRegressor(nn.Module):
             theta = rot6d_to_rotmat(parts[0].unflatten(-1, (NUM_MANO_JOINTS, 6)))
             beta = parts[1]
             transl = root - self.mano.root_rest(beta, decode_right)
-            vertices, _ = self.mano(theta, beta, transl, decode_right)
-            joints = regress_joints(vertices, self.regressors, joint_set)
+            vertices, skeleton = self.mano(theta, beta, transl, decode_right)
+            joints = regress_joints(vertices, skeleton, self.regressors, joint_set, is_right)
         return HandPrediction(
             joints_3d=joints[:, None],
             vertices=vertices[:, None],

@@ -11,7 +11,7 @@ from model.hand import NUM_JOINTS, NUM_VERTICES, ROOT
 from model.mano import regress_joints
 from model.mano_regressor import ManoRegressor
 from pipeline.loader import Loader
-from train.step import decode_labels
+from train.step import decode_hands
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +61,10 @@ def measure_mean_pose(loader: Loader, model: ManoRegressor) -> MeanPose:
         known = batch.has_mano & batch.has_beta
         if not with_mesh or not bool(known.any()):
             continue
-        vertices = decode_labels(model.mano, batch).vertices
+        vertices, skeleton = decode_hands(model.mano, batch)
         sets = batch.joint_set[:, None].expand(known.shape)
-        root = regress_joints(vertices, model.regressors, sets)[:, :, ROOT : ROOT + 1]
+        joints = regress_joints(vertices, skeleton, model.regressors, sets, batch.is_right)
+        root = joints[:, :, ROOT : ROOT + 1]
         vertices_sum += (vertices - root)[known].double().sum(0).cpu()
         theta_sum += rotmat_to_rot6d(batch.theta_rotmat)[known].flatten(1).double().sum(0).cpu()
         beta_sum += batch.beta[known].double().sum(0).cpu()

@@ -72,25 +72,35 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
     """Run the model on a batch: the backbone in ``dtype``, the geometry in float32."""
     lower = dtype is not torch.float32
     with torch.autocast(batch.image.device.type, dtype, enabled=lower):
-        decode_right = batch.is_right[:, 0] | batch.mirrored
+        is_right = batch.is_right[:, 0]
+        decode_right = is_right | batch.mirrored
         image = batch.image if lower else batch.image.float()
-        prediction: HandPrediction = model(image, batch.K, decode_right, batch.joint_set)
+        prediction: HandPrediction = model(image, batch.K, decode_right, batch.joint_set, is_right)
         return prediction
 
 
 @torch.no_grad()
-def decode_labels(mano: ManoLayer, batch: Batch) -> MeshTarget:
-    """Return the ground-truth mesh of the batch; rows without MANO hold the rest hand."""
+def decode_hands(mano: ManoLayer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the labels' vertices [b, h, 778, 3] and posed skeleton [b, h, 16, 3], metres.
+
+    Rows without MANO hold the rest hand.
+    """
     known = batch.has_mano & batch.has_beta  # [b, h]
     identity = torch.eye(3, device=known.device)
     theta = torch.where(known[..., None, None, None], batch.theta_rotmat, identity)
     beta = batch.beta.where(known[..., None], 0.0)
     transl = batch.transl.where(known[..., None], 0.0)
     right = batch.is_right | batch.mirrored[:, None]
-    vertices, _ = mano(
+    vertices, skeleton = mano(
         theta.flatten(0, 1), beta.flatten(0, 1), transl.flatten(0, 1), right.flatten(0, 1)
     )
-    return MeshTarget(vertices=vertices.unflatten(0, known.shape))
+    return vertices.unflatten(0, known.shape), skeleton.unflatten(0, known.shape)
+
+
+def decode_labels(mano: ManoLayer, batch: Batch) -> MeshTarget:
+    """Return the ground-truth mesh of the batch; rows without MANO hold the rest hand."""
+    vertices, _ = decode_hands(mano, batch)
+    return MeshTarget(vertices=vertices)
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput:

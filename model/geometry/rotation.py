@@ -1,12 +1,15 @@
-"""Rotations: axis-angle, matrices, the 6D form, mirroring, and exact small products.
+"""Rotations: axis-angle, matrices, quaternions, the 6D form, mirroring, exact small products.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
-Matrices act on column vectors; angles are radians. The house 6D layout is ``[a1 | a2]``: the first
-column of the matrix, then the second.
+Matrices act on column vectors; angles are radians. Quaternions carry their order in the name and
+have w >= 0. The house 6D layout is ``[a1 | a2]``: the first column of the matrix, then the second;
+``Rot6dLayout`` names the others.
 
 Products of small matrices are written as multiply and sum: ``torch.matmul`` would round them to
 TF32 or, under autocast, to bfloat16, which is up to half a pixel at a focal length of 1000 px.
 """
+
+from enum import Enum
 
 import torch
 from jaxtyping import Float
@@ -68,6 +71,23 @@ def rotmat_to_axis_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
 
     At an angle of exactly pi both axes are right; one of them is returned. The gradient exists
     everywhere else, the identity included.
+    """
+    q = rotmat_to_quat_wxyz(R)
+    w, v = q[..., 0], q[..., 1:]
+    s2 = v.square().sum(-1)
+    is_small = s2 < _SERIES_BELOW
+    s = torch.where(is_small, 1.0, s2).sqrt()
+    w_safe = torch.where(is_small, w, 1.0)  # where the sine is small, the cosine is near 1
+    x = torch.where(is_small, s2, 0.0) / w_safe.square()
+    series = 2 / w_safe * (1 - x * (1 / 3 - x * (1 / 5 - x * (1 / 7 - x / 9))))
+    return v * torch.where(is_small, series, 2 * torch.atan2(s, w) / s)[..., None]
+
+
+def rotmat_to_quat_wxyz(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:
+    """Return unit quaternions (w, x, y, z) with w >= 0.
+
+    Accurate at every angle. At an angle of exactly pi (w = 0) both signs are right; one of them is
+    returned. The gradient exists everywhere else.
 
     Source:
         The symmetric matrix ``P = 4 q q^T`` of the unit quaternion q = (w, x, y, z) is linear in
@@ -83,16 +103,48 @@ def rotmat_to_axis_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
     row = torch.stack((ww, xx, yy, zz), -1).argmax(-1)
     q = P.gather(-2, row[..., None, None].expand(*row.shape, 1, 4)).squeeze(-2)
     q = q / q.norm(dim=-1, keepdim=True)
-    q = torch.where(q[..., :1] < 0, -q, q)
+    return torch.where(q[..., :1] < 0, -q, q)
 
-    w, v = q[..., 0], q[..., 1:]
-    s2 = v.square().sum(-1)
-    is_small = s2 < _SERIES_BELOW
-    s = torch.where(is_small, 1.0, s2).sqrt()
-    w_safe = torch.where(is_small, w, 1.0)  # where the sine is small, the cosine is near 1
-    x = torch.where(is_small, s2, 0.0) / w_safe.square()
-    series = 2 / w_safe * (1 - x * (1 / 3 - x * (1 / 5 - x * (1 / 7 - x / 9))))
-    return v * torch.where(is_small, series, 2 * torch.atan2(s, w) / s)[..., None]
+
+def quat_wxyz_to_rotmat(quat: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
+    """Return the rotation of each quaternion (w, x, y, z).
+
+    Its length does not matter, nor does its sign; a zero quaternion gives NaN.
+
+    Source:
+        ``R = I + 2 / |q|^2 (w [v]x + [v]x^2)`` with v = (x, y, z).
+    """
+    w, x, y, z = (quat / quat.norm(dim=-1, keepdim=True)).unbind(-1)
+    entries = (
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    )  # fmt: skip
+    return torch.stack(entries, -1).reshape(*w.shape, 3, 3)
+
+
+def quat_xyzw_to_wxyz(quat: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Return the same quaternions, real part first; scipy and DexYCB put it last."""
+    return torch.cat((quat[..., 3:], quat[..., :3]), -1)
+
+
+def quat_wxyz_to_xyzw(quat: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Return the same quaternions, real part last."""
+    return torch.cat((quat[..., 1:], quat[..., :1]), -1)
+
+
+def rotation_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
+    """Return the angle of each rotation in [0, pi], the geodesic distance from the identity.
+
+    Accurate at every angle, unlike the arc cosine of the trace. The angle has a kink at 0 and at
+    pi; its gradient there is 0.
+
+    Source:
+        ``atan2(|vee(R - R^T)| / 2, (trace(R) - 1) / 2)``: sine and cosine of the angle.
+    """
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = R.flatten(-2).unbind(-1)
+    sine = torch.stack((r21 - r12, r02 - r20, r10 - r01), -1).norm(dim=-1) / 2
+    return torch.atan2(sine, (r00 + r11 + r22 - 1) / 2)
 
 
 def rot6d_to_rotmat(d6: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
@@ -114,6 +166,46 @@ def rot6d_to_rotmat(d6: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
 def rotmat_to_rot6d(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 6"]:
     """Return ``[first column | second column]`` of the matrix."""
     return torch.cat((R[..., :, 0], R[..., :, 1]), -1)
+
+
+class Rot6dLayout(Enum):
+    """Where six numbers stand in the matrix; published weights use three ways.
+
+    The identity is the same in ``house`` and ``pytorch3d``: only other rotations tell them apart.
+    """
+
+    house = "house"
+    """``[a1 | a2]``, first column, then second: ours, HaMeR, 4D-Humans."""
+    hawor = "hawor"
+    """The first two columns row by row, so interleaved: HaWoR."""
+    pytorch3d = "pytorch3d"
+    """First row, then second: PyTorch3D. Orthonormalised as rows."""
+
+
+def rot6d_from_layout(d6: Float[Tensor, "*b 6"], layout: Rot6dLayout) -> Float[Tensor, "*b 6"]:
+    """Return the house form of 6D rotations in another layout.
+
+    Raw network outputs are fine: the result decodes to the rotation that the other layout's own
+    Gram-Schmidt gives. For ``pytorch3d`` it is orthonormal, because Gram-Schmidt on rows is no
+    linear map of columns; for the others the same six numbers are put in order.
+    """
+    if layout is Rot6dLayout.house:
+        return d6
+    if layout is Rot6dLayout.hawor:
+        return torch.cat((d6[..., 0::2], d6[..., 1::2]), -1)
+    return rotmat_to_rot6d(rot6d_to_rotmat(d6).mT)
+
+
+def rot6d_to_layout(d6: Float[Tensor, "*b 6"], layout: Rot6dLayout) -> Float[Tensor, "*b 6"]:
+    """Return 6D rotations of the house form in another layout; undoes ``rot6d_from_layout``.
+
+    ``pytorch3d`` comes out orthonormal, so there only the rotation survives the way and back.
+    """
+    if layout is Rot6dLayout.house:
+        return d6
+    if layout is Rot6dLayout.hawor:
+        return torch.stack((d6[..., :3], d6[..., 3:]), -1).flatten(-2)
+    return rotmat_to_rot6d(rot6d_to_rotmat(d6).mT)
 
 
 def mirror_rotmat(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:

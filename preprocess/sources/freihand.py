@@ -18,9 +18,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from model.hand import MIDDLE_MCP, NUM_JOINTS, NUM_VERTICES, RIGHT, STANDARD_FROM_MANO21, JointSet
-from model.mano_files import ManoArrays, ManoModels, mano_forward
+from model.hand import NUM_JOINTS, NUM_VERTICES, RIGHT, JointSet
+from model.mano_files import ManoModels
 from preprocess.annotations import read_number_rows, require
+from preprocess.canonical import HandParameters, fill_hand, freihand_hands
 from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
 
 VERSIONS: Final = ("gs", "hom", "sample", "auto")
@@ -33,18 +34,6 @@ CITATION: Final = (
 )
 _NAME: Final = "freihand"
 _MANO_ROW: Final = (1, 61)
-_CHUNK: Final = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Decoded:
-    """MANO parameters of every pose, camera frame."""
-
-    theta: Float[np.ndarray, "n 48"]
-    beta: Float[np.ndarray, "n 10"]
-    transl: Float[np.ndarray, "n 3"]
-    root_rest: Float[np.ndarray, "n 3"]
-    vertices_check_m: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +42,8 @@ class _Poses:
 
     K: Float[np.ndarray, "n 3 3"]
     joints_3d: Float[np.ndarray, "n 21 3"] | None
-    mano: _Decoded | None
+    mano: HandParameters | None
+    vertices_check_m: Float[np.ndarray, " n"]
 
 
 def open_source(root: Path, mano: ManoModels | None) -> Source:
@@ -119,11 +109,8 @@ def _labels(training: _Poses, evaluation: _Poses, official_idx: int) -> Labels:
         labels.joint_valid[RIGHT] = True
     if poses.mano is None:
         return labels
-    labels.theta[RIGHT] = poses.mano.theta[row]
-    labels.beta[RIGHT] = labels.beta_raw[RIGHT] = poses.mano.beta[row]
-    labels.transl[RIGHT] = poses.mano.transl[row]
-    labels.root_rest[RIGHT] = poses.mano.root_rest[row]
-    return replace(labels, vertices_check_m=float(poses.mano.vertices_check_m[row]))
+    fill_hand(labels, RIGHT, poses.mano, row)
+    return replace(labels, vertices_check_m=float(poses.vertices_check_m[row]))
 
 
 def _truth_folders(root: Path) -> list[Path]:
@@ -152,46 +139,10 @@ def _read_poses(root: Path, truth: Path | None, name: str, mano: ManoModels | No
             f"expected one row per pose in each, unpack {root} again"
         )
     if mano is None or parameters is None:
-        return _Poses(K=K, joints_3d=joints, mano=None)
-    return _Poses(K=K, joints_3d=joints, mano=_decode(mano.right, K, parameters[:, 0], vertices))
-
-
-def _decode(
-    arrays: ManoArrays,
-    K: Float[np.ndarray, "n 3 3"],
-    parameters: Float[np.ndarray, "n 61"],
-    vertices: Float[np.ndarray, "n 778 3"] | None,
-) -> _Decoded:
-    """Convert FreiHAND's parameters: add the mean pose, place the middle MCP, decode and compare.
-
-    FreiHAND's root is the middle MCP, regressed on the *posed* vertices; its position comes from
-    the pixel ``uv`` and the depth ``f / scale``.
-
-    Source:
-        FreiHAND utils/model.py and mano_utils.py (described in the dataset notes, 3.3).
-    """
-    theta = parameters[:, :48].copy()
-    theta[:, 3:] += arrays.hands_mean
-    beta, uv, scale = parameters[:, 48:58], parameters[:, 58:60], parameters[:, 60:61]
-    focal = (K[:, 0, 0] + K[:, 1, 1])[:, None] / 2.0
-    root = np.concatenate([uv - K[:, :2, 2], focal], axis=1) / scale
-    root_regressor = arrays.J_regressor[STANDARD_FROM_MANO21[MIDDLE_MCP]]  # [778]
-    wrist_rest = arrays.J_regressor[0]
-    root_rest = wrist_rest @ arrays.v_template + np.einsum(
-        "v,vxb,nb->nx", wrist_rest, arrays.shapedirs[..., : beta.shape[1]], beta, optimize=True
-    )
-    transl = np.empty((len(theta), 3))
-    check = np.full(len(theta), np.nan)
-    for start in range(0, len(theta), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        posed, _ = mano_forward(arrays, theta[part], beta[part], np.zeros((len(theta[part]), 3)))
-        transl[part] = root[part] - root_regressor @ posed
-        if vertices is not None:
-            error = posed + transl[part, None] - vertices[part]
-            check[part] = np.linalg.norm(error, axis=-1).max(axis=-1)
-    return _Decoded(
-        theta=theta, beta=beta, transl=transl, root_rest=root_rest, vertices_check_m=check
-    )
+        unchecked = np.full(len(K), np.nan)
+        return _Poses(K=K, joints_3d=joints, mano=None, vertices_check_m=unchecked)
+    hands, check = freihand_hands(mano, K, parameters[:, 0], vertices)
+    return _Poses(K=K, joints_3d=joints, mano=hands, vertices_check_m=check)
 
 
 def _check_images(root: Path, name: str, expected: int, meaning: str) -> None:

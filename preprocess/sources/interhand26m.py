@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
-from model.hand import NUM_JOINTS, RIGHT, STANDARD_FROM_INTERHAND, JointSet
-from model.mano_files import ManoArrays, ManoModels
+from model.hand import NUM_JOINTS, STANDARD_FROM_INTERHAND, JointSet
+from model.mano_files import ManoModels
 from preprocess.annotations import require
+from preprocess.canonical import fill_hand, interhand26m_hands
 from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
 from preprocess.sources.interhand26m_files import (
     NAME,
@@ -133,18 +133,19 @@ def _labels(
         labels.bbox_xyxy[slot] = x, y, x + width, y + height
     if mano is not None:
         for slot, hand in tables[split].mano.get((image.capture, image.frame), {}).items():
-            _fill_mano(labels, slot, hand, mano.right if slot == RIGHT else mano.left, camera)
+            _fill_mano(labels, slot, hand, mano, camera)
     return labels
 
 
-def _fill_mano(
-    labels: Labels, slot: int, hand: ManoHand, arrays: ManoArrays, camera: Camera
-) -> None:
+def _fill_mano(labels: Labels, slot: int, hand: ManoHand, mano: ManoModels, camera: Camera) -> None:
     """Move one hand's parameters from the world to the camera."""
-    rest = arrays.J_regressor[0] @ (arrays.v_template + arrays.shapedirs @ hand.shape)
-    root = Rotation.from_matrix(camera.R) * Rotation.from_rotvec(hand.pose[:3])
-    labels.theta[slot, :3] = root.as_rotvec()
-    labels.theta[slot, 3:] = arrays.hands_mean + hand.pose[3:]
-    labels.beta[slot] = labels.beta_raw[slot] = hand.shape
-    labels.transl[slot] = camera.R @ (hand.trans_m + rest - camera.position_mm / 1000.0) - rest
-    labels.root_rest[slot] = rest
+    moved = interhand26m_hands(
+        mano,
+        slot,
+        hand.pose[None],
+        hand.shape[None],
+        hand.trans_m[None],
+        camera.R[None],
+        camera.position_mm[None],
+    )
+    fill_hand(labels, slot, moved, 0)

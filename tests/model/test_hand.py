@@ -73,5 +73,16 @@ def test_smplx_tips_are_those_of_smplx() -> None:
     assert TIP_VERTICES["smplx"].right == tuple(vertex_ids["mano"][name] for name in order)
 
 
+def test_manopth_has_another_middle_tip_on_the_left_and_only_there() -> None:
+    differ = {
+        name: [a for a, b in zip(tips.right, tips.left, strict=True) if a != b]
+        for name, tips in TIP_VERTICES.items()
+    }
+    assert differ == {"smplx": [], "freihand": [], "manopth": [444], "ho3d": []}
+    assert TIP_VERTICES["manopth"].left[FINGERS.index("middle")] == 445
+
+
 def test_joint_set_values_are_stored_in_files() -> None:
-    assert {s.name: s.value for s in JointSet} == {"smplx": 0, "freihand": 1, "interhand26m": 2}
+    values = {s.name: s.value for s in JointSet}
+    assert values == {"smplx": 0, "freihand": 1, "interhand26m": 2, "manopth": 3, "ho3d": 4}
+    assert set(values) - set(TIP_VERTICES) == {"interhand26m"}
