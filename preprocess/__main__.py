@@ -18,6 +18,12 @@ COMMANDS = (
         summary="render a small stand-in dataset in an official on-disk format",
     ),
     Command(
+        name="import-mano",
+        module="preprocess.import_mano",
+        config="preprocess.config:ImportManoConfig",
+        summary="turn your MANO download into plain .npz files, without running its pickles",
+    ),
+    Command(
         name="build-cache",
         module="preprocess.build",
         config="preprocess.config:BuildConfig",

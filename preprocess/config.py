@@ -44,6 +44,22 @@ class BuildConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ImportManoConfig:
+    """A MANO download becomes plain .npz files. Treat as read-only."""
+
+    path: str = MISSING
+    """The download mano_v1_2.zip, the folder it unpacks to, or a folder with MANO_RIGHT.npz and
+    MANO_LEFT.npz, which are checked and copied."""
+    out: str = MISSING
+    """Folder for MANO_RIGHT.npz and MANO_LEFT.npz; created. Pass it as mano= afterwards."""
+    overwrite: bool = False
+    """Replace files at ``out`` that have other content."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "path", "out")
+
+
+@dataclass(kw_only=True, slots=True)
 class VerifyConfig:
     """A store is read again, every byte of it. Treat as read-only."""
 

@@ -1,0 +1,93 @@
+"""Zip files from others: members are read in memory and with limits, never unpacked."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+MAX_MEMBERS: Final = 20_000
+_MAX_DIRECTORY: Final = 8 * 2**20
+_END: Final = struct.Struct("<4s4H2LH")
+_BROKEN: Final = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What ``zipfile`` raises at damage of one kind or another."""
+
+
+@contextmanager
+def open_zip(source: Path | bytes, *, name: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file whose list of members is of sane size.
+
+    Args:
+        source: File or its content.
+        name: What errors call it.
+
+    Raises:
+        ValueError: If it is no zip file, or lists more members than any download.
+        OSError: If it cannot be read.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        _check_directory(stream, name)
+        try:
+            archive = zipfile.ZipFile(stream)
+        except _BROKEN as error:
+            raise ValueError(f"{name} is a broken zip file: {error}") from error
+        with archive:
+            yield archive
+
+
+def read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, name: str, max_bytes: int
+) -> bytes:
+    """Return the content of one member.
+
+    Args:
+        archive: From ``open_zip``.
+        member: One of its ``infolist``.
+        name: What errors call the member.
+        max_bytes: Largest content; neither the declared nor the real size may be above.
+
+    Raises:
+        ValueError: If it is encrypted, packed in an unusual way, too large or damaged.
+    """
+    if member.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted; unpack it first")
+    # Other methods allocate what their header asks for.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed by method {member.compress_type}, expected deflate")
+    if member.file_size > max_bytes:
+        raise ValueError(f"{name} has {member.file_size} bytes, expected at most {max_bytes}")
+    try:
+        with archive.open(member) as file:
+            data = file.read(max_bytes + 1)
+    except _BROKEN as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    if len(data) != member.file_size:
+        raise ValueError(f"{name} has other than the {member.file_size} bytes it declares")
+    return data
+
+
+def _check_directory(stream: BinaryIO, name: str) -> None:
+    """Look at the end record before ``zipfile`` reads and keeps all it points to."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - 2**16 - _END.size - 20))
+    tail = stream.read()
+    stream.seek(0)
+    start = tail.rfind(b"PK\x05\x06")
+    if start < 0 or len(tail) - start < _END.size:
+        raise ValueError(f"{name} is no zip file, or is cut off")
+    _, _, _, _, members, length, _, _ = _END.unpack_from(tail, start)
+    zip64 = tail[max(0, start - 20) : start].startswith(b"PK\x06\x07")
+    if zip64 or members > MAX_MEMBERS or length > _MAX_DIRECTORY:
+        raise ValueError(f"{name} lists more than {MAX_MEMBERS} members; unpack it first")
