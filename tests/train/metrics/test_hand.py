@@ -10,7 +10,7 @@ from model.geometry.align import apply_similarity
 from model.geometry.rotation import axis_angle_to_rotmat
 from tests.reference import metrics as reference
 from tests.strategies import hands, rotvecs
-from train.metrics import (
+from train.metrics.hand import (
     HandScores,
     ScoreAccumulator,
     auc,

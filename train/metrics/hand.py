@@ -1,12 +1,12 @@
-"""Hand scores: the protocol, its measures and their streaming sums.
+"""Protocol ``handloom-hand-1``: the scores of training runs and of stores of any dataset.
 
-Protocol ``handloom-hand-1``, in float64, millimetres:
+In float64, millimetres:
 
 - ``mpjpe_mm``: each hand minus its own wrist joint, predicted and true; hands whose true wrist is
   not valid are left out.
-- ``pa_mpjpe_mm``: the prediction aligned to the truth by FreiHAND's ``align_w_scale``: shift,
-  scale and orthogonal matrix, a reflection allowed, per hand, over its valid joints; hands with
-  fewer than three are left out.
+- ``pa_mpjpe_mm``: the prediction aligned to the truth by FreiHAND's rule: shift, scale and
+  orthogonal matrix, a reflection allowed, per hand, over its valid joints; hands with fewer than
+  three are left out. (Without the official tool's 1e-8 in the norms, some 1e-6 mm.)
 - ``mpvpe_mm``: vertices, each mesh minus the wrist joint that belongs to it.
 - ``pa_mpvpe_mm``: the mesh aligned by its own 778 vertices, not by the joints.
 - ``auc_j``, ``auc_v``: area under the share of aligned errors ``<=`` t for t in 0..50 mm (100
@@ -15,13 +15,12 @@ Protocol ``handloom-hand-1``, in float64, millimetres:
   strictly nearer, ``2 P R / (P + R)``, mean over hands.
 
 Order of means, as FreiHAND's: over the hands for each joint (vertex), then over the joints
-(vertices). Inputs are metres. HaMeR forces a rotation in the alignment, so a degenerate hand can
-differ there.
+(vertices). Inputs are metres. HaMeR forces a rotation in the alignment, so a hand that a
+reflection fits better differs there.
 
-Source:
-    FreiHAND's published evaluation (eval.py, EvalUtil), from its formulas.
+The official protocols of the datasets are the other modules of this package.
 
-Shape legend: b = hands, k = points of a hand (21 joints or 778 vertices), t = thresholds.
+Shape legend: b = hands, k = points of a hand (21 joints or 778 vertices).
 """
 
 from dataclasses import dataclass
@@ -33,12 +32,23 @@ from torch import Tensor
 
 from model.geometry.align import apply_similarity, procrustes
 from model.hand import NUM_JOINTS, NUM_VERTICES, ROOT
+from train.metrics.errors import (
+    ErrorSums,
+    add,
+    distance,
+    error_sums,
+    mean_error,
+    require_finite,
+    require_same_shape,
+    thresholds,
+    zero_sums,
+)
+from train.metrics.errors import auc as area
+from train.metrics.fscore import f_score_of, nearest_distances
 
 AUC_MAX_MM: Final = 50.0
 AUC_STEPS: Final = 100
 MIN_JOINTS_ALIGNED: Final = 3
-F_SCORE_CHUNK: Final = 32
-"""Hands per distance matrix: 32 of them take 155 MB in float64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,16 +65,6 @@ class HandScores:
     auc_v: float | None
     f5: float | None
     f15: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ErrorSums:
-    """Sums over hands for each point."""
-
-    total_mm: Float64[Tensor, " k"]
-    count: Int64[Tensor, " k"]
-    hits: Int64[Tensor, "t k"]
-    """Errors ``<=`` each threshold of the AUC."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ def root_relative_mm(
     gt_root: Float[Tensor, "*b 3"],
 ) -> Float64[Tensor, "*b k"]:
     """Return the distance of every point after both sets are moved to their root; millimetres."""
-    _require_same_shape(pred, gt)
+    require_same_shape(pred, gt)
     pred_rel = pred.double() - pred_root.double()[..., None, :]
     gt_rel = gt.double() - gt_root.double()[..., None, :]
     return _distance_mm(pred_rel, gt_rel)
@@ -100,7 +100,7 @@ def aligned_to(
     valid: Bool[Tensor, "*b k"] | None = None,
 ) -> Float64[Tensor, "*b k 3"]:
     """Return ``pred`` moved onto ``gt`` by the best similarity, a reflection allowed; metres."""
-    _require_same_shape(pred, gt)
+    require_same_shape(pred, gt)
     pred, gt = pred.double(), gt.double()
     return apply_similarity(*procrustes(pred, gt, reflection=True, valid=valid), pred)
 
@@ -114,7 +114,7 @@ def mpjpe_mm(
         ValueError: If the shapes differ or no hand has a valid wrist.
     """
     errors = root_relative_mm(pred, gt, pred[:, ROOT], gt[:, ROOT])
-    return _mean_mm(_error_sums(errors, valid & valid[:, ROOT, None]))
+    return mean_error(_error_sums(errors, valid & valid[:, ROOT, None]))
 
 
 def pa_mpjpe_mm(
@@ -126,7 +126,7 @@ def pa_mpjpe_mm(
         ValueError: If the shapes differ or no hand has three valid joints.
     """
     errors = _distance_mm(aligned_to(pred, gt, valid), gt)
-    return _mean_mm(_error_sums(errors, _alignable(valid)))
+    return mean_error(_error_sums(errors, _alignable(valid)))
 
 
 def mpvpe_mm(
@@ -140,7 +140,7 @@ def mpvpe_mm(
     Raises:
         ValueError: If the shapes differ or there is no hand.
     """
-    return _mean_mm(_error_sums(root_relative_mm(pred, gt, pred_wrist, gt_wrist)))
+    return mean_error(_error_sums(root_relative_mm(pred, gt, pred_wrist, gt_wrist)))
 
 
 def pa_mpvpe_mm(pred: Float[Tensor, "b k 3"], gt: Float[Tensor, "b k 3"]) -> float:
@@ -149,7 +149,7 @@ def pa_mpvpe_mm(pred: Float[Tensor, "b k 3"], gt: Float[Tensor, "b k 3"]) -> flo
     Raises:
         ValueError: If the shapes differ or there is no hand.
     """
-    return _mean_mm(_error_sums(_distance_mm(aligned_to(pred, gt), gt)))
+    return mean_error(_error_sums(_distance_mm(aligned_to(pred, gt), gt)))
 
 
 def auc(
@@ -166,27 +166,14 @@ def auc(
     Raises:
         ValueError: If no error is valid.
     """
-    return _auc(_error_sums(errors_mm, valid, max_mm=max_mm, steps=steps))
+    return area(error_sums(errors_mm, valid, thresholds(max_mm, steps)))
 
 
 def f_score(
     pred: Float[Tensor, "b n 3"], gt: Float[Tensor, "b m 3"], threshold_mm: float
 ) -> Float64[Tensor, " b"]:
     """Return the F-score of each pair of point sets, given in metres; strictly nearer counts."""
-    scores = []
-    for first, second in zip(
-        torch.split(pred, F_SCORE_CHUNK), torch.split(gt, F_SCORE_CHUNK), strict=True
-    ):
-        # Without the matrix product: its error grows to 1e-6 mm, and the rule is strict.
-        distance_mm = 1000 * torch.cdist(
-            first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        precision = (distance_mm.amin(2) < threshold_mm).double().mean(1)
-        recall = (distance_mm.amin(1) < threshold_mm).double().mean(1)
-        total = precision + recall
-        share = 2 * precision * recall / torch.where(total > 0, total, 1.0)
-        scores.append(share)
-    return torch.cat(scores)
+    return f_score_of(*_nearest_mm(pred, gt), threshold_mm)
 
 
 @dataclass(slots=True)
@@ -224,39 +211,40 @@ class ScoreAccumulator:
         """
         if (vertices is None) != (target_vertices is None):
             raise ValueError("vertices and target_vertices must be given together")
-        _require_same_shape(joints, target)
+        require_same_shape(joints, target)
         if self.sums is None:
             self.sums = _zero_sums(joints.device)
         sums = self.sums
 
         is_hand = valid.any(-1)
         joints, target, valid = joints[is_hand], target[is_hand], valid[is_hand]
-        _require_finite("joints", joints, valid)
-        _require_finite("target", target, valid)
+        require_finite("joints", joints, valid)
+        require_finite("target", target, valid)
         sums.num_hands.add_(is_hand.sum())
         errors = root_relative_mm(joints, target, joints[:, ROOT], target[:, ROOT])
-        _add(sums.joints, _error_sums(errors, valid & valid[:, ROOT, None]))
+        add(sums.joints, _error_sums(errors, valid & valid[:, ROOT, None]))
         errors = _distance_mm(aligned_to(joints, target, valid), target)
-        _add(sums.joints_aligned, _error_sums(errors, _alignable(valid)))
+        add(sums.joints_aligned, _error_sums(errors, _alignable(valid)))
         if vertices is None or target_vertices is None:
             return
 
-        _require_same_shape(vertices, target_vertices)
+        require_same_shape(vertices, target_vertices)
         has_mesh = valid[:, ROOT]
         if has_vertices is not None:
             has_mesh = has_mesh & has_vertices[is_hand]
         mesh, target_mesh = vertices[is_hand][has_mesh], target_vertices[is_hand][has_mesh]
-        _require_finite("vertices", mesh)
-        _require_finite("target_vertices", target_mesh)
+        require_finite("vertices", mesh)
+        require_finite("target_vertices", target_mesh)
         if len(mesh) == 0:
             return
         sums.num_meshes.add_(len(mesh))
         wrists = (joints[has_mesh, ROOT], target[has_mesh, ROOT])
-        _add(sums.vertices, _error_sums(root_relative_mm(mesh, target_mesh, *wrists)))
+        add(sums.vertices, _error_sums(root_relative_mm(mesh, target_mesh, *wrists)))
         aligned = aligned_to(mesh, target_mesh)
-        _add(sums.vertices_aligned, _error_sums(_distance_mm(aligned, target_mesh)))
-        sums.f5.add_(f_score(aligned, target_mesh, 5.0).sum())
-        sums.f15.add_(f_score(aligned, target_mesh, 15.0).sum())
+        add(sums.vertices_aligned, _error_sums(_distance_mm(aligned, target_mesh)))
+        nearest = _nearest_mm(aligned, target_mesh)
+        sums.f5.add_(f_score_of(*nearest, 5.0).sum())
+        sums.f15.add_(f_score_of(*nearest, 15.0).sum())
 
     def summary(self) -> HandScores:
         """Return the scores of everything added so far.
@@ -272,12 +260,12 @@ class ScoreAccumulator:
         return HandScores(
             num_hands=int(sums.num_hands),
             num_meshes=num_meshes,
-            mpjpe_mm=_mean_mm(sums.joints),
-            pa_mpjpe_mm=_mean_mm(sums.joints_aligned),
-            auc_j=_auc(sums.joints_aligned),
-            mpvpe_mm=_mean_mm(sums.vertices) if has_mesh else None,
-            pa_mpvpe_mm=_mean_mm(sums.vertices_aligned) if has_mesh else None,
-            auc_v=_auc(sums.vertices_aligned) if has_mesh else None,
+            mpjpe_mm=mean_error(sums.joints),
+            pa_mpjpe_mm=mean_error(sums.joints_aligned),
+            auc_j=area(sums.joints_aligned),
+            mpvpe_mm=mean_error(sums.vertices) if has_mesh else None,
+            pa_mpvpe_mm=mean_error(sums.vertices_aligned) if has_mesh else None,
+            auc_v=area(sums.vertices_aligned) if has_mesh else None,
             f5=float(sums.f5 / num_meshes) if has_mesh else None,
             f15=float(sums.f15 / num_meshes) if has_mesh else None,
         )
@@ -288,7 +276,7 @@ def _zero_sums(device: torch.device) -> HandSums:
         return torch.zeros((), dtype=torch.int64, device=device)
 
     def errors(num_points: int) -> ErrorSums:
-        return _error_sums(torch.zeros(0, num_points, dtype=torch.float64, device=device))
+        return zero_sums(num_points, _limits(), device)
 
     return HandSums(
         num_hands=count(),
@@ -302,79 +290,23 @@ def _zero_sums(device: torch.device) -> HandSums:
     )
 
 
-def _error_sums(
-    errors_mm: Tensor,
-    valid: Tensor | None = None,
-    *,
-    max_mm: float = AUC_MAX_MM,
-    steps: int = AUC_STEPS,
-) -> ErrorSums:
-    """Sum ``[b, k]`` errors over b."""
-    if valid is None:
-        valid = torch.ones_like(errors_mm, dtype=torch.bool)
-    limits = torch.linspace(0, max_mm, steps, dtype=torch.float64, device=errors_mm.device)
-    errors = errors_mm.double()
-    # A histogram instead of b*k*t comparisons: an error counts from the first limit >= it.
-    first = torch.searchsorted(limits, errors.contiguous())
-    first = torch.where(valid, first, steps)
-    hits = torch.zeros(steps + 1, errors.shape[1], dtype=torch.int64, device=errors.device)
-    hits.scatter_add_(0, first, torch.ones_like(first))
-    return ErrorSums(
-        total_mm=torch.where(valid, errors, 0.0).sum(0),
-        count=valid.sum(0),
-        hits=hits[:-1].cumsum(0),
-    )
+def _limits() -> Tensor:
+    return thresholds(AUC_MAX_MM, AUC_STEPS)
 
 
-def _add(sums: ErrorSums, more: ErrorSums) -> None:
-    sums.total_mm.add_(more.total_mm)
-    sums.count.add_(more.count)
-    sums.hits.add_(more.hits)
-
-
-def _mean_mm(sums: ErrorSums) -> float:
-    """Mean over hands for each point, then over the points that were seen."""
-    seen = _seen(sums)
-    return float((sums.total_mm[seen] / sums.count[seen]).mean())
-
-
-def _auc(sums: ErrorSums) -> float:
-    """Area under the curve of each point, as a share of the full area, mean over the points."""
-    seen = _seen(sums)
-    curve = sums.hits[:, seen] / sums.count[seen].double()
-    return float(torch.trapezoid(curve, dx=1 / (len(curve) - 1), dim=0).mean())
-
-
-def _seen(sums: ErrorSums) -> Tensor:
-    seen = sums.count > 0
-    if not bool(seen.any()):
-        raise ValueError(f"no hand to score: all {len(seen)} points have no valid sample")
-    return seen
+def _error_sums(errors_mm: Tensor, valid: Tensor | None = None) -> ErrorSums:
+    return error_sums(errors_mm, valid, _limits())
 
 
 def _distance_mm(pred: Tensor, gt: Tensor) -> Tensor:
-    distance_m: Tensor = torch.linalg.vector_norm(pred - gt.double(), dim=-1)
-    return 1000 * distance_m
+    return 1000 * distance(pred, gt)
+
+
+def _nearest_mm(pred: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    to_gt, to_pred = nearest_distances(pred, gt)
+    return 1000 * to_gt, 1000 * to_pred
 
 
 def _alignable(valid: Tensor) -> Tensor:
     """Drop the hands that have too few valid joints for an alignment to mean something."""
     return valid & (valid.sum(-1, keepdim=True) >= MIN_JOINTS_ALIGNED)
-
-
-def _require_same_shape(pred: Tensor, gt: Tensor) -> None:
-    if pred.shape != gt.shape or pred.shape[-1] != 3:
-        raise ValueError(
-            f"prediction and ground truth must both have shape (*b, k, 3), "
-            f"got {tuple(pred.shape)} and {tuple(gt.shape)}"
-        )
-
-
-def _require_finite(name: str, points: Tensor, valid: Tensor | None = None) -> None:
-    """A NaN that is dropped would make the score better, so it is an error."""
-    finite = points.isfinite().all(-1)
-    if valid is not None:
-        finite = finite | ~valid
-    num_bad = int((~finite.all(-1)).sum())
-    if num_bad:
-        raise ValueError(f"{name}: {num_bad} of {len(points)} scored hands are not finite")

@@ -1,0 +1,1 @@
+"""Scores: one module per protocol, on shared sums and alignments."""
