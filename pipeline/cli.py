@@ -66,7 +66,7 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
         check_siblings(prog)
         if name not in by_name:
             raise UsageError(
-                f"unknown command {name!r}; {_nearest(name, by_name)}"  # answered before imports
+                f"unknown command {name!r}; {nearest(name, by_name)}"  # answered before imports
             )
         command = by_name[name]
         module, _, schema_name = command.config.partition(":")
@@ -185,18 +185,18 @@ def _override(
     bare = key.lstrip("+~")
     known = [*options, *aliases, *(["experiment"] if experiments else [])]
     if not equals:
-        raise UsageError(f"{word!r} is not key=value; {_nearest(word.lstrip('-+~'), known)}")
+        raise UsageError(f"{word!r} is not key=value; {nearest(word.lstrip('-+~'), known)}")
     if key != bare:
-        cure = f"write {bare}=..." if bare in known else _nearest(bare, known)
+        cure = f"write {bare}=..." if bare in known else nearest(bare, known)
         raise UsageError(f"options are set without {key[: len(key) - len(bare)]!r}: {cure}")
     if bare == "experiment" and experiments:
         names = sorted(path.stem for path in experiments.glob("*.yaml"))
         if value not in names:
-            raise UsageError(f"unknown experiment {value!r}; {_nearest(value, names)}")
+            raise UsageError(f"unknown experiment {value!r}; {nearest(value, names)}")
         return f"experiment={value}"
     full = aliases.get(bare, bare)
     if full not in options:
-        raise UsageError(f"unknown option {bare!r}; {_nearest(bare, known)}")
+        raise UsageError(f"unknown option {bare!r}; {nearest(bare, known)}")
     hint = options[full].type_hint
     if value == "null" and type(None) in typing.get_args(hint):
         return f"{full}=null"
@@ -267,7 +267,8 @@ def field_docs(schema: type[Any]) -> dict[str, str]:
 # --- words for people -----------------------------------------------------------------------------
 
 
-def _nearest(word: str, known: Any) -> str:
+def nearest(word: str, known: Any) -> str:
+    """Return a hint: the known name closest to ``word``, else all of them."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:

@@ -104,16 +104,39 @@ class RunConfig:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
+class Protocol(Enum):
+    """Official protocols that score files."""
+
+    freihand = "freihand"
+    ho3d = "ho3d"
+    dexycb = "dexycb"
+    arctic = "arctic"
+    interhand26m = "interhand26m"
+    world = "world"
+
+
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """Score a run."""
+    """Score a run on a store, or files of predictions by an official protocol."""
 
-    run: str = MISSING
-    """Folder of a run made by train run."""
-    store: str = MISSING
-    """Store to score on."""
+    run: str | None = None
+    """Folder of a run made by train run; needs store."""
+    store: str | None = None
+    """Store to score the run on."""
     split: str = "evaluation"
     """Split of the store; 'all' takes every row."""
+    export: str | None = None
+    """With run and store: also write the predictions here, in the dataset's submission format."""
+    protocol: Protocol | None = None
+    """Official protocol for files; needs predictions and truth."""
+    predictions: str | None = None
+    """File of predictions in the protocol's format (arctic: or a folder of them)."""
+    truth: str | None = None
+    """Ground truth in the dataset's format, file or folder."""
+    root_depth: str | None = None
+    """interhand26m: RootNet's json, the official depth of the wrists; null takes the true depth."""
+    strict: bool = False
+    """False follows the official tool in its quirks; true gives the mathematically right score."""
     mano: str | None = None
     """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null asks HANDLOOM_MANO."""
     device: Device = Device.auto
@@ -121,4 +144,23 @@ class EvaluateConfig:
     batch_size: int = 64
     """Samples per batch."""
     out: str | None = None
-    """Folder for scores.json and pictures; null takes RUN/evaluate-<split>."""
+    """Folder for scores.json and pictures; null takes RUN/evaluate-<split>, and for files writes
+    none."""
+
+    def __post_init__(self) -> None:
+        """Check that the keys make one of the two forms."""
+        files = {"protocol": self.protocol, "predictions": self.predictions, "truth": self.truth}
+        runs = {"run": self.run, "store": self.store}
+        for mine, theirs in ((files, runs), (runs, files)):
+            if all(mine.values()) and not any(theirs.values()):
+                break
+        else:
+            given = [key for key, value in {**runs, **files}.items() if value]
+            raise ValueError(
+                "give run=... store=... to score a run, or protocol=... predictions=... truth=... "
+                f"to score files; got {' and '.join(given) or 'none of them'}"
+            )
+        if self.export and not self.run:
+            raise ValueError("export=... writes the predictions of a run: give run=... store=...")
+        if self.root_depth and self.protocol is not Protocol.interhand26m:
+            raise ValueError("root_depth=... belongs to protocol=interhand26m")

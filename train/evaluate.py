@@ -1,26 +1,32 @@
-"""``python -m train evaluate``: score a run on a split, beside its training set's mean pose."""
+"""``python -m train evaluate``: score a run on a store, or files by an official protocol."""
 
-import json
+import contextlib
+import dataclasses
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from model.config import Head
 from model.mano_regressor import ManoRegressor
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.loader import Loader
+from pipeline.store.reader import Store, open_store
 from train.checkpoint import config_of, read_checkpoint
-from train.config import EvaluateConfig
+from train.config import EvaluateConfig, Protocol, RunConfig
 from train.device import backbone_dtype, choose_device
 from train.mean_pose import MeanPose
-from train.metrics import HandScores, ScoreAccumulator
+from train.metrics.hand import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
+from train.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
+from train.protocols.files import existing
+from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, mean_of, required_mano
 from train.step import decode_labels, predict
 
@@ -28,18 +34,72 @@ PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
     "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
-"""Defined in ``train.metrics``."""
+"""Defined in ``train.metrics.hand``."""
+CROP: Final = "box of the labelled joints"
+CAMERA: Final = "intrinsics of the dataset"
+_SCORE: Final = {
+    Protocol.freihand: freihand.score,
+    Protocol.ho3d: ho3d.score,
+    Protocol.dexycb: dexycb.score,
+    Protocol.arctic: arctic.score,
+    Protocol.world: world.score,
+}
 
 
 def main(config: EvaluateConfig) -> int:
-    """Score a run on a split of a store, beside the mean pose of its training set.
+    """Score a run on a split of a store, or files of predictions by an official protocol.
 
-    The averaged (EMA) weights are scored, without augmentation, on crops around the labelled box,
-    with the dataset's intrinsics. Writes scores.json and pictures.
+    A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
+    box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
+    evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
+    writes the predictions as the dataset's evaluation reads them.
+
+    Files, by protocol; n samples, f frames, metres and the camera frame unless said:
+      freihand      pred.json [joints [n,21,3], vertices [n,778,3]]; truth: folder of
+                    evaluation_{xyz,verts}.json
+      ho3d          the same, OpenGL axes, MANO joint order
+      dexycb        text, a line: image index and 63 numbers, mm; truth: anno_hpe_<setup>.pkl
+      interhand26m  .npz: joint_coord [n,42,3], rel_root_depth [n,1], hand_type [n,2], inv_trans
+                    [n,2,3] as the official script collects them, or joints_mm [n,42,3] and
+                    hand_type; truth: folder of InterHand2.6M_<split>_{data,camera,joint_3d}.json
+      arctic        .npz of a sequence and view, or a folder of them: joints_{right,left} [f,21,3],
+                    vertices_{right,left} [f,778,3], object_vertices [f,v,3], arti_rad [f]; and, or
+                    instead, dist_{ro,lo} [f,778], dist_{or,ol} [f,v]; truth: the first six, and
+                    is_valid, right_valid, left_valid [f], part_ids [v] (1 top, 2 bottom),
+                    diameter_m []
+      world         .npz, world frame: joints [f,j,3], root [f,3], camera_position [c,3]
+                    (optional); truth: also segment [f], camera_segment [c]
 
     Example:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
+        python -m train evaluate protocol=freihand predictions=pred.json truth=FreiHAND_pub_v2_eval
     """
+    if config.protocol is None:
+        return _evaluate_run(config)
+    report = _score_files(config, config.protocol)
+    console = Console()
+    show(report, console)
+    if config.out is not None:
+        path = Path(config.out) / "scores.json"
+        files = {"predictions": config.predictions, "truth": config.truth}
+        write_json(path, {**as_json(report), **files})
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
+    assert config.predictions is not None
+    assert config.truth is not None
+    predictions = existing(config.predictions, "predictions")
+    truth = existing(config.truth, "truth")
+    if protocol is Protocol.interhand26m:
+        depth = existing(config.root_depth, "root_depth") if config.root_depth else None
+        return interhand26m.score(predictions, truth, strict=config.strict, root_depth=depth)
+    return _SCORE[protocol](predictions, truth, strict=config.strict)
+
+
+def _evaluate_run(config: EvaluateConfig) -> int:
+    assert config.run is not None
     device = choose_device(config.device)
     payload = read_checkpoint(Path(config.run), device)
     trained = config_of(payload)
@@ -48,52 +108,87 @@ def main(config: EvaluateConfig) -> int:
     mean_pose = mean_of(payload)
     dtype = backbone_dtype(trained.precision, device)
 
-    loader = Loader(pipeline, device=device, training=False)
-    model = build_model(trained, mano, loader.joint_set, load_weights=False).to(device)
-    model.load_state_dict(payload["ema"])
-    model.eval()
-    ours, baseline = ScoreAccumulator(), ScoreAccumulator()
-    out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
-    batches = track(loader, total=len(loader), description="evaluate", transient=True)
-    for i, batch in enumerate(batches):
-        with torch.inference_mode():
-            prediction = predict(model, batch, dtype)
-            _score(ours, prediction, batch, model)
-            _score(baseline, _mean_prediction(mean_pose, batch), batch, model)
-        if i == 0:
-            sheet = draw_predictions(batch, prediction, pipeline, most=32)
-            write_picture(out / "predictions.png", sheet)
+    with contextlib.closing(open_store(pipeline.store)) as store:
+        held = _room(store, trained, config)
+        loader = Loader(pipeline, device=device, training=False)
+        model = build_model(trained, mano, loader.joint_set, load_weights=False).to(device)
+        model.load_state_dict(payload["ema"])
+        model.eval()
+        ours, baseline = ScoreAccumulator(), ScoreAccumulator()
+        out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
+        batches = track(loader, total=len(loader), description="evaluate", transient=True)
+        for i, batch in enumerate(batches):
+            with torch.inference_mode():
+                prediction = predict(model, batch, dtype)
+                _score(ours, prediction, batch, model)
+                _score(baseline, _mean_prediction(mean_pose, batch), batch, model)
+                if held is not None:
+                    mesh = None if held.vertices is None else decode_labels(model.mano, batch)
+                    vertices = None if mesh is None else mesh.vertices
+                    on_store.gather(held, prediction, batch, vertices)
+            if i == 0:
+                sheet = draw_predictions(batch, prediction, pipeline, most=32)
+                write_picture(out / "predictions.png", sheet)
+        report = None
+        if held is not None:
+            report = on_store.official_report(
+                held, store, config.split, strict=config.strict, crop=CROP, camera=CAMERA
+            )
+            if config.export is not None:
+                on_store.export(held, store, Path(config.export).expanduser())
 
     scores, mean_scores = ours.summary(), baseline.summary()
-    record = {
+    record: dict[str, Any] = {
         "protocol": PROTOCOL,
         "store": str(pipeline.store),
         "store_sha256": loader.content_sha256,
         "split": config.split,
-        "crop": "box of the labelled joints",
-        "camera": "intrinsics of the dataset",
+        "crop": CROP,
+        "camera": CAMERA,
         "step": int(payload["step"]),
         "model": asdict(scores),
         "mean_pose": asdict(mean_scores),
+        "official": None if report is None else as_json(report),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "scores.json", record)
     console = Console()
     console.print(
-        f"{pipeline.store} split={config.split}: {scores.num_hands} hands; crops from the labelled "
-        f"box, camera from the dataset; step {payload['step']}\n{PROTOCOL}\n"
-        f"pictures: {out / 'predictions.png'}",
+        f"{pipeline.store} split={config.split}: {scores.num_hands} hands; crop: {CROP}; camera: "
+        f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
         highlight=False,
         soft_wrap=True,
     )
     console.print(table(scores, mean_scores))
+    if report is not None:
+        show(report, console)
+    if config.export is not None:
+        console.print(f"exported: {config.export}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _room(store: Store, trained: RunConfig, config: EvaluateConfig) -> on_store.Gathered | None:
+    """Return room for the official protocol, None where the split has none.
+
+    Raises:
+        ValueError: If an export is wanted that the store or the run cannot give.
+    """
+    has_mesh = trained.model.head is Head.mano
+    if on_store.is_official(store, config.split, has_mesh=has_mesh):
+        with_mesh = store.attributes.dataset in on_store.WITH_MESH
+        return on_store.gathered(store, config.split, with_mesh=with_mesh)
+    if config.export is not None:
+        mesh = "" if has_mesh else "; the run's model has no mesh"
+        raise ValueError(
+            f"export: no submission format for split={config.split} of dataset "
+            f"{store.attributes.dataset!r}{mesh}; there is one for evaluation of freihand (needs a "
+            "mesh), val and test of interhand26m"
+        )
+    return None
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:
     """Return the run's pipeline pointed at the store and split to score."""
-    import dataclasses
-
+    assert config.store is not None
     return dataclasses.replace(
         trained, store=config.store, split=config.split, subset=1.0, batch_size=config.batch_size
     )

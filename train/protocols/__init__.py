@@ -1,0 +1,1 @@
+"""Official protocols on files: readers and writers of each dataset's formats, and their reports."""

@@ -1,0 +1,157 @@
+"""What is wrong with a prediction file, said with its likely cause.
+
+A count, a NaN or a unit that is off is refused: no number would mean anything. Axes, joint order
+and mirroring are flagged: the score is still that of the file, as the official tool gives it.
+
+Shape legend: n = samples, k = joints.
+"""
+
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.geometry.align import apply_similarity, procrustes
+from model.hand import STANDARD_FROM_INTERHAND, STANDARD_FROM_MANO21
+
+Points = Float[np.ndarray, "n k 3"]
+_MOST_SAMPLES: Final = 256
+"""Samples looked at for a likely cause, evenly spread."""
+_CLEAR: Final = 0.5
+"""Another reading of the file counts as likely if it leaves at most this share of the error."""
+JointOrder = Literal["standard", "MANO", "InterHand2.6M"]
+_STANDARD_FROM: Final[dict[JointOrder, tuple[int, ...]]] = {
+    "standard": tuple(range(21)),
+    "MANO": STANDARD_FROM_MANO21,
+    "InterHand2.6M": STANDARD_FROM_INTERHAND,
+}
+_UNIT_OF_METRES: Final = {1.0: "metres", 100.0: "centimetres", 1000.0: "millimetres"}
+
+
+def require_count(what: str, found: int, expected: int, source: str) -> None:
+    """Refuse a file with another number of samples.
+
+    Raises:
+        ValueError: With both counts.
+    """
+    if found != expected:
+        raise ValueError(
+            f"predictions hold {found} {what}, {source} holds {expected}; a protocol scores every "
+            "sample, in the official order"
+        )
+
+
+def require_finite(name: str, points: Float[np.ndarray, "n ..."]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: With the number of bad samples and the first of them.
+    """
+    bad = np.flatnonzero(~np.isfinite(points).reshape(len(points), -1).all(1))
+    if len(bad):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(points)} samples hold NaN or infinity (first: {bad[0]}); "
+            "the official tool scores every sample, so give each a prediction"
+        )
+
+
+def require_unit(name: str, pred: Points, truth: Points, *, per_metre: float) -> None:
+    """Refuse predictions whose size says that they are in another unit.
+
+    Args:
+        name: What is looked at.
+        pred: Predicted points.
+        truth: True points, in the unit of the format.
+        per_metre: Units of the format in a metre: 1 or 1000.
+
+    Raises:
+        ValueError: If the hands are about 10, 100 or 1000 times too large or too small.
+    """
+    size, expected = _size(pred), _size(truth)
+    if size == 0 or expected == 0:
+        return
+    ratio = size / expected
+    for other, unit in _UNIT_OF_METRES.items():
+        factor = other / per_metre
+        if factor != 1 and 0.5 < ratio / factor < 2:
+            advice = f"divide by {factor:g}" if factor > 1 else f"multiply by {1 / factor:g}"
+            raise ValueError(
+                f"{name} look like {unit}: they are {ratio:.4g} times as large as the truth, and "
+                f"this format holds {_UNIT_OF_METRES[per_metre]}; {advice}"
+            )
+
+
+def likely_causes(pred: Points, truth: Points, *, order: JointOrder, opengl: bool) -> list[str]:
+    """Return a sentence for each sign that predictions follow another convention.
+
+    Args:
+        pred: Predicted joints [n, 21, 3], finite, right unit.
+        truth: True joints.
+        order: Joint order of the format.
+        opengl: The format has OpenGL axes (y up, hands at negative z) instead of OpenCV's.
+    """
+    picked = np.unique(np.linspace(0, len(pred) - 1, min(len(pred), _MOST_SAMPLES)).round())
+    few = torch.from_numpy(pred[picked.astype(int)]).double()
+    true = torch.from_numpy(truth[picked.astype(int)]).double()
+    messages = (_axes(few, true, opengl=opengl), _order(few, true, order), _mirror(few, true))
+    return [message for message in messages if message]
+
+
+def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:
+    """Flag hands on the other side of the camera."""
+    behind = (pred[..., 2].median(-1).values * truth[..., 2].median(-1).values) < 0
+    flipped = pred * torch.tensor([1.0, -1.0, -1.0], dtype=pred.dtype)
+    if behind.double().mean() < 0.9 or _error(flipped, truth) > _CLEAR * _error(pred, truth):
+        return None
+    theirs, ours = ("OpenCV", "OpenGL") if opengl else ("OpenGL", "OpenCV")
+    share = float(behind.double().mean())
+    return (
+        f"{100 * share:.0f} % of the predicted hands lie behind the camera: they look like "
+        f"{theirs} axes, this format has {ours} axes; multiply y and z by -1"
+    )
+
+
+def _order(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
+    """Flag joints that fit the truth far better when read in another order."""
+    from_standard = np.argsort(_STANDARD_FROM[order])
+    as_given = _aligned_error(pred, truth)
+    for other, standard_from in _STANDARD_FROM.items():
+        if other == order:
+            continue
+        read = pred[:, list(np.array(standard_from)[from_standard])]
+        if _aligned_error(read, truth) < _CLEAR * as_given:
+            return (
+                f"the predicted joints look to be in {other} order (aligned error "
+                f"{_aligned_error(read, truth):.4g} instead of {as_given:.4g}); this format has "
+                f"{order} order"
+            )
+    return None
+
+
+def _mirror(pred: Tensor, truth: Tensor) -> str | None:
+    """Flag hands that fit far better as mirror images."""
+    rotated = _aligned_error(pred, truth)
+    mirrored = _aligned_error(pred * torch.tensor([-1.0, 1, 1], dtype=pred.dtype), truth)
+    if mirrored < _CLEAR * rotated:
+        return (
+            "the predicted hands look mirrored: a mirror image fits the truth far better than any "
+            "rotation (left hands given for right ones, or one axis negated?)"
+        )
+    return None
+
+
+def _size(points: Points) -> float:
+    """Median over samples of the root mean square distance from the centre."""
+    spread = points - points.mean(1, keepdims=True)
+    return float(np.median(np.sqrt(np.square(spread).sum(-1).mean(-1))))
+
+
+def _error(pred: Tensor, truth: Tensor) -> float:
+    return float((pred - truth).norm(dim=-1).mean())
+
+
+def _aligned_error(pred: Tensor, truth: Tensor) -> float:
+    moved = apply_similarity(*procrustes(pred, truth, reflection=False), pred)
+    return _error(moved, truth)
