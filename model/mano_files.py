@@ -9,6 +9,7 @@ Shape legend: n = rows. Metres and radians; ``joint0 = J0(beta) + transl``.
 
 import hashlib
 import os
+import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
@@ -147,7 +148,13 @@ def _load_arrays(path: Path) -> ManoArrays:
     """Read one npz; all its problems in one error."""
     arrays: dict[str, np.ndarray] = {}
     problems = []
-    with np.load(path, allow_pickle=False) as file:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is empty or damaged; write it again: python -m preprocess import-mano"
+        ) from error
+    with file:
         for name, shape in MANO_SHAPES.items():
             if name not in file:
                 problems.append(f"no {name}")

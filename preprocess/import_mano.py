@@ -26,6 +26,7 @@ from model.mano_files import (
     with_other_x,
 )
 from pipeline.pickles.read import MAX_BYTES
+from pipeline.pickles.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
 from preprocess.mano_arrays import (
     Arrays,
@@ -33,7 +34,6 @@ from preprocess.mano_arrays import (
     mano_from_npz,
     mano_from_pickle,
 )
-from preprocess.zips import open_zip, read_member
 
 MAX_LEVELS: Final = 4
 """How many folders below ``path`` are searched."""
@@ -134,6 +134,8 @@ def _search(path: Path, out: Path, stack: ExitStack) -> Iterator[_Found]:
             subfolders[:] = sorted(s for s in subfolders if not _same(here / s, out))
             for name in sorted(set(files).intersection(_WANTED)):
                 file = here / name
+                if not file.is_file():  # a pipe would wait for ever
+                    continue
                 yield _Found(name=name, where=str(file), read=partial(_read, file))
     elif path.is_file():
         archive = stack.enter_context(open_zip(path, name=f"path={str(path)!r}"))

@@ -16,7 +16,7 @@ from model.mano_files import MANO_SHAPES
 from pipeline.pickles.machine import Instance, kind
 from pipeline.pickles.plain_arrays import check_shape
 from pipeline.pickles.read import load_npy, load_pickle
-from preprocess.zips import open_zip, read_member
+from pipeline.pickles.zips import open_zip, read_member
 
 Arrays = dict[str, np.ndarray]
 

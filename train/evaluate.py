@@ -74,6 +74,8 @@ def main(config: EvaluateConfig) -> int:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
         python -m train evaluate protocol=freihand predictions=pred.json truth=FreiHAND_pub_v2_eval
     """
+    if config.out is not None and Path(config.out).expanduser().is_file():
+        raise ValueError(f"out={config.out!r} is a file, expected a folder")
     if config.protocol is None:
         return _evaluate_run(config)
     report = _score_files(config, config.protocol)
@@ -83,7 +85,7 @@ def main(config: EvaluateConfig) -> int:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
         write_json(path, {**as_json(report), **files})
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        _say(console, f"written: {path}")
     return 0
 
 
@@ -152,18 +154,22 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     }
     write_json(out / "scores.json", record)
     console = Console()
-    console.print(
+    _say(
+        console,
         f"{pipeline.store} split={config.split}: {scores.num_hands} hands; crop: {CROP}; camera: "
         f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
-        highlight=False,
-        soft_wrap=True,
     )
     console.print(table(scores, mean_scores))
     if report is not None:
         show(report, console)
     if config.export is not None:
-        console.print(f"exported: {config.export}", highlight=False, soft_wrap=True)
+        _say(console, f"exported: {config.export}")
     return 0
+
+
+def _say(console: Console, text: str) -> None:
+    """Print text that may hold a path: no markup in it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _room(store: Store, trained: RunConfig, config: EvaluateConfig) -> on_store.Gathered | None:

@@ -325,6 +325,8 @@ def kind(value: Any) -> str:
 
 def hashable(value: Any) -> Any:
     """Refuse keys that hash in more than constant time, or to whatever their author likes."""
+    if isinstance(value, np.integer):
+        return int(value)
     if type(value) in (str, bytes, bool) or (type(value) is int and abs(value) < 2**64):
         return value
     raise ValueError(f"it has a key or set member that is {kind(value)}")

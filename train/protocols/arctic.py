@@ -26,7 +26,7 @@ from train.metrics.arctic import (
     score_field,
     score_pose,
 )
-from train.protocols.checks import likely_causes, require_count, require_finite, require_unit
+from train.protocols.checks import likely_causes, require_count, require_unit
 from train.protocols.files import read_npz
 from train.protocols.report import PAIRED, Report, Row
 
@@ -63,6 +63,9 @@ _TRUTH: Final[dict[str, tuple[int | str, ...]]] = {
     "part_ids": ("v",),
     "diameter_m": (),
 }
+_MOST_RAD: Final = 2 * np.pi
+_MOST_DISTANCE_M: Final = 1.0
+_MOST_DIAMETER_M: Final = 3.0
 _ROWS: Final = (
     ("CDev", "cdev/ho", "mm"),
     ("MRRPE right to left", "mrrpe/r/l", "mm"),
@@ -90,19 +93,27 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     scores = ArcticAccumulator()
     num_frames, warnings = 0, []
     pairs = _pairs(predictions, truth)
+    tasks: tuple[bool, bool] | None = None
     for theirs, ours in track(pairs, description="evaluate", transient=True):
         true = read_npz(ours, _TRUTH)
         target = _truth(true)
         keys = {**_POSE, **_FIELD}
         pred = read_npz(theirs, keys, optional=tuple(keys))
         has_pose, has_field = _tasks(pred, theirs)
+        if tasks not in (None, (has_pose, has_field)):
+            raise ValueError(
+                f"{theirs} answers other tasks than {pairs[0][0].name}: all sequences must hold "
+                "the pose, the field or both"
+            )
+        tasks = has_pose, has_field
+        _check_truth(true, ours)
         num_frames += len(true["is_valid"])
         for name, value in pred.items():
             _fits(name, value, true, theirs, ours)
         if has_pose:
             scores.update(score_pose(_pose(pred), target, strict=strict))
             warnings += [
-                f"{theirs.name}: {cause}"
+                f"{theirs.name}, {side} hand: {cause}"
                 for side in ("right", "left")
                 for cause in _causes(pred, true, side)
             ]
@@ -174,9 +185,31 @@ def _fits(
     require_count(f"frames of {name} in {theirs.name}", len(value), frames, ours.name)
     if name in ("object_vertices", "dist_or", "dist_ol"):
         require_count("object vertices", value.shape[1], vertices, ours.name)
-    require_finite(f"{theirs}, {name}", value)
+    # NaN is refused by the metric, where a frame is scored.
     if name in true and value.ndim == 3:
         require_unit(f"{theirs}, {name}", value, true[name], per_metre=1)
+    elif name == "arti_rad" and _median(np.abs(value)) > _MOST_RAD:
+        raise ValueError(f"{theirs}, {name} looks like degrees; the format holds radians")
+    elif name in _FIELD and _median(value) > _MOST_DISTANCE_M:
+        raise ValueError(
+            f"{theirs}, {name} has a median of {_median(value):.4g}: it looks like "
+            "millimetres; the format holds metres, clamped to 0.1"
+        )
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def _check_truth(true: dict[str, np.ndarray], path: Path) -> None:
+    """Refuse a truth that cannot be meant."""
+    require_count("frames", len(true["is_valid"]), len(true["is_valid"]), str(path))
+    if not 0 < float(true["diameter_m"]) < _MOST_DIAMETER_M:
+        raise ValueError(
+            f"{path}: diameter_m is {float(true['diameter_m']):g}, expected metres between 0 and "
+            f"{_MOST_DIAMETER_M:g}"
+        )
 
 
 def _causes(pred: dict[str, np.ndarray], true: dict[str, np.ndarray], side: str) -> list[str]:

@@ -19,7 +19,7 @@ from model.hand import STANDARD_FROM_INTERHAND, STANDARD_FROM_MANO21
 Points = Float[np.ndarray, "n k 3"]
 _MOST_SAMPLES: Final = 256
 """Samples looked at for a likely cause, evenly spread."""
-_CLEAR: Final = 0.5
+CLEAR: Final = 0.5
 """Another reading of the file counts as likely if it leaves at most this share of the error."""
 JointOrder = Literal["standard", "MANO", "InterHand2.6M"]
 _STANDARD_FROM: Final[dict[JointOrder, tuple[int, ...]]] = {
@@ -41,19 +41,25 @@ def require_count(what: str, found: int, expected: int, source: str) -> None:
             f"predictions hold {found} {what}, {source} holds {expected}; a protocol scores every "
             "sample, in the official order"
         )
+    if expected == 0:
+        raise ValueError(f"{source} holds no {what}")
 
 
-def require_finite(name: str, points: Float[np.ndarray, "n ..."]) -> None:
+def require_finite(
+    name: str,
+    points: Float[np.ndarray, "n ..."],
+    cure: str = "the official tool scores every sample, so give each a prediction",
+) -> None:
     """Refuse NaN and infinity.
 
     Raises:
         ValueError: With the number of bad samples and the first of them.
     """
-    bad = np.flatnonzero(~np.isfinite(points).reshape(len(points), -1).all(1))
+    bad = np.flatnonzero(~np.isfinite(points).all(tuple(range(1, points.ndim))))
     if len(bad):
         raise ValueError(
             f"{name}: {len(bad)} of {len(points)} samples hold NaN or infinity (first: {bad[0]}); "
-            "the official tool scores every sample, so give each a prediction"
+            f"{cure}"
         )
 
 
@@ -69,7 +75,19 @@ def require_unit(name: str, pred: Points, truth: Points, *, per_metre: float) ->
     Raises:
         ValueError: If the hands are about 10, 100 or 1000 times too large or too small.
     """
-    size, expected = _size(pred), _size(truth)
+    require_length(name, _sizes(pred), _sizes(truth), per_metre=per_metre)
+
+
+def require_length(
+    name: str,
+    pred: Float[np.ndarray, " n"],
+    truth: Float[np.ndarray, " n"],
+    *,
+    per_metre: float,
+) -> None:
+    """Refuse lengths whose median says that they are in another unit; as ``require_unit``."""
+    pred, truth = pred[np.isfinite(pred)], truth[np.isfinite(truth)]
+    size, expected = (float(np.median(x)) if len(x) else 0.0 for x in (pred, truth))
     if size == 0 or expected == 0:
         return
     ratio = size / expected
@@ -92,6 +110,10 @@ def likely_causes(pred: Points, truth: Points, *, order: JointOrder, opengl: boo
         order: Joint order of the format.
         opengl: The format has OpenGL axes (y up, hands at negative z) instead of OpenCV's.
     """
+    finite = np.isfinite(pred).all((1, 2)) & np.isfinite(truth).all((1, 2))
+    pred, truth = pred[finite], truth[finite]
+    if len(pred) == 0:
+        return []
     picked = np.unique(np.linspace(0, len(pred) - 1, min(len(pred), _MOST_SAMPLES)).round())
     few = torch.from_numpy(pred[picked.astype(int)]).double()
     true = torch.from_numpy(truth[picked.astype(int)]).double()
@@ -103,7 +125,7 @@ def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:
     """Flag hands on the other side of the camera."""
     behind = (pred[..., 2].median(-1).values * truth[..., 2].median(-1).values) < 0
     flipped = pred * torch.tensor([1.0, -1.0, -1.0], dtype=pred.dtype)
-    if behind.double().mean() < 0.9 or _error(flipped, truth) > _CLEAR * _error(pred, truth):
+    if behind.double().mean() < 0.9 or _error(flipped, truth) > CLEAR * _error(pred, truth):
         return None
     theirs, ours = ("OpenCV", "OpenGL") if opengl else ("OpenGL", "OpenCV")
     share = float(behind.double().mean())
@@ -116,15 +138,15 @@ def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:
 def _order(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
     """Flag joints that fit the truth far better when read in another order."""
     from_standard = np.argsort(_STANDARD_FROM[order])
-    as_given = _aligned_error(pred, truth)
+    as_given = aligned_error(pred, truth)
     for other, standard_from in _STANDARD_FROM.items():
         if other == order:
             continue
         read = pred[:, list(np.array(standard_from)[from_standard])]
-        if _aligned_error(read, truth) < _CLEAR * as_given:
+        if aligned_error(read, truth) < CLEAR * as_given:
             return (
                 f"the predicted joints look to be in {other} order (aligned error "
-                f"{_aligned_error(read, truth):.4g} instead of {as_given:.4g}); this format has "
+                f"{aligned_error(read, truth):.4g} instead of {as_given:.4g}); this format has "
                 f"{order} order"
             )
     return None
@@ -132,9 +154,9 @@ def _order(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
 
 def _mirror(pred: Tensor, truth: Tensor) -> str | None:
     """Flag hands that fit far better as mirror images."""
-    rotated = _aligned_error(pred, truth)
-    mirrored = _aligned_error(pred * torch.tensor([-1.0, 1, 1], dtype=pred.dtype), truth)
-    if mirrored < _CLEAR * rotated:
+    rotated = aligned_error(pred, truth)
+    mirrored = aligned_error(pred * torch.tensor([-1.0, 1, 1], dtype=pred.dtype), truth)
+    if mirrored < CLEAR * rotated:
         return (
             "the predicted hands look mirrored: a mirror image fits the truth far better than any "
             "rotation (left hands given for right ones, or one axis negated?)"
@@ -142,16 +164,17 @@ def _mirror(pred: Tensor, truth: Tensor) -> str | None:
     return None
 
 
-def _size(points: Points) -> float:
-    """Median over samples of the root mean square distance from the centre."""
+def _sizes(points: Points) -> Float[np.ndarray, " n"]:
+    """Return each sample's root mean square distance from its centre."""
     spread = points - points.mean(1, keepdims=True)
-    return float(np.median(np.sqrt(np.square(spread).sum(-1).mean(-1))))
+    return np.asarray(np.sqrt(np.square(spread).sum(-1).mean(-1)))
 
 
 def _error(pred: Tensor, truth: Tensor) -> float:
     return float((pred - truth).norm(dim=-1).mean())
 
 
-def _aligned_error(pred: Tensor, truth: Tensor) -> float:
+def aligned_error(pred: Tensor, truth: Tensor) -> float:
+    """Return the mean error after the best similarity with a proper rotation."""
     moved = apply_similarity(*procrustes(pred, truth, reflection=False), pred)
     return _error(moved, truth)

@@ -29,7 +29,8 @@ _MAX_PICKLE_STEPS: Final = 20_000_000
 """The largest set has 406,888 frames with a hand, about 30 steps each."""
 _CHUNK: Final = 4096
 Joints = Float64[np.ndarray, "n 21 3"]
-Indexed = tuple[Int64[np.ndarray, " n"], Joints]
+Indexed = tuple[list[int], Joints]
+"""Image numbers of any size, as in the official tool, and joints in mm."""
 
 
 def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
@@ -48,15 +49,15 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     """
     index, joints = read_results(predictions)
     true_index, true_joints = read_truth(truth)
-    place = {int(i): n for n, i in enumerate(index)}  # the last line of an image counts
-    missing = [int(i) for i in true_index if int(i) not in place]
+    place = {i: n for n, i in enumerate(index)}  # the last line of an image counts
+    missing = [i for i in true_index if i not in place]
     if missing:
         raise ValueError(
             f"{predictions}: {len(missing)} of {len(true_index)} images with a hand have no "
             f"prediction (first: image {missing[0]}); the index counts the images of the setup in "
             "the order of the toolkit, from 0"
         )
-    picked = joints[[place[int(i)] for i in true_index]]
+    picked = joints[[place[i] for i in true_index]]
     return report(picked, true_joints, strict=strict)
 
 
@@ -114,7 +115,13 @@ def read_results(path: Path) -> Indexed:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; expected a result text of DexYCB")
     index, joints = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         words = line.split(",")
         try:
             index.append(int(words[0]))
@@ -128,7 +135,7 @@ def read_results(path: Path) -> Indexed:
             )
     if not index:
         raise ValueError(f"{path} is empty")
-    return np.array(index, np.int64), np.stack(joints)
+    return index, np.stack(joints)
 
 
 def read_truth(path: Path) -> Indexed:
@@ -150,7 +157,7 @@ def read_truth(path: Path) -> Indexed:
         index, joints = _read_annotation(path)
     elif path.suffix == ".npz":
         arrays = read_npz(path, {"index": ("n",), "joints_mm": ("n", 21, 3)})
-        index = arrays["index"].astype(np.int64)
+        index = [int(i) for i in arrays["index"]]
         joints = arrays["joints_mm"].astype(np.float64)
     else:
         index, joints = read_results(path)
@@ -158,8 +165,8 @@ def read_truth(path: Path) -> Indexed:
     has_hand = ~(joints == -1000).all((1, 2))
     if not has_hand.any():
         raise ValueError(f"{path} holds no frame with a hand")
-    require_finite(f"{path}, joints", joints)
-    return index[has_hand], joints[has_hand]
+    require_finite(f"{path}, joints", joints, "write the annotation again with the toolkit")
+    return [i for i, there in zip(index, has_hand, strict=True) if there], joints[has_hand]
 
 
 def _read_annotation(path: Path) -> Indexed:
@@ -173,12 +180,15 @@ def _read_annotation(path: Path) -> Indexed:
         )
     index, joints = [], []
     for key, value in table.items():
-        if not isinstance(key, int) or np.shape(value) != (21, 3):
-            raise ValueError(f"{path}: joint_3d[{key!r}] has shape {np.shape(value)}, not (21, 3)")
-        index.append(key)
-        # float32 like the file: the toolkit scales the labels by 1000 before it widens them.
-        joints.append(np.asarray(value, np.float64))
-    return np.array(index, np.int64), np.stack(joints)
+        try:
+            index.append(int(key))
+            # float32 like the file: the toolkit scales the labels by 1000 before it widens them.
+            joints.append(np.asarray(value, np.float64).reshape(21, 3))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path}: joint_3d[{key!r}]: expected an image number and 21 x 3 numbers"
+            ) from None
+    return index, np.stack(joints)
 
 
 def write_results(path: Path, index: Int64[np.ndarray, " n"], joints_mm: Joints) -> None:

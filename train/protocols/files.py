@@ -4,7 +4,6 @@ Shape legend: n = samples, k = points.
 """
 
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +12,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from pipeline.cli import nearest
+from pipeline.pickles.read import load_npy
+from pipeline.pickles.zips import open_zip, read_member
 
 PREDICTION_FILE: Final = "pred.json"
+_MAX_BYTES: Final = 8 * 2**30
 
 
 def existing(path: str, key: str) -> Path:
@@ -35,16 +37,18 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is no JSON.
     """
+    data = path.read_bytes()
+    if data.startswith(b"PK"):
+        with open_zip(data, name=str(path)) as archive:
+            found = [m for m in archive.infolist() if Path(m.filename).name == PREDICTION_FILE]
+            if len(found) != 1:
+                names = [member.filename for member in found] or "none"
+                raise ValueError(f"{path}: expected one {PREDICTION_FILE} in it, got {names}")
+            name = f"{found[0].filename} in {path}"
+            data = read_member(archive, found[0], name=name, max_bytes=_MAX_BYTES)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = [n for n in archive.namelist() if Path(n).name == PREDICTION_FILE]
-                if len(names) != 1:
-                    raise ValueError(f"{path}: expected one {PREDICTION_FILE} in it, got {names}")
-                return json.loads(archive.read(names[0]))
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
@@ -99,7 +103,7 @@ def as_points(
     expected = f"(n, {num_points or 'k'}, 3)"
     try:
         points = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{name}: expected numbers of shape {expected}, got lists of uneven length or other "
             "values"
@@ -123,11 +127,7 @@ def read_npz(
         ValueError: With everything that is wrong with the file.
     """
     problems, found, letters = [], {}, dict[str, int]()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz of plain arrays: {error}") from error
+    arrays = _plain_arrays(path)
     for name, shape in shapes.items():
         if name not in arrays:
             if name not in optional:
@@ -137,18 +137,53 @@ def read_npz(
         if array.dtype.kind not in "fiub":
             problems.append(f"{name!r} holds {array.dtype}, expected numbers")
             continue
+        if array.ndim != len(shape) and tuple(shape)[-1:] == (1,):
+            array = array[..., None]  # a column may come as a vector
+        elif shape == () and array.size == 1:
+            array = array.reshape(())
         fits = array.ndim == len(shape) and all(
             (letters.setdefault(want, got) if isinstance(want, str) else want) == got
             for want, got in zip(shape, array.shape, strict=True)
         )
         if not fits:
-            wanted = tuple(letters.get(s, s) if isinstance(s, str) else s for s in shape)
-            problems.append(f"{name!r} has shape {array.shape}, expected {wanted}")
+            sizes = [letters.get(s, s) if isinstance(s, str) else s for s in shape]
+            wanted = ", ".join(map(str, sizes))
+            problems.append(f"{name!r} has shape {array.shape}, expected ({wanted})")
         found[name] = array
     problems += [f"unknown key {name!r}; {nearest(name, shapes)}" for name in arrays]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     return found
+
+
+def keys_of(path: Path) -> list[str]:
+    """Return the names of the arrays in an .npz.
+
+    Raises:
+        ValueError: If it is no zip file.
+    """
+    with open_zip(path, name=str(path)) as archive:
+        return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+
+
+def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array; NumPy's own reader would allocate what a header says, or ask for pickles.
+
+    Raises:
+        ValueError: If the file is no .npz, is cut off, damaged, or holds anything else.
+    """
+    try:
+        with open_zip(path, name=str(path)) as archive:
+            arrays = {}
+            for member in archive.infolist():
+                name = f"{member.filename} in {path}"
+                data = read_member(archive, member, name=name, max_bytes=_MAX_BYTES)
+                arrays[member.filename.removesuffix(".npy")] = load_npy(
+                    data, name=name, max_bytes=_MAX_BYTES
+                )
+            return arrays
+    except ValueError as error:
+        raise ValueError(f"{error}; expected an .npz of plain arrays (numpy.savez)") from error
 
 
 def write_two_lists(

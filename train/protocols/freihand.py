@@ -98,6 +98,7 @@ def check(
         ("predicted vertices", vertices, true_vertices),
     ):
         require_finite(name, pred)
+        require_finite(f"{source}, {name.split()[-1]}", true, "the file is not the public truth")
         require_unit(name, pred, true, per_metre=1)
 
 
@@ -138,5 +139,6 @@ def read_truth(path: Path) -> tuple[Points, Points]:
         raise FileNotFoundError(f"truth={str(path)!r} lacks {' and '.join(missing)}")
     joints = as_points(read_json(folder / names[0]), str(folder / names[0]), num_points=21)
     vertices = as_points(read_json(folder / names[1]), str(folder / names[1]))
-    require_count("joints in the truth", len(joints), len(vertices), names[1])
+    if len(joints) != len(vertices):
+        raise ValueError(f"{folder}: {len(joints)} samples of joints, {len(vertices)} of vertices")
     return joints, vertices

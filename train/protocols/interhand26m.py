@@ -21,12 +21,15 @@ from jaxtyping import Bool, Float64, Int64
 
 from train.metrics.interhand26m import InterhandAccumulator, official
 from train.protocols.checks import (
+    CLEAR,
+    aligned_error,
     likely_causes,
     require_count,
     require_finite,
+    require_length,
     require_unit,
 )
-from train.protocols.files import read_json, read_npz
+from train.protocols.files import keys_of, read_json, read_npz
 from train.protocols.report import PAIRED, Report, Row
 
 DEFINITION: Final = (
@@ -72,6 +75,8 @@ class Truth:
     root_depth_mm: Float64[np.ndarray, "n 2"]
     """Depth of the wrists, right and left, that lifts the official form."""
     depth_source: str
+    file_position: Int64[np.ndarray, " n"]
+    """Where each sample stands in the annotation file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +118,15 @@ def report(
     pred: Predictions, true: Truth, *, strict: bool, crop: str = PAIRED, camera: str = PAIRED
 ) -> Report:
     """Score predictions in the official order; see ``score``."""
-    require_finite("predicted joints", pred.joints_mm)
-    require_finite("hand_type", pred.hand_type)
-    warnings = []
+    wrists = true.joint_valid[:, [RIGHT_WRIST, LEFT_WRIST]]
+    scored = true.joint_valid & np.repeat(wrists, 21, axis=1)
+    joints = np.where(scored[..., None], pred.joints_mm, 0)
+    is_pair = (true.hand_type == HAND_TYPES.index("interacting")) & wrists.all(1)
+    between = np.where(is_pair[:, None], pred.left_from_right_mm, 0)
+    require_finite("predicted joints", joints)
+    require_finite("left_from_right_mm", between)
+    require_finite("hand_type", np.where(true.hand_type_valid[:, None], pred.hand_type, 0))
+    warnings = _readings(pred.joints_mm, true)
     for hand, first in (("right", 0), ("left", 21)):
         points = slice(first, first + 21)
         seen = true.joint_valid[:, points].all(1)
@@ -124,17 +135,24 @@ def report(
             require_unit(f"predicted joints ({hand} hand)", theirs, ours, per_metre=1000)
             causes = likely_causes(theirs, ours, order="InterHand2.6M", opengl=False)
             warnings += [f"{hand} hand: {cause}" for cause in causes]
+    true_between = true.joints_mm[:, LEFT_WRIST] - true.joints_mm[:, RIGHT_WRIST]
+    require_length(
+        "left_from_right_mm",
+        np.linalg.norm(between[is_pair], axis=1),
+        np.linalg.norm(true_between[is_pair], axis=1),
+        per_metre=1000,
+    )
     scores = InterhandAccumulator(strict=strict)
     for begin in range(0, len(true.hand_type), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         arrays = (
-            pred.joints_mm,
+            joints,
             true.joints_mm,
             true.joint_valid,
             true.hand_type,
             true.hand_type_valid,
             pred.hand_type,
-            pred.left_from_right_mm,
+            between,
         )
         scores.update(*(torch.from_numpy(array[part]) for array in arrays))
     found = scores.summary()
@@ -159,21 +177,39 @@ def report(
     )
 
 
+def _readings(joints: np.ndarray, true: Truth) -> list[str]:
+    """Say if the halves, or the samples, look to be in another order."""
+    hands: np.ndarray = np.all(true.joint_valid.reshape(-1, 2, 21), axis=2)
+    theirs, ours = (x.reshape(-1, 2, 21, 3) for x in (joints, true.joints_mm))
+    whole = np.all(hands, axis=1)
+    others = {
+        "the left hand's joints look to stand before the right one's": (theirs[:, ::-1], whole),
+        "the samples look to be in the order of the annotation file; the official order has those "
+        "of one hand first": (theirs[true.file_position], np.any(hands, axis=1)),
+    }
+    found = []
+    for message, (reading, rows) in others.items():
+        picked = rows[:, None] & hands & np.isfinite(reading + theirs).all((2, 3))
+        if not picked.any() or np.array_equal(reading[picked], theirs[picked]):
+            continue
+        points = [torch.from_numpy(x[picked]) for x in (reading, theirs, ours)]
+        if aligned_error(points[0], points[2]) < CLEAR * aligned_error(points[1], points[2]):
+            found.append(message)
+    return found
+
+
 def read_predictions(path: Path, true: Truth) -> Predictions:
     """Read either form; the official one is lifted as the official tool lifts it.
 
     Raises:
         ValueError: If the file is broken or holds another number of samples.
     """
-    with np.load(path, allow_pickle=False) as file:
-        is_official = "joint_coord" in file.files
+    is_official = "joint_coord" in keys_of(path)
     if is_official:
         arrays = read_npz(path, _OFFICIAL)
     else:
         arrays = read_npz(path, _CAMERA, optional=("left_from_right_mm",))
     require_count("samples", len(arrays["hand_type"]), len(true.hand_type), "the truth")
-    for name, value in arrays.items():
-        require_finite(f"{path}, {name}", value)
     arrays = {name: value.astype(np.float64) for name, value in arrays.items()}
     if is_official:
         return lift(arrays, true)
@@ -234,21 +270,38 @@ def read_truth(folder: Path, root_depth: Path | None = None) -> Truth:
     data, cameras, joints = (
         read_json(folder / f"{stem}{part}.json") for part in ("data", "camera", "joint_3d")
     )
-    depths = None
-    if root_depth is not None:
-        depths = {int(row["annot_id"]): row["abs_depth"] for row in read_json(root_depth)}
-    images = {int(image["id"]): image for image in data["images"]}
-    single: list[dict[str, Any]] = []
-    interacting: list[dict[str, Any]] = []
-    for annotation in data["annotations"]:
-        is_pair = annotation["hand_type"] == "interacting"
-        (interacting if is_pair else single).append(annotation)
-
-    rows = [_row(a, images[int(a["image_id"])], cameras, joints) for a in [*single, *interacting]]
-    if not rows:
+    depths = None if root_depth is None else _root_depths(root_depth)
+    try:
+        images = {int(image["id"]): image for image in data["images"]}
+        annotations = list(data["annotations"])
+        is_pair = [a["hand_type"] == "interacting" for a in annotations]
+        order = [int(a["id"]) for a in annotations]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{found[0]}: expected images and annotations with id and hand_type, lacks {error}"
+        ) from error
+    if not annotations:
         raise ValueError(f"{found[0]} holds no annotation")
+    position = np.argsort(is_pair, kind="stable")  # those of one hand first
+    rows = []
+    for i in position:
+        try:
+            rows.append(_row(annotations[i], images, cameras, joints))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: annotation {order[i]} is incomplete in {stem}data.json, camera.json or "
+                f"joint_3d.json: {error}"
+            ) from error
     joints_mm = np.stack([row[0] for row in rows])
-    order = [int(a["id"]) for a in [*single, *interacting]]
+    joint_valid = np.stack([row[1] for row in rows])
+    lost = np.flatnonzero((~np.isfinite(joints_mm).all(2) & joint_valid).any(1))
+    if len(lost):
+        raise ValueError(
+            f"{folder}: {len(lost)} annotations have valid joints that are not finite (first: id "
+            f"{order[position[lost[0]]]})"
+        )
+    joints_mm = np.nan_to_num(joints_mm)
+    order = [order[i] for i in position]
     if depths is None:
         root_depth_mm = joints_mm[:, [RIGHT_WRIST, LEFT_WRIST], 2]
     else:
@@ -261,20 +314,35 @@ def read_truth(folder: Path, root_depth: Path | None = None) -> Truth:
         root_depth_mm = np.array([depths[i] for i in order], np.float64)
     return Truth(
         joints_mm=joints_mm,
-        joint_valid=np.stack([row[1] for row in rows]),
+        joint_valid=joint_valid,
         hand_type=np.array([row[2] for row in rows], np.int64),
         hand_type_valid=np.array([row[3] for row in rows], bool),
         focal_px=np.stack([row[4] for row in rows]),
         princpt_px=np.stack([row[5] for row in rows]),
         root_depth_mm=root_depth_mm,
         depth_source="RootNet" if root_depth else "ground truth",
+        file_position=position.astype(np.int64),
     )
 
 
+def _root_depths(path: Path) -> dict[int, list[float]]:
+    """Return RootNet's depth of the right and left wrist, mm, by annotation."""
+    try:
+        depths = {int(row["annot_id"]): row["abs_depth"] for row in read_json(path)}
+        table = np.array(list(depths.values()), np.float64).reshape(len(depths), 2)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a list of objects with annot_id and abs_depth of two numbers"
+        ) from error
+    require_finite(f"{path}, abs_depth", table, "run RootNet again")
+    return depths
+
+
 def _row(
-    annotation: dict[str, Any], image: dict[str, Any], cameras: Any, joints: Any
+    annotation: dict[str, Any], images: dict[int, Any], cameras: Any, joints: Any
 ) -> tuple[np.ndarray, np.ndarray, int, bool, np.ndarray, np.ndarray]:
     """Return joints in the camera (mm), validity, hand type, its validity, focal and centre."""
+    image = images[int(annotation["image_id"])]
     capture, camera = str(image["capture"]), str(image["camera"])
     calibration = cameras[capture]
     rotation = np.array(calibration["camrot"][camera], np.float64).reshape(3, 3)

@@ -182,4 +182,5 @@ def _interhand_truth(held: Gathered, store: Store, split: str) -> interhand26m.T
         princpt_px=K[:, :2, 2],
         root_depth_mm=joints_mm[:, [interhand26m.RIGHT_WRIST, interhand26m.LEFT_WRIST], 2],
         depth_source="prediction",
+        file_position=np.arange(num),
     )

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PAIRED: Final = "none: the predictions came as a file"
 
@@ -59,7 +60,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "camera": report.camera,
         "warnings": list(report.warnings),
         "scores": _finite(report.scores),
-        "official": _finite(report.official),
+        # The tool's own names stand for the tool's own numbers.
+        "official": None if report.strict else _finite(report.official),
     }
 
 
@@ -75,12 +77,13 @@ def show(report: Report, console: Console) -> None:
     console.print(
         f"protocol {report.protocol} ({rules}): {report.num_samples} samples; "
         f"crop: {report.crop}; camera: {report.camera}\n{report.definition}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
     if not report.strict:
         for quirk in report.quirks:
-            console.print(f"quirk: {quirk}", highlight=False, soft_wrap=True)
+            console.print(f"quirk: {quirk}", markup=False, highlight=False, soft_wrap=True)
     sheet = Table()
     for name in ("metric", "value", "unit"):
         sheet.add_column(name, justify="right" if name == "value" else "left")
@@ -89,7 +92,8 @@ def show(report: Report, console: Console) -> None:
         sheet.add_row(row.label, value, row.unit)
     console.print(sheet)
     for warning in report.warnings:
-        console.print(f"[bold yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        line = Text.assemble(("warning", "bold yellow"), f": {warning}")
+        console.print(line, soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

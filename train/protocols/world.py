@@ -14,8 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from model.hand import NUM_JOINTS
 from train.metrics.world import WorldAccumulator
-from train.protocols.checks import require_count, require_finite, require_unit
+from train.protocols.checks import (
+    likely_causes,
+    require_count,
+    require_finite,
+    require_length,
+    require_unit,
+)
 from train.protocols.files import read_npz
 from train.protocols.report import PAIRED, Report, Row
 
@@ -27,6 +34,7 @@ DEFINITION: Final = (
 QUIRKS: Final = (
     "the first and last acceleration of a segment are dropped (strict: kept)",
     "a root that does not move divides by zero (strict: left out)",
+    "predicted joints that coincide divide by zero, and so does the mean (strict: scale 0)",
 )
 _HANDS: Final[dict[str, tuple[int | str, ...]]] = {
     "joints": ("f", "j", 3),
@@ -57,13 +65,21 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     for name in [n for n in ("joints", "root", "camera_position") if n in true]:
         require_count(f"rows of {name}", len(pred[name]), len(true[name]), str(truth))
         require_finite(f"{predictions}, {name}", pred[name])
-        require_finite(f"{truth}, {name}", true[name])
+        require_finite(f"{truth}, {name}", true[name], "leave the frame out of both files")
     if pred["joints"].shape != true["joints"].shape:
         raise ValueError(
             f"predictions hold {pred['joints'].shape[1]} joints a hand, "
             f"the truth {true['joints'].shape[1]}"
         )
     require_unit("predicted joints", pred["joints"], true["joints"], per_metre=1)
+    for name in ("root", "camera_position"):
+        if name in true:
+            lengths = [
+                np.linalg.norm(a[name] - a[name].mean(0), axis=-1).astype(np.float64)
+                for a in (pred, true)
+            ]
+            require_length(f"predicted {name}", *lengths, per_metre=1)
+    warnings = _causes(pred["joints"], true["joints"])
     scores = WorldAccumulator(strict=strict)
     tensors = [
         torch.from_numpy(arrays[name].astype(np.float64))
@@ -102,7 +118,22 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
             "WA_MPJPE": found.wa_mpjpe_mm,
             "RTE": found.rte_percent,
         },
+        warnings=tuple(warnings),
     )
+
+
+def _causes(pred: np.ndarray, true: np.ndarray) -> list[str]:
+    """Return what looks wrong; axes are free, because every score aligns the prediction."""
+    found = []
+    coincident = int((np.ptp(pred, axis=1) == 0).all(-1).sum())
+    if coincident:
+        found.append(f"the predicted joints of {coincident} of {len(pred)} frames coincide")
+    if pred.shape[1] != NUM_JOINTS:
+        return found
+    for order in ("standard", "MANO"):
+        causes = likely_causes(pred, true, order=order, opengl=False)
+        found += [c for c in causes if "axes" not in c and c not in found]
+    return found
 
 
 def _runs(segment: np.ndarray, name: str) -> list[Int64[np.ndarray, " t"]]:

@@ -107,13 +107,15 @@ def test_a_missing_sequence_is_named(tmp_path: Path) -> None:
     [
         ({"arti_rad": None}, "holds joints_right, .* but not arti_rad"),
         ({"dist_or": None}, "but not dist_or"),
-        ({"arti_rad": np.zeros(3)}, r"'arti_rad' has shape \(3,\), expected \(4,\)"),
+        ({"arti_rad": np.zeros(3)}, r"'arti_rad' has shape \(3,\), expected \(4\)"),
         ({"dist_or": np.zeros((4, 5))}, r"'dist_or' has shape \(4, 5\), expected \(4, 30\)"),
         ({"extra": np.zeros(3)}, "unknown key 'extra'"),
         ({"joint_right": np.zeros(3)}, "did you mean 'joints_right'"),
-        ({"arti_rad": np.full(4, np.nan)}, "arti_rad: 4 of 4 samples hold NaN"),
+        ({"arti_rad": np.full(4, np.nan)}, "arti_rad.* not finite"),
         ({"arti_rad": np.array(["a"] * 4)}, "'arti_rad' holds <U1, expected numbers"),
-        ({"arti_rad": np.array([None] * 4)}, "no .npz of plain arrays"),
+        ({"arti_rad": np.array([None] * 4)}, "'arti_rad' holds object, expected numbers"),
+        ({"arti_rad": np.full(4, 40.0)}, "arti_rad looks like degrees"),
+        ({"dist_ro": np.full((4, 778), 30.0)}, "dist_ro .*looks like millimetres"),
     ],
 )
 def test_a_broken_prediction_is_one_sentence(
@@ -138,3 +140,28 @@ def test_another_length_or_unit_is_refused(tmp_path: Path) -> None:
     pred["vertices_left"] = pred["vertices_left"] * 1000
     with pytest.raises(ValueError, match="vertices_left look like millimetres"):
         arctic.score(written(tmp_path, "pred", pred), target, strict=False)
+
+
+def test_sequences_must_answer_the_same_tasks_in_the_same_unit(tmp_path: Path) -> None:
+    pred, truth = sequence(6)
+    for name in "ab":
+        written(tmp_path / "truth", name, truth)
+    written(tmp_path / "pred", "a", {k: v for k, v in pred.items() if not k.startswith("dist")})
+    written(tmp_path / "pred", "b", pred)
+    with pytest.raises(ValueError, match=r"b\.npz answers other tasks than a\.npz"):
+        arctic.score(tmp_path / "pred", tmp_path / "truth", strict=False)
+    truth["object_vertices"][3] = np.nan  # frame 3 is not valid
+    pred["object_vertices"] = pred["object_vertices"] * 1000
+    paths = written(tmp_path, "p", pred), written(tmp_path, "t", truth)
+    with pytest.raises(ValueError, match="object_vertices look like millimetres"):
+        arctic.score(*paths, strict=False)
+    truth["diameter_m"] = np.array([300.0])
+    with pytest.raises(ValueError, match="diameter_m is 300, expected metres"):
+        arctic.score(paths[0], written(tmp_path, "t", truth), strict=False)
+
+
+def test_a_prediction_may_be_nan_where_the_frame_is_not_scored(tmp_path: Path) -> None:
+    pred, truth = sequence(7)
+    pred["joints_right"][1] = np.nan  # right_valid is 0 there
+    paths = written(tmp_path, "p", pred), written(tmp_path, "t", truth)
+    assert arctic.score(*paths, strict=False).num_samples == FRAMES

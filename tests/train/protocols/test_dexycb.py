@@ -122,3 +122,20 @@ def test_a_folder_without_annotation_says_what_it_wants(
     dexycb.write_results(tmp_path / "results.txt", np.arange(NUM), guess_mm)
     with pytest.raises(FileNotFoundError, match=r"expected one anno_hpe_<setup>\.pkl"):
         dexycb.score(tmp_path / "results.txt", tmp_path, strict=False)
+
+
+def test_windows_text_blank_lines_and_numpy_keys_are_read(
+    tmp_path: Path, truth_mm: np.ndarray, guess_mm: np.ndarray
+) -> None:
+    table = {np.int64(i): row for i, row in enumerate(truth_mm.astype(np.float32))}
+    (tmp_path / "truth.pkl").write_bytes(pickle.dumps({"joint_3d": table}))
+    results = tmp_path / "results.txt"
+    dexycb.write_results(results, np.arange(NUM), guess_mm)
+    expected = dexycb.score(results, tmp_path / "truth.pkl", strict=False).official
+    lines = results.read_text().splitlines()
+    big = ",".join([str(10**25), *lines[0].split(",")[1:]])
+    results.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, big, "", ""]).encode())
+    assert dexycb.score(results, tmp_path / "truth.pkl", strict=False).official == expected
+    results.write_bytes(b"\xff\xfe0,1")
+    with pytest.raises(ValueError, match="is no text"):
+        dexycb.score(results, tmp_path / "truth.pkl", strict=False)

@@ -111,3 +111,17 @@ def test_an_interhand_run_is_scored_officially_and_its_export_scores_the_same(
 def test_an_export_without_a_format_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no submission format for split=train of dataset 'freih"):
         scored(freihand, tmp_path, "train", f"export={tmp_path / 'x'}")
+
+
+def test_a_path_with_brackets_is_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    write_two_lists(tmp_path / "t.json", points(rng, 2, 21), points(rng, 2, 778))
+    words = [f"predictions={tmp_path / 't.json'}", f"truth={tmp_path / 't.json'}"]
+    out = tmp_path / "x[/y]"
+    assert evaluate(composed("protocol=freihand", *words, f"out={out}", "strict=true")) == 0
+    assert str(out) in capsys.readouterr().out
+    assert json.loads((out / "scores.json").read_text())["official"] is None
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        evaluate(composed("protocol=freihand", *words, f"out={tmp_path / 't.json'}"))

@@ -171,3 +171,64 @@ def test_joints_from_base_to_tip_are_flagged(interhand: SampleStore, tmp_path: P
         row["joints_mm"] = hands[:, standard].reshape(42, 3)
     report = interhand26m.score(saved(tmp_path / "pred.npz", rows), folder, strict=False)
     assert any("look to be in standard order" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("halves", "left hand's joints look to stand before"),
+        ("file order", "look to be in the order of the annotation file"),
+    ],
+)
+def test_another_order_of_halves_or_samples_is_flagged(
+    interhand: SampleStore, tmp_path: Path, change: str, expected: str
+) -> None:
+    folder = folder_of(interhand)
+    rows = annotations(folder)
+    rng = np.random.default_rng(4)
+    for row in rows:
+        row["joints_mm"] = row["target_mm"] + rng.normal(0, 1, (42, 3))
+    joints = np.stack([row["joints_mm"] for row in rows])
+    if change == "halves":
+        joints = np.concatenate((joints[:, 21:], joints[:, :21]), 1)
+    else:
+        joints = joints[np.argsort(interhand26m.read_truth(folder).file_position)]
+        assert not np.array_equal(joints, np.stack([row["joints_mm"] for row in rows]))
+    for row, value in zip(rows, joints, strict=True):
+        row["joints_mm"] = value
+    report = interhand26m.score(saved(tmp_path / "pred.npz", rows), folder, strict=False)
+    assert any(expected in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("joint_3d", lambda table: table.clear(), "annotation .* is incomplete"),
+        ("camera", lambda table: table.clear(), "annotation .* is incomplete"),
+        ("data", lambda table: table["images"].clear(), "annotation .* is incomplete"),
+        ("data", lambda table: table.pop("images"), "expected images and annotations"),
+        ("data", lambda table: table["annotations"].clear(), "holds no annotation"),
+        ("data", lambda table: table["annotations"][0].update(hand_type="both"), "is incomplete"),
+        ("data", lambda table: table["annotations"][0].update(joint_valid=[1]), "incomplete in"),
+    ],
+)
+def test_broken_annotations_are_one_sentence(
+    interhand: SampleStore, tmp_path: Path, file: str, change: Any, expected: str
+) -> None:
+    for path in folder_of(interhand).glob("InterHand2.6M_*.json"):
+        table = json.loads(path.read_text())
+        if path.stem.endswith(file):
+            change(table)
+        (tmp_path / path.name).write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=expected):
+        interhand26m.read_truth(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"{}", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_npz_is_one_sentence(
+    interhand: SampleStore, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "pred.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pred\.npz is no zip file"):
+        interhand26m.score(path, folder_of(interhand), strict=False)

@@ -105,3 +105,19 @@ def test_millimetres_and_torn_segments_are_refused(tmp_path: Path) -> None:
     truth["segment"][0] = 9
     with pytest.raises(ValueError, match="segment: the frames of a segment must stand together"):
         score(tmp_path, pred, truth)
+
+
+def test_the_other_units_and_conventions_are_noticed(tmp_path: Path) -> None:
+    pred, truth = motion(4)
+    for name in ("root", "camera_position"):
+        with pytest.raises(ValueError, match=f"predicted {name} look like millimetres"):
+            score(tmp_path, {**pred, name: pred[name] * 1000}, truth)
+    mirrored = {**pred, "joints": truth["joints"] * [-1, 1, 1]}
+    coincident = {**pred, "joints": pred["joints"][:, :1].repeat(21, 1)}
+    for arrays, expected in (
+        (mirrored, "look mirrored"),
+        (coincident, "113 of 113 frames coincid"),
+    ):
+        score(tmp_path, arrays, truth)
+        report = world.score(tmp_path / "pred.npz", tmp_path / "truth.npz", strict=False)
+        assert any(expected in warning for warning in report.warnings)
