@@ -24,6 +24,12 @@ COMMANDS = (
         summary="forward and backward of the MANO layer beside smplx's",
     ),
     Command(
+        name="loader",
+        module="benchmarks.loader",
+        config="benchmarks.config:LoaderBenchConfig",
+        summary="batches per second beside DataLoader, WebDataset, SPDL and the machine's limits",
+    ),
+    Command(
         name="kernels",
         module="benchmarks.kernels",
         config="benchmarks.config:KernelsBenchConfig",

@@ -54,6 +54,32 @@ class ManoBenchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LoaderBenchConfig:
+    """How many images, and how long every contender is measured."""
+
+    out: str = "build/bench/loader"
+    """Folder for the images as files, tars and a store; made once per num and seed."""
+    num: int = 4000
+    """Images of 256 px."""
+    seed: int = 0
+    """Of the images and of their order."""
+    results: str = "benchmarks/results/loader.jsonl"
+    """File that the rows are appended to."""
+    min_time_s: float = 10.0
+    """Time measured per contender, at least one epoch in each of its turns."""
+    repeats: int = 7
+    """Turns of each contender."""
+    steps: int = 40
+    """Steps of the busy consumer in each of its turns."""
+    busy_ms: float = 100.0
+    """What a step keeps the consumer's core busy."""
+
+    def __post_init__(self) -> None:
+        if self.num < 2 * BATCH:
+            raise ValueError(f"num must be at least {2 * BATCH}, got {self.num}")
+
+
+@dataclass(kw_only=True, slots=True)
 class KernelsBenchConfig:
     """The register table."""
 

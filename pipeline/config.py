@@ -31,6 +31,16 @@ class ImageDtype(Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Codec(Enum):
+    """How a cached crop is kept; ``pipeline.codec`` has the formulas."""
+
+    rgb = "rgb"
+    """3 bytes per pixel, as decoded."""
+    yuv420 = "yuv420"
+    """1.5 bytes per pixel, lossy: luma, and chroma at half the resolution, as in most JPEGs."""
 
 
 class Reader(Enum):
@@ -82,7 +92,10 @@ class CacheConfig:
     """The decoded crops that stay on the device."""
 
     size_px: int = 256
-    """Side of a cached crop, pixels; one sample takes 3 * size_px^2 bytes of device memory."""
+    """Side of a cached crop, pixels; one sample takes 3 * size_px^2 bytes of device memory, half of
+    that as yuv420."""
+    codec: Codec = Codec.rgb
+    """rgb: 3 bytes per pixel, as decoded. yuv420: 1.5 bytes per pixel, lossy; size_px is even."""
     reader: Reader = Reader.auto
     """auto: memory map where the files allow it. pread: for network disks. zarr: any layout."""
     decode_threads: int = 0
@@ -95,6 +108,10 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _check("cache.size_px", self.size_px, at_least=8, at_most=MAX_CACHE_PX)
+        if self.codec is Codec.yuv420 and self.size_px % 2:
+            raise ValueError(
+                f"cache.size_px must be even for cache.codec=yuv420, got {self.size_px}"
+            )
         _check("cache.decode_threads", self.decode_threads, at_least=0)
         _check("cache.decode_batch", self.decode_batch, at_least=1)
 
@@ -151,6 +168,9 @@ class PipelineConfig:
     """Mirror left hands, labels included, so that every hand looks right (hand view)."""
     image_dtype: ImageDtype = ImageDtype.float32
     """Element type of the images."""
+    channels_last: bool = False
+    """Memory format of the images: NHWC behind the same [b, 3, s, s]; what cuDNN convolutions like
+    best."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Mean of red, green, blue in 0..1, subtracted from the input; ImageNet's by default."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])

@@ -1,10 +1,12 @@
-"""Read cached crops, warp, recolour, erase, normalise: the eager reference of the fused kernel.
+"""Read cached crops, warp, recolour, erase, normalise: the network's input in one go.
 
-Shape legend: n = cached samples, c = side of the cached crops, b = batch, s = side of the input.
+Shape legend: n = cached samples, c = side of the cached crops, *b = batch [b] or windows [b, t],
+m = all its samples, s = side of the input, ch = channels of a plane.
 
-Up to the blend everything is integer, so that any implementation that follows these lines gives
-the same bits. For sample ``k`` of the batch, with ``P = pixels[index[k]]``, ``A = A_q16[k]`` and
-input pixel ``(u, v)`` (column, row; from 0)::
+``gather_eager`` is the reference, and what a CPU runs; ``pipeline.gather_triton`` is the same as
+one kernel. Up to the blend everything is integer, so that any implementation that follows these
+lines gives the same bits. For sample ``k`` of the batch, with ``P = pixels[index[k]]``,
+``A = A_q16[k]``, ``n = taps[k]`` and input pixel ``(u, v)`` (column, row; from 0)::
 
     X = A[0,0] * u + A[0,1] * v + A[0,2]        int32, 16 fractional bits; Y with A[1,:]
     X8 = (X + 128) >> 8                         8 fractional bits; arithmetic shift
@@ -13,17 +15,32 @@ input pixel ``(u, v)`` (column, row; from 0)::
     value = (256-fx)(256-fy) P[y0,x0] + fx(256-fy) P[y0,x1] + (256-fx)fy P[y1,x0] + fx fy P[y1,x1]
     p = (value + 32768) >> 16                   0..255, per channel
 
-``A_q16 = round_half_even(A_cache_from_input * 65536)``; configuration keeps every intermediate
-within int32. The identity returns the stored bytes. From here float32, in any order of summation,
-with or without fused multiply-add::
+That is ``n = 1``. Where the warp shrinks, ``n * n`` points spread evenly over the input pixel's
+footprint are averaged, ``i`` and ``j`` from 0 to n-1; ``//`` rounds down::
+
+    X_ij = X + ((2i + 1 - n) * A[0,0]) // (2n) + ((2j + 1 - n) * A[0,1]) // (2n)
+    p = (sum of value_ij + n * n * 32768) // (n * n * 65536)
+
+``taps`` is 1 up to a shrink ``s`` of 1.4 cache pixels per input pixel, then ``s`` rounded up, at
+most 8, so that neighbouring points are at most one cache pixel apart.
+
+yuv420: luma at (X, Y); chroma at ``((X - 32768) >> 1, (Y - 32768) >> 1)`` with c/2 for c: the same
+place of the crop, see ``pipeline.codec``. There ``p`` is made of the blended integers.
+
+``A_q16 = round_half_even(A_cache_from_input * 65536)``. Configuration keeps positions within int32
+(a test has the corner); the sum of 64 values is at most 64 * 255 * 65536 + 64 * 32768 < 2^30.01.
+The identity returns the stored bytes. From here float32, in any order of summation, with or
+without fused multiply-add::
 
     q[i] = clamp(M[i,0] * p[0] + M[i,1] * p[1] + M[i,2] * p[2] + M[i,3], 0, 255)
     out[i] = (q[i] / 255 - mean[i]) / std[i]                  then 0 where erased, then the cast
 
-A pixel is erased if ``x0 <= u < x1`` and ``y0 <= v < y1`` of ``erase_xyxy[k]``. The output is NCHW.
+A pixel is erased if ``x0 <= u < x1`` and ``y0 <= v < y1`` of ``erase_xyxy[k]``.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Final
 
 import torch
@@ -31,21 +48,28 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.augment import AugmentParams
+from pipeline.codec import Pixels, decode
 
-HOST_CHUNK: Final = 4
-"""Samples at a time on the CPU, so that intermediates stay in its cache: half the time of a whole
-batch of 64 samples, 160 px to 128 px."""
+MAX_TAPS: Final = 8
+UNFILTERED: Final = 1.4
+"""Shrink up to which bilinear sampling skips too little to alias visibly."""
+_SLACK: Final = 1e-6
+"""So that a shrink by exactly 2 takes 2 taps whatever the last bit of the device's sine."""
+HOST_CHUNK_PX: Final = 1 << 16
+"""Input pixels at a time on the CPU, so that intermediates stay in its cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatherParams:
-    """What the gather does to each sample."""
+    """What the gather does to each sample; windows [b, t] may share one row per window."""
 
-    A_q16: Int32[Tensor, "b 2 3"]
+    A_q16: Int32[Tensor, "*b 2 3"]
     """``A_cache_from_input``, 16 fractional bits."""
-    colour: Float32[Tensor, "b 3 4"]
-    erase_xyxy: Int32[Tensor, "b 4"]
+    colour: Float32[Tensor, "*b 3 4"]
+    erase_xyxy: Int32[Tensor, "*b 4"]
     """Input pixels, half open; empty = none."""
+    taps: Int32[Tensor, "*b"]
+    """Points per axis averaged for one input pixel, 1 to 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,83 +80,241 @@ class InputFormat:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     dtype: torch.dtype
+    channels_last: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Order of the bytes of [m, 3, s, s]."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def scale_black_white(self) -> tuple[tuple[float, float, float], ...]:
+        """Return for each channel a grey level's worth in the output, and outputs of 0 and 255."""
+        pairs = zip(self.mean, self.std, strict=True)
+        return tuple((1 / (255 * std), -mean / std, (1 - mean) / std) for mean, std in pairs)
 
 
 def gather_params(
-    A_cache_from_input: Float64[Tensor, "b 2 3"], params: AugmentParams, input_px: int
+    A_cache_from_input: Float64[Tensor, "*b 2 3"], params: AugmentParams, input_px: int
 ) -> GatherParams:
-    """Return the parameters in the gather's number formats."""
+    """Return the parameters in the gather's number formats; does not wait for the device."""
+    a, b, c, d = A_cache_from_input[..., :2].flatten(-2).unbind(-1)
+    shrink = (a * d - b * c).abs().sqrt()
+    taps = (shrink - _SLACK).ceil().clamp(1, MAX_TAPS)
     return GatherParams(
         A_q16=(A_cache_from_input * 65536).round().to(torch.int32),
         colour=params.colour,
         erase_xyxy=(params.erase * input_px).round().to(torch.int32),
+        taps=torch.where(shrink <= UNFILTERED, 1, taps).to(torch.int32),
     )
 
 
 def gather(
-    pixels: UInt8[Tensor, "n c c 3"],
-    index: Int64[Tensor, " b"],
+    pixels: Pixels,
+    index: Int64[Tensor, "*b"],
     params: GatherParams,
     form: InputFormat,
-) -> Float[Tensor, "b 3 s s"]:
-    """Return the network's input for the cached samples at ``index``."""
-    chunk = HOST_CHUNK if pixels.device.type == "cpu" else len(index)
-    image = pixels.new_empty((len(index), 3, form.size_px, form.size_px), dtype=form.dtype)
-    for k in range(0, len(index), chunk):
-        part = slice(k, k + chunk)
-        warped = warp(pixels, index[part], params.A_q16[part], form.size_px)
-        recolour(warped, params.colour[part], params.erase_xyxy[part], form, out=image[part])
+    *,
+    out: Tensor | None = None,
+) -> Float[Tensor, "*b 3 s s"]:
+    """Return the network's input for the cached samples at ``index``: [b] or windows [b, t].
+
+    On a GPU this is one kernel that allocates nothing but the output and never waits.
+
+    Args:
+        pixels: The cache.
+        index: Its rows.
+        params: Per sample, or [b] for windows [b, t]: the frames of a window share theirs.
+        form: Size, normalisation, type and memory format of the output.
+        out: Tensor of that size, type and memory format to write to; None makes one.
+
+    Raises:
+        ValueError: If shapes of ``index``, ``params`` and ``out`` do not fit.
+    """
+    if pixels.device.type == "cuda":
+        from pipeline import gather_triton
+
+        return gather_triton.gather(pixels, index, params, form, out=out)
+    return gather_eager(pixels, index, params, form, out=out)
+
+
+def gather_eager(
+    pixels: Pixels,
+    index: Int64[Tensor, "*b"],
+    params: GatherParams,
+    form: InputFormat,
+    *,
+    out: Tensor | None = None,
+) -> Float[Tensor, "*b 3 s s"]:
+    """Return what ``gather`` does, in plain torch; on a GPU it waits for the device."""
+    image = prepare_output(index, params, form, pixels.device, out)
+    flat_index, params = index.flatten(), _per_sample(params, index)
+    flat = image.view(-1, 3, form.size_px, form.size_px)
+    on_cpu = pixels.device.type == "cpu"
+    chunk = max(1, HOST_CHUNK_PX // form.size_px**2) if on_cpu else len(flat)
+    for taps, part in _runs_of_equal(params.taps.tolist(), chunk):
+        warped = warp(pixels, flat_index[part], params.A_q16[part], form.size_px, taps=taps)
+        recolour(warped, params.colour[part], params.erase_xyxy[part], form, out=flat[part])
     return image
 
 
-def warp(
-    pixels: UInt8[Tensor, "n c c 3"],
-    index: Int64[Tensor, " b"],
-    A_q16: Int32[Tensor, "b 2 3"],
-    input_px: int,
-) -> Int32[Tensor, "b s s 3"]:
-    """Return the blended pixels, 0..255: the fixed-point half of the module's formulas."""
-    side = pixels.shape[1]
-    u = torch.arange(input_px, dtype=torch.int32, device=pixels.device)
-    a, b, t = A_q16[..., None, None].unbind(2)  # [b, 2, 1, 1] each
-    position = (a * u + (b * u[:, None] + (t + 128))) >> 8  # [b, 2, s, s]; 8 fractional bits
-    whole, fraction = position >> 8, position & 255
-    x0, y0 = whole.clamp(0, side - 1).unbind(1)
-    x1, y1 = (whole + 1).clamp(0, side - 1).unbind(1)
-    fx, fy = fraction[..., None].unbind(1)
+def prepare_output(
+    index: Int64[Tensor, "*b"],
+    params: GatherParams,
+    form: InputFormat,
+    device: torch.device,
+    out: Tensor | None,
+) -> Float[Tensor, "*b 3 s s"]:
+    """Return ``out``, or a new tensor, once the shapes are known to fit.
 
-    texels = pixels.view(-1, 3)
-    first = (index * (side * side))[:, None, None]  # int64: a cache holds more than 2^31 texels
-
-    def blend_row(y: Tensor) -> Tensor:
-        left, right = (
-            texels.index_select(0, (first + y * side + x).flatten()).view(*x.shape, 3).int()
-            for x in (x0, x1)
+    Raises:
+        ValueError: If they do not.
+    """
+    if index.ndim not in (1, 2) or params.taps.shape not in (index.shape, index.shape[:1]):
+        raise ValueError(
+            "the gather's index must be [b] or [b, t] and its parameters as long or [b], got "
+            f"index {list(index.shape)}, parameters {list(params.taps.shape)}"
         )
-        return right.sub_(left).mul_(fx).add_(left, alpha=256)  # (256 - fx) left + fx right
+    if out is None:
+        shape = (index.numel(), 3, form.size_px, form.size_px)
+        image = torch.empty(
+            shape, dtype=form.dtype, device=device, memory_format=form.memory_format
+        )
+        return image.view(*index.shape, *shape[1:])
+    shape = (*index.shape, 3, form.size_px, form.size_px)
+    if out.shape != shape or out.dtype != form.dtype or not _is_in_order(out, form):
+        order = "channels-last" if form.channels_last else "contiguous"
+        raise ValueError(
+            f"the gather's out must be {list(shape)} {form.dtype} {order}, got {list(out.shape)} "
+            f"{out.dtype} with strides {list(out.stride())}"
+        )
+    return out
 
-    top, bottom = blend_row(y0), blend_row(y1)
-    return bottom.sub_(top).mul_(fy).add_(top, alpha=256).add_(32768).bitwise_right_shift_(16)
+
+def warp(
+    pixels: Pixels,
+    index: Int64[Tensor, " m"],
+    A_q16: Int32[Tensor, "m 2 3"],
+    input_px: int,
+    *,
+    taps: int = 1,
+) -> Float32[Tensor, "3 m s s"]:
+    """Return the blended pixels, whole numbers 0..255: the integer half of the module's formulas.
+
+    Blends in float32, which is exact: a value has 8 bits before and 16 behind the point.
+    """
+    u = torch.arange(input_px, dtype=torch.int32, device=A_q16.device)
+    a, b, t = A_q16[..., None, None].unbind(2)  # [m, 2, 1, 1] each
+    position = a * u + (b * u[:, None] + t)  # [m, 2, s, s]; 16 fractional bits
+    if pixels.rgb is not None:
+        return _filtered(pixels.rgb, index, position, a, b, taps)
+    assert pixels.luma is not None
+    assert pixels.chroma is not None
+    (y,) = _filtered(pixels.luma[..., None], index, position, a, b, taps)
+    cb, cr = _filtered(pixels.chroma, index, position, a, b, taps, half=True)
+    return decode(y, cb, cr)
 
 
 def recolour(
-    warped: Int32[Tensor, "b s s 3"],
-    colour: Float32[Tensor, "b 3 4"],
-    erase_xyxy: Int32[Tensor, "b 4"],
+    warped: Float32[Tensor, "3 m s s"],
+    colour: Float32[Tensor, "m 3 4"],
+    erase_xyxy: Int32[Tensor, "m 4"],
     form: InputFormat,
     *,
-    out: Float[Tensor, "b 3 s s"],
+    out: Float[Tensor, "m 3 s s"],
 ) -> None:
     """Write the normalised pixels to ``out``: the float half of the module's formulas.
 
     Multiply and add instead of a matrix product: that would be rounded to TF32 where allowed.
     """
-    r, g, b = warped.float().unbind(-1)
-    grid = torch.arange(form.size_px, dtype=torch.int32, device=warped.device)
-    x0, y0, x1, y1 = erase_xyxy[:, :, None, None].unbind(1)
-    erased = (grid >= x0) & (grid < x1) & ((grid[:, None] >= y0) & (grid[:, None] < y1))
-    for i, (mean, std) in enumerate(zip(form.mean, form.std, strict=True)):
-        black, white = -mean / std, (1 - mean) / std
-        m0, m1, m2, m3 = (colour[:, i, :, None, None] / (255 * std)).unbind(1)
-        value = torch.addcmul(m3 + black, m0, r).addcmul_(m1, g).addcmul_(m2, b)
-        out[:, i] = value.clamp_(black, white).masked_fill_(erased, 0)
+    r, g, b = warped
+    in_place = form.dtype is torch.float32 and not form.channels_last  # an eighth faster
+    for i, (scale, black, white) in enumerate(form.scale_black_white()):
+        m0, m1, m2, m3 = (colour[:, i, :, None, None] * scale).unbind(1)
+        value = out[:, i] if in_place else torch.empty_like(r)
+        torch.addcmul(m3 + black, m0, r, out=value).addcmul_(m1, g).addcmul_(m2, b)
+        value.clamp_(black, white)
+        if not in_place:
+            out[:, i] = value
+    for image, box in zip(out, erase_xyxy.tolist(), strict=True):
+        x0, y0, x1, y1 = (max(0, edge) for edge in box)
+        image[:, y0:y1, x0:x1] = 0
+
+
+def _filtered(
+    plane: UInt8[Tensor, "n c c ch"],
+    index: Int64[Tensor, " m"],
+    position: Int32[Tensor, "m 2 s s"],
+    a: Int32[Tensor, "m 2 1 1"],
+    b: Int32[Tensor, "m 2 1 1"],
+    taps: int,
+    *,
+    half: bool = False,
+) -> Float32[Tensor, "ch m s s"]:
+    """Return the rounded mean of ``taps`` x ``taps`` values, 0..255."""
+
+    def value(position: Tensor) -> Tensor:
+        return _blend(plane, index, (position - 32768) >> 1 if half else position)
+
+    if taps == 1:
+        return value(position).add_(0.5).floor_()
+    total = torch.zeros((), dtype=torch.int32, device=plane.device)
+    for i, j in itertools.product(range(taps), repeat=2):
+        du, dv = (((2 * k + 1 - taps) * A) // (2 * taps) for k, A in ((i, a), (j, b)))
+        total = total + value(position + (du + dv)).mul_(65536).int()
+    return total.add_(taps * taps * 32768).floor_divide_(taps * taps * 65536).float()
+
+
+def _blend(
+    plane: UInt8[Tensor, "n c c ch"], index: Int64[Tensor, " m"], position: Int32[Tensor, "m 2 s s"]
+) -> Float32[Tensor, "ch m s s"]:
+    """Return ``value / 65536``, exactly.
+
+    The four pixels are always neighbours: a position beyond the border is moved to it, and on the
+    last pixel the blend is of the last two with all weight on the last.
+    """
+    side, channels = plane.shape[1], plane.shape[3]
+    position = ((position + 128) >> 8).clamp_(0, (side - 1) * 256)  # 8 fractional bits
+    corner = (position >> 8).clamp_(max=side - 2)
+    fx, fy = position.sub_(corner, alpha=256).float().mul_(1 / 256).unbind(1)
+    x, y = corner.unbind(1)
+    first = (index * (side * side * channels))[:, None, None]  # int64: caches exceed 2^31 bytes
+    at = (y * (side * channels)).add_(x, alpha=channels).add(first).flatten()
+    # One index for all bytes of the four pixels: each is read through a view shifted to it.
+    texels = plane.view(-1)
+    found = texels.new_empty((4, channels, len(at)))
+    for k, column, row in itertools.product(range(channels), (0, 1), (0, 1)):
+        shift = (row * side + column) * channels + k
+        torch.index_select(texels[shift:], 0, at, out=found[2 * row + column, k])
+    left_top, right_top, left_low, right_low = found.float().view(4, channels, *x.shape)
+    top: Tensor = left_top.lerp_(right_top, fx)
+    return top.lerp_(left_low.lerp_(right_low, fx), fy)
+
+
+def _per_sample(params: GatherParams, index: Int64[Tensor, "*b"]) -> GatherParams:
+    """Return ``params`` with one row per element of ``index``."""
+    frames = index.numel() // max(1, params.taps.numel())
+    ndim = params.taps.ndim
+    rows = {f.name: getattr(params, f.name) for f in fields(params)}
+    return GatherParams(
+        **{
+            name: row.flatten(0, ndim - 1).repeat_interleave(frames, 0)
+            for name, row in rows.items()
+        }
+    )
+
+
+def _runs_of_equal(values: Sequence[int], longest: int) -> Iterator[tuple[int, slice]]:
+    """Yield stretches of equal values, at most ``longest`` long, and their value."""
+    begin = 0
+    for value, same in itertools.groupby(values):
+        end = begin + len(list(same))
+        for first in range(begin, end, longest):
+            yield value, slice(first, min(end, first + longest))
+        begin = end
+
+
+def _is_in_order(out: Tensor, form: InputFormat) -> bool:
+    """Whether ``out`` is dense in the format's memory order."""
+    if form.channels_last:
+        return out.movedim(-3, -1).is_contiguous()
+    return out.is_contiguous()

@@ -36,7 +36,11 @@ from pipeline.view import build_view, samples_at, split_rows
 
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 1
-DTYPES: Final = {ImageDtype.float32: torch.float32, ImageDtype.bfloat16: torch.bfloat16}
+DTYPES: Final = {
+    ImageDtype.float32: torch.float32,
+    ImageDtype.bfloat16: torch.bfloat16,
+    ImageDtype.float16: torch.float16,
+}
 
 
 class Loader:
@@ -96,6 +100,7 @@ class Loader:
             mean=(config.mean[0], config.mean[1], config.mean[2]),
             std=(config.std[0], config.std[1], config.std[2]),
             dtype=DTYPES[config.image_dtype],
+            channels_last=config.channels_last,
         )
         self._epoch, self._step = 0, 0
 

@@ -1,7 +1,6 @@
 """The cache: every sample's crop and labels on the device, filled once by the decoder."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from model.hand import JointSet
+from pipeline.codec import Pixels, allocate, bytes_per_sample, write
 from pipeline.config import CacheConfig, OnBadImage, ViewKind
 from pipeline.graph import PREFETCH, decode_crops
 from pipeline.labels import LabelTable, load_labels
@@ -39,7 +38,7 @@ class BadImageError(StoreCorruptError):
 class Resident:
     """Samples on the device; row ``i`` of every part is sample ``i`` of the view."""
 
-    pixels: UInt8[Tensor, "n s s 3"]
+    pixels: Pixels
     view: ViewTable
     labels: LabelTable
     joint_set: JointSet
@@ -66,9 +65,8 @@ def fill(
         BadImageError: If an image cannot be decoded and ``on_bad_image`` is ``stop``; names it.
     """
     begin = time.perf_counter()
-    shape = (len(view), config.size_px, config.size_px, 3)
-    _check_memory(shape, device)
-    pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+    _check_memory(len(view), config, device)
+    pixels = allocate(len(view), config.size_px, config.codec, device)
     labels = load_labels(store, view, kind)
     plan = plan_images(store, view, config.size_px)
     num_images, done = len(plan.row), 0
@@ -115,13 +113,13 @@ def fill(
     )
 
 
-def _write(pixels: Tensor, crops: list[Tensor], sample: np.ndarray) -> None:
+def _write(pixels: Pixels, crops: list[Tensor], sample: np.ndarray) -> None:
     """Copy decoded crops to their places; crop ``k`` of image ``i`` is sample ``sample[i, k]``."""
     for k, crop in enumerate(crops):
         there = np.flatnonzero(sample[:, k] >= 0)
         place = torch.from_numpy(sample[there, k]).to(pixels.device)
         kept = crop[torch.from_numpy(there).to(crop.device)] if len(there) < len(crop) else crop
-        pixels.index_copy_(0, place, kept)
+        write(pixels, place, kept)
 
 
 def _find_bad_image(
@@ -152,14 +150,14 @@ def _hide(labels: LabelTable, samples: np.ndarray) -> None:
         mask[index] = False
 
 
-def _check_memory(shape: tuple[int, int, int, int], device: torch.device) -> None:
+def _check_memory(num: int, config: CacheConfig, device: torch.device) -> None:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    needed = math.prod(shape)
+    needed = num * bytes_per_sample(config.codec, config.size_px)
     if needed > (1 - KEPT_FREE) * free:
         raise ValueError(
-            f"the cache of {shape[0]} samples of {shape[1]} px needs {needed / 1e9:.1f} GB, "
+            f"the cache of {num} samples of {config.size_px} px needs {needed / 1e9:.1f} GB, "
             f"{device} has {free / 1e9:.1f} GB free; use subset=... or a smaller cache.size_px"
         )

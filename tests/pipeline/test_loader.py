@@ -16,6 +16,7 @@ from pipeline.batch import Batch
 from pipeline.config import (
     AugmentConfig,
     CacheConfig,
+    Codec,
     ImageDtype,
     OnBadImage,
     PipelineConfig,
@@ -243,11 +244,29 @@ def test_label_batches_are_the_evaluation_labels_of_the_training_split(path: Pat
     assert training.state_dict() == state
 
 
-def test_image_has_the_configured_form(path: Path) -> None:
-    batch = next(iter(loader(path, image_dtype=ImageDtype.bfloat16)))
-    assert batch.image.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", list(ImageDtype))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_image_has_the_configured_form(
+    path: Path, dtype: ImageDtype, *, channels_last: bool
+) -> None:
+    batch = next(iter(loader(path, image_dtype=dtype, channels_last=channels_last)))
+    assert batch.image.dtype == getattr(torch, dtype.value)
     assert batch.image.shape == (4, 3, 48, 48)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.image.is_contiguous(memory_format=order)
     assert batch.K.dtype == torch.float32
+    plain = next(iter(loader(path)))
+    assert torch.equal(batch.image, plain.image.to(batch.image.dtype))
+
+
+def test_a_compressed_cache_changes_the_pixels_a_little_and_nothing_else(path: Path) -> None:
+    raw = config(path, mean=[0.0] * 3, std=[1 / 255] * 3)
+    cache = dataclasses.replace(raw.cache, codec=Codec.yuv420)
+    small = dataclasses.replace(raw, cache=cache)
+    ours, plain = (next(iter(Loader(which, device=CPU))) for which in (small, raw))
+    # the frames are coloured noise of 16 px: 4:2:0 loses some of it
+    assert 0 < (ours.image - plain.image).abs().mean() < 3
+    assert_same([dataclasses.replace(ours, image=plain.image)], [plain])
 
 
 def test_summary_names_what_is_cached(path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline import resident
+from pipeline.codec import Codec, encode
 from pipeline.config import CacheConfig, OnBadImage, ViewConfig, ViewKind
 from pipeline.resident import BadImageError, Resident, fill
 from pipeline.source import encoded_batches, plan_images
@@ -31,6 +32,11 @@ def filled(
     return fill(store, view, view_config.kind, config, CPU)
 
 
+def rgb(cache: Resident) -> torch.Tensor:
+    assert cache.pixels.rgb is not None
+    return cache.pixels.rgb
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hand_store(tmp_path_factory.mktemp("resident") / "s.zarr")
@@ -51,9 +57,16 @@ def expected_crop(view: ViewTable, k: int) -> np.ndarray:
 def test_every_sample_holds_its_own_crop(path: Path, kind: ViewKind) -> None:
     cache = filled(path, view_config=ViewConfig(kind=kind, pad=4.0), split="val")
     for k in range(len(cache.view)):
-        ours = cache.pixels[k].numpy().astype(int)
+        ours = rgb(cache)[k].numpy().astype(int)
         # triangle against box filter: a few levels on smooth noise; another frame is 60 away
         assert np.abs(ours - expected_crop(cache.view, k)).mean() < 6
+
+
+def test_a_cache_holds_the_crops_in_its_codec(path: Path) -> None:
+    plain, small = filled(path), filled(path, dataclasses.replace(SMALL, codec=Codec.yuv420))
+    assert small.pixels.nbytes * 2 == plain.pixels.nbytes
+    for ours, theirs in zip(small.pixels.planes(), encode(rgb(plain)), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_frame_with_two_hands_is_decoded_once(path: Path) -> None:
@@ -62,13 +75,13 @@ def test_a_frame_with_two_hands_is_decoded_once(path: Path) -> None:
     assert cache.num_images == 12
     assert torch.equal(cache.view.row[4:6], torch.tensor([3, 4]))  # 3 has no right hand
     assert cache.view.sample_id[1:3].tolist() == [2, 3]
-    assert not torch.equal(cache.pixels[1], cache.pixels[2])
+    assert not torch.equal(rgb(cache)[1], rgb(cache)[2])
 
 
 def test_the_batch_size_of_the_decoder_changes_nothing(path: Path) -> None:
     whole = filled(path, dataclasses.replace(SMALL, decode_batch=64, decode_threads=2))
     single = filled(path, dataclasses.replace(SMALL, decode_batch=1))
-    assert torch.equal(whole.pixels, single.pixels)
+    assert torch.equal(rgb(whole), rgb(single))
 
 
 def test_a_square_off_the_frame_repeats_the_border(tmp_path: Path) -> None:
@@ -79,8 +92,8 @@ def test_a_square_off_the_frame_repeats_the_border(tmp_path: Path) -> None:
     data = np.frombuffer(jpeg(frame(0)), np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert image is not None
-    assert np.abs(cache.pixels[0].numpy().astype(int) - image[0, 0]).max() <= 2
-    rows = cache.pixels[1].numpy().astype(int)  # 25 frame pixels at the right edge, y 37.5 .. 62.5
+    assert np.abs(rgb(cache)[0].numpy().astype(int) - image[0, 0]).max() <= 2
+    rows = rgb(cache)[1].numpy().astype(int)  # 25 frame pixels at the right edge, y 37.5 .. 62.5
     assert np.abs(rows - rows[:, :1]).max() == 0
     assert np.abs(rows[:, 0] - cv2.resize(image[38:63, -1:], (1, 32))[:, 0]).max() <= 20
 
@@ -118,8 +131,8 @@ def test_bad_images_can_be_skipped(
     whole = filled(path)
     is_bad = torch.isin(cache.view.row, torch.tensor([5, 7, 11]))
     assert is_bad.sum() == 4
-    assert (cache.pixels[is_bad] == 0).all()
-    assert torch.equal(cache.pixels[~is_bad], whole.pixels[~is_bad])
+    assert (rgb(cache)[is_bad] == 0).all()
+    assert torch.equal(rgb(cache)[~is_bad], rgb(whole)[~is_bad])
     for name in ("joint_valid", "has_joints", "has_mano", "has_beta"):
         mask = getattr(cache.labels, name)
         assert not mask[is_bad].any(), name
@@ -142,6 +155,10 @@ def test_a_cache_larger_than_the_memory_is_refused(
 ) -> None:
     monkeypatch.setattr(resident, "KEPT_FREE", 1.0)
     with pytest.raises(ValueError, match=r"15 samples of 32 px needs 0\.0 GB, cpu has .* GB"):
+        filled(path)
+    monkeypatch.setattr(resident, "bytes_per_sample", lambda codec, size_px: 10**12)
+    monkeypatch.setattr(resident, "KEPT_FREE", 0.05)
+    with pytest.raises(ValueError, match=r"needs 15000\.0 GB"):
         filled(path)
 
 

@@ -1,0 +1,199 @@
+"""Registers of every Triton kernel on every GPU it is meant for; needs no GPU.
+
+    python -m benchmarks kernels
+
+Compiles as a launch would, to machine code, with the ptxas inside Triton's wheel, and reads the
+resources with its cuobjdump. Memory on the thread's stack is registers that did not fit: a spill.
+
+``python -m benchmarks.kernels`` prints the same as JSON, a few variants only, for the tests: they
+run in Triton's interpreter, which cannot compile, so it takes another process.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.config import KernelsBenchConfig
+from benchmarks.harness import Bar, Measurement, append_rows, print_bars, record
+
+TARGETS: Final = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities: A100, RTX 30, RTX 40, H100 and H200, B200, RTX 50."""
+WARP: Final = 32
+ARCH_SPECIFIC: Final = 90
+"""From here on Triton compiles for the very architecture: sm_90a."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One specialisation of a kernel."""
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]
+    """Triton's type of each argument; those left out are 32-bit integers."""
+    constants: Mapping[str, int | bool]
+    num_warps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """What a variant needs on a target."""
+
+    variant: str
+    target: str
+    registers: int
+    spilled_bytes: int
+    """Stack and local memory of a thread."""
+    shared_bytes: int
+
+
+def main(config: KernelsBenchConfig) -> int:
+    """Compile, append the rows and print them; return 0 if nothing spills, else 1."""
+    builds = compile_all(variants())
+    rows = [
+        record(
+            "kernels",
+            build.variant,
+            build.target,
+            "registers",
+            Measurement(p20=build.registers, p50=build.registers, p80=build.registers, n=1),
+            params={"spilled_bytes": build.spilled_bytes, "shared_bytes": build.shared_bytes},
+            config=dataclasses.asdict(config),
+        )
+        for build in builds
+    ]
+    append_rows(config.results, rows)
+    print_registers(builds)
+    clean = sum(build.spilled_bytes == 0 for build in builds)
+    bar = Bar(
+        name="kernels without spills", measured=clean, at_least=len(builds), unit="of all builds"
+    )
+    return 0 if print_bars([bar]) else 1
+
+
+def print_registers(builds: list[Build]) -> None:
+    """Print registers per thread, a kernel per line and a target per column."""
+    targets = list(dict.fromkeys(build.target for build in builds))
+    table = Table("registers per thread", *targets)
+    registers = {(build.variant, build.target): build.registers for build in builds}
+    for name in dict.fromkeys(build.variant for build in builds):
+        table.add_row(name, *(str(registers.get((name, target), "")) for target in targets))
+    Console().print(table)
+
+
+def variants() -> list[Variant]:
+    """Return every specialisation that a configuration can ask for."""
+    layouts = itertools.product((False, True), (False, True), _TYPES)
+    windows = itertools.product((False, True), (False,), ("bf16",))
+    return [*gather_variants(layouts), *gather_variants(windows, shared=True)]
+
+
+def few_variants() -> list[Variant]:
+    """Return some that cover every codec, layout and type: what tests have time for."""
+    chosen = [(False, False, "fp16"), (False, True, "fp32"), (True, True, "bf16")]
+    return [*gather_variants(chosen), *gather_variants([(True, False, "bf16")], shared=True)]
+
+
+_TYPES: Final = ("fp32", "bf16", "fp16")
+
+
+def gather_variants(
+    choices: Iterable[tuple[bool, bool, str]], *, shared: bool = False
+) -> Iterator[Variant]:
+    """Yield the gather for each (is yuv420, is channels-last, output type).
+
+    ``shared``: the frames of a window share their parameters.
+    """
+    from pipeline.gather_triton import BLOCK_U, BLOCK_V, NUM_WARPS, gather_kernel
+
+    levels = [f"{what}_{channel}" for channel in "rgb" for what in ("scale", "black", "white")]
+    for yuv420, channels_last, dtype in choices:
+        codec, layout = "yuv420" if yuv420 else "rgb", "nhwc" if channels_last else "nchw"
+        yield Variant(
+            name=f"gather {codec} {layout} {dtype}" + " windows" * shared,
+            kernel=gather_kernel,
+            types={
+                "first_plane": "*u8",
+                "second_plane": "*u16" if yuv420 else "*u8",
+                "index": "*i64",
+                "A_q16": "*i32",
+                "colour": "*fp32",
+                "erase_xyxy": "*i32",
+                "taps": "*i32",
+                "out": f"*{dtype}",
+                **dict.fromkeys(levels, "fp32"),
+            },
+            constants={
+                **({} if shared else {"frames": 1}),
+                "YUV420": yuv420,
+                "CHANNELS_LAST": channels_last,
+                "BLOCK_U": BLOCK_U,
+                "BLOCK_V": BLOCK_V,
+            },
+            num_warps=NUM_WARPS,
+        )
+
+
+def compile_all(chosen: list[Variant], targets: Iterable[int] = TARGETS) -> list[Build]:
+    """Return the builds of each variant on each target.
+
+    Raises:
+        ValueError: If Triton is set to interpret.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise ValueError("TRITON_INTERPRET is set, so Triton cannot compile; unset it")
+    pairs = list(itertools.product(chosen, targets))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda pair: compile_one(*pair), pairs))
+
+
+def compile_one(variant: Variant, capability: int) -> Build:
+    """Compile for one GPU and read what the machine code needs."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = variant.kernel.arg_names
+    types = {name: variant.types.get(name, "i32") for name in names}
+    source = ASTSource(
+        fn=variant.kernel,
+        signature=types | dict.fromkeys(variant.constants, "constexpr"),
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, WARP),
+        options={"num_warps": variant.num_warps, "num_stages": 1},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    used = {name: int(number) for name, number in re.findall(r"(\w+):(\d+)", usage)}
+    return Build(
+        variant=variant.name,
+        target=f"sm_{capability}" + "a" * (capability >= ARCH_SPECIFIC),
+        registers=used["REG"],
+        spilled_bytes=used["STACK"] + used["LOCAL"],
+        shared_bytes=used["SHARED"],
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps([dataclasses.asdict(build) for build in compile_all(few_variants())]))

@@ -1,0 +1,68 @@
+"""The kernels compile to machine code for every GPU; one process, for the interpreter cannot."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import kernels
+from benchmarks.config import KernelsBenchConfig
+from benchmarks.kernels import TARGETS, Build, few_variants, variants
+
+MAX_REGISTERS = 96
+"""At 4 warps a program, 5 programs then share an SM: 20 warps to hide the loads' latency."""
+
+
+@pytest.fixture(scope="module")
+def builds() -> list[Build]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    words = [sys.executable, "-m", "benchmarks.kernels"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [Build(**build) for build in json.loads(done.stdout)]
+
+
+def test_every_kernel_compiles_for_every_target(builds: list[Build]) -> None:
+    found = {(build.variant, build.target) for build in builds}
+    assert {target for _, target in found} == {
+        "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"
+    }  # fmt: skip
+    assert len(found) == len(few_variants()) * len(TARGETS)
+
+
+def test_no_kernel_spills(builds: list[Build]) -> None:
+    assert not [build for build in builds if build.spilled_bytes]
+    assert max(build.registers for build in builds) <= MAX_REGISTERS
+    assert min(build.registers for build in builds) > 0
+
+
+def test_the_table_holds_every_specialisation() -> None:
+    names = {variant.name for variant in variants()}
+    assert len(names) == len(variants()) == 2 * 2 * 3 + 2
+    assert {variant.name for variant in few_variants()} <= names
+
+
+def test_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET is set"):
+        kernels.compile_all([])
+
+
+def test_a_spill_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = Build(variant="a", target="sm_80", registers=40, spilled_bytes=0, shared_bytes=0)
+    bad = Build(variant="b", target="sm_80", registers=255, spilled_bytes=8, shared_bytes=0)
+    config = KernelsBenchConfig(results=str(tmp_path / "rows.jsonl"))
+    monkeypatch.setattr(kernels, "compile_all", lambda chosen: [good])
+    assert kernels.main(config) == 0
+    monkeypatch.setattr(kernels, "compile_all", lambda chosen: [good, bad])
+    assert kernels.main(config) == 1
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["p50"] for row in rows] == [40, 40, 255]
+    assert rows[2]["params"]["spilled_bytes"] == 8
+    assert rows[2]["metric"] == "sm_80"
+    assert "NO" in capsys.readouterr().out
