@@ -30,6 +30,8 @@ PREFETCH: Final = 4
 """Batches ahead, per worker."""
 SHUFFLED_AHEAD: Final = 1000
 """Samples in WebDataset's shuffle buffer."""
+START: Final = "fork"
+"""torch's default on Linux; said, for a child of a forkserver would hand on its own."""
 AUGMENT: Final = AugmentConfig()
 
 Picture = NDArray[np.uint8]
@@ -158,6 +160,7 @@ def dataloader(work: Work, source: Source) -> Epoch:
         persistent_workers=True,
         prefetch_factor=PREFETCH,
         worker_init_fn=_no_opencv_threads,
+        multiprocessing_context=START,
     )
     return lambda: iter(loader)
 
@@ -175,6 +178,7 @@ def webdataset(work: Work, source: Source) -> Epoch:
         persistent_workers=True,
         prefetch_factor=PREFETCH,
         worker_init_fn=_no_opencv_threads,
+        multiprocessing_context=START,
     )
     return lambda: iter(loader)
 
