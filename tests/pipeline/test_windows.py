@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -44,16 +45,12 @@ def pairs(windows: Windows) -> list[list[tuple[int, bool]]]:
 @st.composite
 def views(draw: st.DrawFn) -> list[Sample]:
     """Samples of a few sequences, cameras and slots, with gaps, in any order, any frame stride."""
-    strides = [draw(st.sampled_from([1, 1, 3, 10])) for _ in range(3)]
-    chosen = draw(
-        st.sets(
-            st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 12), st.integers(0, 1)),
-            min_size=1,
-            max_size=60,
-        )
-    )
-    view = [(s - 1, c, f * strides[s], slot) for s, c, f, slot in sorted(chosen)]
-    return draw(st.permutations(view))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    strides, kept = rng.choice([1, 3, 10], 3), rng.choice([0.1, 0.6, 0.95], 3)
+    later = 12 * rng.integers(2)  # the next hand, camera, sequence goes on where the last one ends
+    view = [(s - 1, c, int((f + later * (4 * s + 2 * c + slot)) * strides[s]), slot)
+            for s, c, f, slot in np.ndindex(3, 2, 12, 2) if rng.random() < kept[s]]  # fmt: skip
+    return [view[place] for place in rng.permutation(len(view))]
 
 
 @given(
@@ -106,6 +103,13 @@ def test_cameras_slots_and_sequences_do_not_mix() -> None:
     samples = [(s, c, f, h) for s in (0, 1) for c in (0, 1) for f in (0, 1) for h in (0, 1)]
     index = build(samples, length=2).index
     assert index.tolist() == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]
+
+
+def test_frame_numbers_that_go_on_do_not_join() -> None:
+    samples = [(s, c, 8 * s + 4 * c + 2 * h + f, h)
+               for s in (0, 1) for c in (0, 1) for h in (0, 1) for f in (0, 1)]  # fmt: skip
+    expected = [[first, first + 1] for first in range(0, 16, 2)]
+    assert build(samples, length=2, frame_stride=1).index.tolist() == expected
 
 
 def test_frame_stride_is_detected_per_sequence() -> None:
