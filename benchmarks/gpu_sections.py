@@ -222,7 +222,36 @@ def fill_and_gather(suite: Suite) -> None:
     suite.note("fill", "decode to cache", "images/s", rate, cache_px=cache_px)
     batches = iter(loader)
     seconds = measured(suite, lambda: next(batches))
-    suite.note("eager gather with labels", "batches", "images/s", seconds.rate(batch), b=batch)
+    suite.note("gather with labels", "batches", "images/s", seconds.rate(batch), b=batch)
+
+
+def gather_alone(suite: Suite) -> None:
+    """Measure the gather by itself, both codecs, with augmentation drawn once."""
+    from pipeline.augment import draw
+    from pipeline.codec import Codec, allocate, write
+    from pipeline.config import AugmentConfig
+    from pipeline.gather import InputFormat, gather, gather_params
+
+    num, batch, side, out_px = (4096, 256, 256, 224) if suite.on_gpu else (8, 4, 40, 32)
+    dtype = torch.bfloat16 if suite.on_gpu else torch.float32
+    ids = torch.arange(num, device=suite.device)
+    crops = torch.randint(0, 256, (num, side, side, 3), dtype=torch.uint8, device=suite.device)
+    params = draw(AugmentConfig(), 0, 0, ids[:batch])
+    turn = params.rotation_rad
+    rows = torch.stack((turn.cos(), -turn.sin(), turn.sin(), turn.cos()), -1).view(-1, 2, 2)
+    shift = torch.full((batch, 2, 1), (side - out_px) / 2, dtype=rows.dtype, device=suite.device)
+    A_cache_from_input = torch.cat((rows, shift), -1)
+    form = InputFormat(size_px=out_px, mean=(0.5,) * 3, std=(0.25,) * 3, dtype=dtype)
+    for codec in Codec:
+        pixels = allocate(num, side, codec, suite.device)
+        write(pixels, ids, crops)
+        how = gather_params(A_cache_from_input, params, out_px)
+        # Other samples in every call: the GPU's cache would hold one batch.
+        indices = [(torch.randperm(num, device=suite.device)[:batch],) for _ in range(16)]
+        seconds = measured(suite, lambda index, p=pixels, h=how: gather(p, index, h, form), indices)
+        moved = batch * (pixels.nbytes // num + 3 * out_px**2 * dtype.itemsize)
+        suite.note(f"gather {codec.value}", "batches", "images/s", seconds.rate(batch), b=batch)
+        suite.note(f"gather {codec.value}", "bandwidth", "GB/s", seconds.rate(moved / 1e9), b=batch)
 
 
 def train_step_resnet50(suite: Suite) -> None:
@@ -262,6 +291,7 @@ SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
     dlpack_lifetime,
     decode_rate,
     fill_and_gather,
+    gather_alone,
     train_step_resnet50,
 )
 
