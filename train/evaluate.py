@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from model.config import Head
-from model.mano_regressor import ManoRegressor
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
@@ -122,12 +122,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         for i, batch in enumerate(batches):
             with torch.inference_mode():
                 prediction = predict(model, batch, dtype)
-                _score(ours, prediction, batch, model)
-                _score(baseline, _mean_prediction(mean_pose, batch), batch, model)
+                has_mesh = prediction.vertices is not None
+                truth = decode_labels(model.mano, batch).vertices if has_mesh else None
+                _score(ours, prediction, batch, truth)
+                _score(baseline, _mean_prediction(mean_pose, batch), batch, truth)
                 if held is not None:
-                    mesh = None if held.vertices is None else decode_labels(model.mano, batch)
-                    vertices = None if mesh is None else mesh.vertices
-                    on_store.gather(held, prediction, batch, vertices)
+                    on_store.gather(held, prediction, batch, truth)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, most=32)
                 write_picture(out / "predictions.png", sheet)
@@ -201,22 +201,22 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
 
 
 def _score(
-    scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, model: ManoRegressor
+    scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, truth: Tensor | None
 ) -> None:
+    """Add a batch; ``truth`` [b, h, 778, 3] is the mesh of its labels."""
     valid = (batch.joint_valid & batch.has_joints[..., None])[:, 0]
     keep = valid.any(-1)
     joints, target = prediction.joints_3d[keep, 0], batch.joints_3d[keep, 0]
-    if prediction.vertices is None:
+    if prediction.vertices is None or truth is None:
         scores.update(joints, target, valid[keep])
         return
-    mesh = decode_labels(model.mano, batch)
     has_mesh = (batch.has_mano & batch.has_beta)[keep, 0]
     scores.update(
         joints,
         target,
         valid[keep],
         vertices=prediction.vertices[keep, 0],
-        target_vertices=mesh.vertices[keep, 0],
+        target_vertices=truth[keep, 0],
         has_vertices=has_mesh,
     )
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 
 from pipeline.pickles.read import load_pickle
 from train.metrics.dexycb import DexycbAccumulator, official
 from train.protocols.checks import likely_causes, require_finite, require_unit
-from train.protocols.files import read_npz
+from train.protocols.files import batches, read_npz
 from train.protocols.report import PAIRED, Report, Row
 
 DEFINITION: Final = (
@@ -73,9 +72,8 @@ def report(
     require_finite("predicted joints", joints)
     require_unit("predicted joints", joints, true_joints, per_metre=1000)
     scores = DexycbAccumulator(strict=strict)
-    for begin in range(0, len(joints), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        scores.update(torch.from_numpy(joints[part]), torch.from_numpy(true_joints[part]))
+    for batch in batches(joints, true_joints, size=_CHUNK):
+        scores.update(*batch)
     found = scores.summary()
     return Report(
         protocol="dexycb",

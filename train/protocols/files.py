@@ -4,12 +4,14 @@ Shape legend: n = samples, k = points.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from jaxtyping import Float64
+from torch import Tensor
 
 from pipeline.cli import nearest
 from pipeline.pickles.read import load_npy
@@ -184,6 +186,12 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
             return arrays
     except ValueError as error:
         raise ValueError(f"{error}; expected an .npz of plain arrays (numpy.savez)") from error
+
+
+def batches(*arrays: np.ndarray, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the arrays as tensors, ``size`` samples at a time."""
+    for begin in range(0, len(arrays[0]), size):
+        yield tuple(torch.from_numpy(array[begin : begin + size]) for array in arrays)
 
 
 def write_two_lists(

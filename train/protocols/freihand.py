@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from train.metrics.freihand import FreihandAccumulator, FreihandScores, official
 from train.protocols.checks import likely_causes, require_count, require_finite, require_unit
-from train.protocols.files import as_points, prediction_file, read_json, read_two_lists
+from train.protocols.files import as_points, batches, prediction_file, read_json, read_two_lists
 from train.protocols.report import PAIRED, Report, Row
 
 OFFICIAL_COUNT: Final = 3960
@@ -29,7 +28,7 @@ QUIRKS: Final = (
         "the size of the prediction left out"
     ),
 )
-_CHUNK: Final = 256
+CHUNK: Final = 256
 Points = Float64[np.ndarray, "n k 3"]
 
 
@@ -65,10 +64,8 @@ def report(
     """Score arrays in the official order; see ``score``."""
     check(joints, vertices, true_joints, true_vertices, source)
     scores = FreihandAccumulator(strict=strict)
-    for begin in range(0, len(joints), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        arrays = (joints, true_joints, vertices, true_vertices)
-        scores.update(*(torch.from_numpy(a[part]) for a in arrays))
+    for batch in batches(joints, true_joints, vertices, true_vertices, size=CHUNK):
+        scores.update(*batch)
     found = scores.summary()
     warnings = likely_causes(joints, true_joints, order="standard", opengl=False)
     if len(joints) != OFFICIAL_COUNT:

@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from train.metrics.ho3d import Ho3dAccumulator, official
 from train.protocols import freihand
 from train.protocols.checks import likely_causes
-from train.protocols.files import prediction_file, read_two_lists
-from train.protocols.freihand import Points
+from train.protocols.files import batches, prediction_file, read_two_lists
+from train.protocols.freihand import CHUNK, Points
 from train.protocols.report import PAIRED, Report, Row
 
 OFFICIAL_COUNTS: Final = {11524: "v2", 20137: "v3"}
@@ -29,7 +27,6 @@ QUIRKS: Final = (
         "scale-translation numbers)"
     ),
 )
-_CHUNK: Final = 256
 
 
 def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
@@ -58,10 +55,8 @@ def report(
     """Score arrays in the official order, axes and joint order; see ``score``."""
     freihand.check(joints, vertices, true_joints, true_vertices, source)
     scores = Ho3dAccumulator(strict=strict)
-    for begin in range(0, len(joints), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        arrays = (joints, true_joints, vertices, true_vertices)
-        scores.update(*(torch.from_numpy(a[part]) for a in arrays))
+    for batch in batches(joints, true_joints, vertices, true_vertices, size=CHUNK):
+        scores.update(*batch)
     found = scores.summary()
     warnings = likely_causes(joints, true_joints, order="MANO", opengl=True)
     version = OFFICIAL_COUNTS.get(len(joints))

@@ -29,7 +29,7 @@ from train.protocols.checks import (
     require_length,
     require_unit,
 )
-from train.protocols.files import keys_of, read_json, read_npz
+from train.protocols.files import batches, keys_of, read_json, read_npz
 from train.protocols.report import PAIRED, Report, Row
 
 DEFINITION: Final = (
@@ -143,18 +143,17 @@ def report(
         per_metre=1000,
     )
     scores = InterhandAccumulator(strict=strict)
-    for begin in range(0, len(true.hand_type), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        arrays = (
-            joints,
-            true.joints_mm,
-            true.joint_valid,
-            true.hand_type,
-            true.hand_type_valid,
-            pred.hand_type,
-            between,
-        )
-        scores.update(*(torch.from_numpy(array[part]) for array in arrays))
+    arrays = (
+        joints,
+        true.joints_mm,
+        true.joint_valid,
+        true.hand_type,
+        true.hand_type_valid,
+        pred.hand_type,
+        between,
+    )
+    for batch in batches(*arrays, size=_CHUNK):
+        scores.update(*batch)
     found = scores.summary()
     return Report(
         protocol="interhand26m",

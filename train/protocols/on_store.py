@@ -34,6 +34,8 @@ class Gathered:
 
     rows: Int64[np.ndarray, " n"]
     """Rows of the store, official order."""
+    sorter: Int64[np.ndarray, " n"]
+    """``np.argsort(rows)``, once: a batch is looked up by it."""
     joints_3d: Float32[np.ndarray, "n 2 21 3"]
     """Zero where there was no hand to predict."""
     seen: Bool[np.ndarray, "n 2"]
@@ -61,6 +63,7 @@ def gathered(store: Store, split: str, *, with_mesh: bool) -> Gathered:
     n = len(rows)
     return Gathered(
         rows=rows,
+        sorter=np.argsort(rows),
         joints_3d=np.zeros((n, 2, 21, 3), np.float32),
         seen=np.zeros((n, 2), bool),
         vertices=np.zeros((n, 778, 3), np.float32) if with_mesh else None,
@@ -75,9 +78,8 @@ def gather(
     true_vertices: Float[Tensor, "b h 778 3"] | None,
 ) -> None:
     """Put a batch of single-hand crops where it belongs, back in the dataset's camera frame."""
-    order = np.argsort(held.rows)
     row, slot = divmod(batch.sample_id.cpu().numpy(), 2)
-    place = order[np.searchsorted(held.rows, row, sorter=order)]
+    place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
     back = batch.R_input_from_cam.double().mT
 
     def in_camera(points: Tensor) -> np.ndarray:
