@@ -47,6 +47,7 @@ from benchmarks.loader_peers import (
 from model.geometry.crop import compose, invert
 from pipeline import resident
 from pipeline.augment import draw, input_affine
+from pipeline.codec import Codec
 from pipeline.config import CacheConfig, PipelineConfig, ViewConfig, ViewKind
 from pipeline.gather import gather, gather_params
 from pipeline.graph import decode_crops
@@ -74,7 +75,7 @@ def _frames(source: Source) -> tuple[Store, ViewTable]:
 def _cached(source: Source) -> resident.Resident:
     store, view = _frames(source)
     cache = CacheConfig(size_px=FRAME_PX, decode_threads=source.workers)
-    held = resident.fill(store, view, ViewKind.frame, cache, CPU)
+    held = resident.fill([(store, view)], cache, Codec.rgb, CPU)
     store.close()
     return held
 

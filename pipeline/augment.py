@@ -52,7 +52,7 @@ def identity(num_samples: int, device: torch.device) -> AugmentParams:
 
 
 def draw(
-    config: AugmentConfig, seed: int, epoch: int, sample_id: Int64[Tensor, " b"]
+    config: AugmentConfig, seed: int, epoch: int | Tensor, sample_id: Int64[Tensor, " b"]
 ) -> AugmentParams:
     """Draw the parameters of each sample.
 

@@ -1,7 +1,7 @@
 """The one batch type: the contract between the pipeline and every trainer.
 
-Shape legend: b = batch, h = hands (hand view: 1; frame view: slot 0 right, slot 1 left),
-s = input side in pixels.
+Shape legend: *b = batch [b], or [b, t] where samples are windows of t frames; h = hands (hand view:
+1; frame view: slot 0 right, slot 1 left), s = input side in pixels.
 
 "Input" names the pixels and the camera that the network sees. A label point obeys
 ``p_input = R_input_from_cam @ p_cam`` and projects with ``K``; a pixel obeys
@@ -20,30 +20,37 @@ from torch import Tensor
 class Batch:
     """One batch; every field is on the same device."""
 
-    image: Float[Tensor, "b 3 s s"]
-    """RGB, normalised with the mean and deviation in the config."""
-    K: Float[Tensor, "b 3 3"]
+    image: Float[Tensor, "*b 3 s s"]
+    """RGB, normalised with the mean and deviation in the config; 0..255 as uint8."""
+    K: Float[Tensor, "*b 3 3"]
     """Intrinsics of the input pixels; the upper left 2x2 block may be full."""
-    A_input_from_frame: Float[Tensor, "b 2 3"]
-    R_input_from_cam: Float[Tensor, "b 3 3"]
+    A_input_from_frame: Float[Tensor, "*b 2 3"]
+    R_input_from_cam: Float[Tensor, "*b 3 3"]
     """Orthogonal; determinant -1 where the sample was mirrored."""
-    joints_3d: Float[Tensor, "b h 21 3"]
+    joints_3d: Float[Tensor, "*b h 21 3"]
     """Input camera frame, metres."""
-    joint_valid: Bool[Tensor, "b h 21"]
-    theta_rotmat: Float[Tensor, "b h 16 3 3"]
-    beta: Float[Tensor, "b h 10"]
-    transl: Float[Tensor, "b h 3"]
-    has_joints: Bool[Tensor, "b h"]
-    has_mano: Bool[Tensor, "b h"]
-    has_beta: Bool[Tensor, "b h"]
-    is_right: Bool[Tensor, "b h"]
+    joint_valid: Bool[Tensor, "*b h 21"]
+    theta_rotmat: Float[Tensor, "*b h 16 3 3"]
+    beta: Float[Tensor, "*b h 10"]
+    transl: Float[Tensor, "*b h 3"]
+    has_joints: Bool[Tensor, "*b h"]
+    has_mano: Bool[Tensor, "*b h"]
+    has_beta: Bool[Tensor, "*b h"]
+    is_right: Bool[Tensor, "*b h"]
     """The hand as recorded; a mirrored left hand keeps False."""
-    mirrored: Bool[Tensor, " b"]
+    mirrored: Bool[Tensor, "*b"]
     """Image and labels were mirrored, so the hand now looks (and decodes) like the other side."""
-    joint_set: Int64[Tensor, " b"]
+    joint_set: Int64[Tensor, "*b"]
     """Value of ``model.hand.JointSet``."""
-    sample_id: Int64[Tensor, " b"]
-    """Row of the store times two plus the hand slot (hand view), or times two (frame view)."""
+    sample_id: Int64[Tensor, "*b"]
+    """Row of the store times two plus the hand slot (hand view), or times two (frame view); in a
+    mixture plus the number of the store times 2^40. ``Loader.describe`` puts it in words."""
+    is_real: Bool[Tensor, "*b"]
+    """False: beyond the end of its run a window repeats the last frame; no label mask is set."""
+
+    def __len__(self) -> int:
+        """Return the number of samples or windows."""
+        return len(self.sample_id)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""

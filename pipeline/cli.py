@@ -27,6 +27,10 @@ USER_ERRORS: Final = (ValueError, OSError)
 """Raised for bad input by every border of the product; anything else is a defect of ours."""
 
 
+PLACEHOLDER: Final = "NAME"
+"""Stands in a key for the user's own name of a dict's entry."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """One command: ``module`` holds ``main(config) -> int`` and is imported only to run it."""
@@ -150,9 +154,10 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             shown = [_shortest(key, aliases) for key in missing]
+            docs = [(options.get(key) or options[_with_placeholder(key)]).doc for key in missing]
             raise UsageError(
                 f"needs {' '.join(f'{key}=...' for key in shown)}"
-                f" ({'; '.join(options[key].doc.splitlines()[0] for key in missing)})"
+                f" ({'; '.join(doc.splitlines()[0] for doc in docs)})"
             )
         return OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
@@ -183,7 +188,8 @@ def _override(
     """Return the Hydra override for one word of the command line."""
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
-    known = [*options, *aliases, *(["experiment"] if experiments else [])]
+    short = [_shortest(option, aliases) for option in options]
+    known = [*dict.fromkeys([*options, *short]), *(["experiment"] if experiments else [])]
     if not equals:
         raise UsageError(f"{word!r} is not key=value; {nearest(word.lstrip('-+~'), known)}")
     if key != bare:
@@ -194,19 +200,40 @@ def _override(
         if value not in names:
             raise UsageError(f"unknown experiment {value!r}; {nearest(value, names)}")
         return f"experiment={value}"
-    full = aliases.get(bare, bare)
-    if full not in options:
-        raise UsageError(f"unknown option {bare!r}; {nearest(bare, known)}")
-    hint = options[full].type_hint
-    if value == "null" and type(None) in typing.get_args(hint):
-        return f"{full}=null"
-    if _is_text(hint):
-        value = os.path.expanduser(value) if value.startswith("~") else value  # noqa: PTH111
-        return f"{full}='{_escape(value)}'"
+    full = _full_key(bare, aliases)
+    option = options.get(full) or options.get(_with_placeholder(full))
+    if option is None:
+        group = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]
+        raise UsageError(f"unknown option {bare!r}; {nearest(bare, group or known)}")
+    hint = option.type_hint
     choices = _choices(hint)
-    if choices and value not in choices:
+    if value == "null" and type(None) in typing.get_args(hint):
+        written = "null"
+    elif _is_text(hint):
+        value = os.path.expanduser(value) if value.startswith("~") else value  # noqa: PTH111
+        written = f"'{_escape(value)}'"
+    elif choices and value not in choices:
         raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}")
-    return f"{full}={value}"
+    else:
+        written = value
+    if full in options:
+        return f"{full}={written}"
+    group, name, key = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
+    return f"++{group}={{{name}:{{{key}:{written}}}}}"
+
+
+def _full_key(key: str, aliases: dict[str, str]) -> str:
+    """Return the key that a short spelling stands for; it may be the first part of a key."""
+    if key in aliases:
+        return aliases[key]
+    first, dot, rest = key.partition(".")
+    return f"{aliases[first]}.{rest}" if dot and first in aliases else key
+
+
+def _with_placeholder(key: str) -> str:
+    """Return ``a.NAME.c`` for ``a.b.c``: the key of an option below an entry of a dict."""
+    parts = key.split(".")
+    return ".".join([*parts[:-2], PLACEHOLDER, parts[-1]])
 
 
 def _escape(value: str) -> str:
@@ -239,6 +266,10 @@ def _options(schema: type[Any], prefix: str = "") -> Iterator[Option]:
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from _options(hint, f"{prefix}{field.name}.")
+            continue
+        if typing.get_origin(hint) is dict:  # by name, of dataclasses
+            entry = typing.get_args(hint)[1]
+            yield from _options(entry, f"{prefix}{field.name}.{PLACEHOLDER}.")
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -277,7 +308,10 @@ def nearest(word: str, known: Any) -> str:
 
 
 def _shortest(key: str, aliases: dict[str, str]) -> str:
-    return next((short for short, full in aliases.items() if full == key), key)
+    for short, full in aliases.items():
+        if key == full or key.startswith(f"{full}."):
+            return short + key.removeprefix(full)
+    return key
 
 
 def _overview(prog: str, commands: Sequence[Command]) -> str:

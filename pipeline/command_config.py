@@ -11,9 +11,12 @@ _ALIASES = {
     "store": "pipeline.store",
     "split": "pipeline.split",
     "subset": "pipeline.subset",
+    "weight": "pipeline.weight",
+    "mix": "pipeline.mix",
     "batch_size": "pipeline.batch_size",
     "size_px": "pipeline.cache.size_px",
     "codec": "pipeline.cache.codec",
+    "window": "pipeline.window",
     "input_px": "pipeline.input_px",
 }
 

@@ -32,6 +32,8 @@ class ImageDtype(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    uint8 = "uint8"
+    """0..255 and neither mean nor deviation; for trainers that normalise on their own."""
 
 
 class Codec(Enum):
@@ -41,6 +43,23 @@ class Codec(Enum):
     """3 bytes per pixel, as decoded."""
     yuv420 = "yuv420"
     """1.5 bytes per pixel, lossy: luma, and chroma at half the resolution, as in most JPEGs."""
+
+
+class CacheCodec(Enum):
+    """How the samples are held between epochs."""
+
+    auto = "auto"
+    rgb = "rgb"
+    yuv420 = "yuv420"
+    stream = "stream"
+
+
+class Boundary(Enum):
+    """What becomes of a window that reaches over the end of its run."""
+
+    drop = "drop"
+    repeat = "repeat"
+    """It repeats the last frame, which ``is_real`` marks."""
 
 
 class Reader(Enum):
@@ -94,8 +113,10 @@ class CacheConfig:
     size_px: int = 256
     """Side of a cached crop, pixels; one sample takes 3 * size_px^2 bytes of device memory, half of
     that as yuv420."""
-    codec: Codec = Codec.rgb
-    """rgb: 3 bytes per pixel, as decoded. yuv420: 1.5 bytes per pixel, lossy; size_px is even."""
+    codec: CacheCodec = CacheCodec.auto
+    """rgb: resident, 3 bytes per pixel, as decoded. yuv420: resident, 1.5 bytes per pixel, lossy,
+    size_px even; evaluation takes rgb or stream instead. stream: not resident, decoded again in
+    every epoch. auto: the first of these that fits beside the model; the log says which and why."""
     reader: Reader = Reader.auto
     """auto: memory map where the files allow it. pread: for network disks. zarr: any layout."""
     decode_threads: int = 0
@@ -108,7 +129,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _check("cache.size_px", self.size_px, at_least=8, at_most=MAX_CACHE_PX)
-        if self.codec is Codec.yuv420 and self.size_px % 2:
+        if self.codec is CacheCodec.yuv420 and self.size_px % 2:
             raise ValueError(
                 f"cache.size_px must be even for cache.codec=yuv420, got {self.size_px}"
             )
@@ -135,7 +156,7 @@ class AugmentConfig:
     saturation: float = 0.2
     """Distance from the pixel's own grey times 1 - saturation .. 1 + saturation."""
     erase_probability: float = 0.0
-    """Chance that a rectangle of the input is replaced by the mean colour."""
+    """Chance that a rectangle of the input is replaced by the mean colour (uint8: by black)."""
     erase_size: float = 0.3
     """Longest side of that rectangle, share of the input's side."""
 
@@ -146,6 +167,54 @@ class AugmentConfig:
         for name in ("gain", "brightness", "contrast", "saturation", "erase_probability"):
             _check(f"augment.{name}", getattr(self, name), at_least=0, at_most=1)
         _check("augment.erase_size", self.erase_size, at_least=0, at_most=1)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is changed."""
+        ranges = (self.rotation_deg, self.scale, self.shift, self.gain, self.brightness)
+        return not any((*ranges, self.contrast, self.saturation, self.erase_probability))
+
+
+@dataclass(kw_only=True, slots=True)
+class WindowConfig:
+    """Which frames make a window; ``pipeline.windows`` has the rules."""
+
+    length: int = 1
+    """Frames of a window; 1 = single samples."""
+    stride: int = 1
+    """Distance of the first frames of neighbouring windows, frames."""
+    step: int = 1
+    """Distance of neighbouring frames within a window, frames."""
+    boundary: Boundary = Boundary.drop
+    """drop: only windows that fit. repeat: a window from every stride-th frame to the end of the
+    run; frames beyond it repeat the last one and are marked."""
+    frame_stride: int = 0
+    """Difference of frame_idx between neighbouring frames; 0 = the smallest one that occurs in
+    a camera of the sequence. Give it where a view leaves out frames in a regular way, or else
+    frames on both sides of what is left out count as neighbours."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 1), ("stride", 1), ("step", 1), ("frame_stride", 0)):
+            _check(f"window.{name}", getattr(self, name), at_least=least)
+
+
+@dataclass(kw_only=True, slots=True)
+class MixPart:
+    """One store of a mixture."""
+
+    store: str = MISSING
+    """Store directory written by python -m preprocess build-cache."""
+    split: str = "train"
+    """Row list of the store."""
+    subset: float = 1.0
+    """Share of the split's rows to use, evenly spaced over its sequences."""
+    weight: float = 1.0
+    """Share of every batch, relative to the other weights, whatever the sizes of the sets."""
+
+    def __post_init__(self) -> None:
+        _check_subset("mix.subset", self.subset)
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"mix.weight must be a positive number, got {self.weight}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -158,8 +227,12 @@ class PipelineConfig:
     """Row list of the store; python -m preprocess show-cache lists them."""
     subset: float = 1.0
     """Share of the split's rows to use, evenly spaced over its sequences."""
+    mix: dict[str, MixPart] = field(default_factory=dict)
+    """Further stores, by names of your own, drawn beside the first in every batch."""
+    weight: float = 1.0
+    """Share of store in every batch, relative to the weights in mix."""
     batch_size: int = 64
-    """Samples per step, over all ranks."""
+    """Samples per step (windows, where window.length > 1), over all ranks."""
     seed: int = 0
     """Decides order and augmentation."""
     input_px: int = 224
@@ -178,10 +251,12 @@ class PipelineConfig:
     view: ViewConfig = field(default_factory=ViewConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.subset <= 1:
-            raise ValueError(f"subset must lie in (0, 1], got {self.subset}")
+        _check_subset("subset", self.subset)
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight must be a positive number, got {self.weight}")
         _check("batch_size", self.batch_size, at_least=1)
         _check("seed", self.seed, at_least=0, at_most=2**63 - 1)
         _check("input_px", self.input_px, at_least=8, at_most=MAX_CACHE_PX)
@@ -190,6 +265,11 @@ class PipelineConfig:
                 raise ValueError(f"{name} must have 3 values (red, green, blue), got {values}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+
+def _check_subset(key: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{key} must lie in (0, 1], got {value}")
 
 
 def _check(key: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:

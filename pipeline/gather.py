@@ -34,6 +34,7 @@ without fused multiply-add::
 
     q[i] = clamp(M[i,0] * p[0] + M[i,1] * p[1] + M[i,2] * p[2] + M[i,3], 0, 255)
     out[i] = (q[i] / 255 - mean[i]) / std[i]                  then 0 where erased, then the cast
+    out[i] = floor(q[i] + 1/2)                                if the output is uint8, the same
 
 A pixel is erased if ``x0 <= u < x1`` and ``y0 <= v < y1`` of ``erase_xyxy[k]``.
 """
@@ -74,7 +75,7 @@ class GatherParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFormat:
-    """What the network's input looks like."""
+    """What the network's input looks like; uint8 has neither mean nor deviation."""
 
     size_px: int
     mean: tuple[float, float, float]
@@ -89,6 +90,8 @@ class InputFormat:
 
     def scale_black_white(self) -> tuple[tuple[float, float, float], ...]:
         """Return for each channel a grey level's worth in the output, and outputs of 0 and 255."""
+        if self.dtype is torch.uint8:
+            return ((1.0, 0.0, 255.0),) * 3
         pairs = zip(self.mean, self.std, strict=True)
         return tuple((1 / (255 * std), -mean / std, (1 - mean) / std) for mean, std in pairs)
 
@@ -115,7 +118,7 @@ def gather(
     form: InputFormat,
     *,
     out: Tensor | None = None,
-) -> Float[Tensor, "*b 3 s s"]:
+) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return the network's input for the cached samples at ``index``: [b] or windows [b, t].
 
     On a GPU this is one kernel that allocates nothing but the output and never waits.
@@ -233,6 +236,8 @@ def recolour(
         value = out[:, i] if in_place else torch.empty_like(r)
         torch.addcmul(m3 + black, m0, r, out=value).addcmul_(m1, g).addcmul_(m2, b)
         value.clamp_(black, white)
+        if form.dtype is torch.uint8:
+            value.add_(0.5)  # the cast rounds down
         if not in_place:
             out[:, i] = value
     for image, box in zip(out, erase_xyxy.tolist(), strict=True):

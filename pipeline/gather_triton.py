@@ -204,6 +204,8 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     green = _normalised(colour, 1, r, g, b, scale_g, black_g, white_g, erased)
     blue = _normalised(colour, 2, r, g, b, scale_b, black_b, white_b, erased)
 
+    if out.dtype.element_ty == tl.uint8:  # the cast rounds down
+        red, green, blue = red + 0.5, green + 0.5, blue + 0.5
     inside = (u < size) & (v < size)
     out += k.to(tl.int64) * (3 * size * size)
     at = v * size + u

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from model.geometry.camera import camera_after_affine, input_rotation
@@ -44,6 +44,7 @@ class LabelTable:
     has_mano: Bool[Tensor, "n h"]
     has_beta: Bool[Tensor, "n h"]
     is_right: Bool[Tensor, "n h"]
+    joint_set: Int64[Tensor, " n"]
 
 
 def load_labels(store: Store, view: ViewTable, kind: ViewKind) -> LabelTable:
@@ -70,32 +71,35 @@ def load_labels(store: Store, view: ViewTable, kind: ViewKind) -> LabelTable:
         has_mano=hands("has_mano"),
         has_beta=hands("has_beta"),
         is_right=torch.from_numpy(slots == RIGHT),
+        joint_set=torch.full_like(view.row, int(JointSet[store.attributes.joint_set])),
     )
+
+
+def hide_labels(labels: LabelTable, samples: Int64[Tensor, " m"]) -> None:
+    """Take every label of samples back, in place."""
+    for mask in (labels.joint_valid, labels.has_joints, labels.has_mano, labels.has_beta):
+        mask[samples.to(mask.device)] = False
 
 
 def move_labels(
     labels: LabelTable,
     view: ViewTable,
-    image: Tensor,
     A_input_from_frame: Float64[Tensor, "b 2 3"],
     rotation_rad: Float64[Tensor, " b"],
     mirrored: Bool[Tensor, " b"],
-    joint_set: JointSet,
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return the batch whose labels went the way of its pixels.
+    """Return the batch whose labels went the way of its pixels; ``image`` has none.
 
     A mirrored hand's MANO parameters decode with the model of the other side; ``beta`` stays.
 
     Args:
         labels: The samples' labels.
         view: The samples' rows of the view.
-        image: The samples' pixels, passed through.
         A_input_from_frame: The pixels' way.
         rotation_rad: The turn within it, clockwise on screen.
         mirrored: The mirror within it.
-        joint_set: The store's joint set.
         dtype: Of the result; float64 shows what the cast costs.
     """
     num_hands = labels.is_right.shape[1]
@@ -110,7 +114,7 @@ def move_labels(
     K = camera_after_affine(A_input_from_frame, labels.K.double(), R)
     R_of_hand = R[:, None].expand(-1, num_hands, 3, 3)
     return Batch(
-        image=image,
+        image=torch.empty(len(view), 3, 0, 0, device=rotation_rad.device),
         K=K.to(dtype),
         A_input_from_frame=A_input_from_frame.to(dtype),
         R_input_from_cam=R.to(dtype),
@@ -124,8 +128,9 @@ def move_labels(
         has_beta=labels.has_beta,
         is_right=labels.is_right,
         mirrored=mirrored,
-        joint_set=torch.full_like(view.sample_id, int(joint_set)),
+        joint_set=labels.joint_set,
         sample_id=view.sample_id,
+        is_real=torch.ones_like(mirrored),
     )
 
 

@@ -1,50 +1,63 @@
-"""The loader: batches of a store's split, all of it resident on the device.
+"""The loader: batches of a store's split, or of a mixture of stores, on the device.
 
     loader = Loader(PipelineConfig(store="build/freihand.zarr"), device=torch.device("cuda"))
     for batch in loader:                # training: epoch after epoch, without end
         ...
     scores = Loader(config, device=device, training=False)     # evaluation: each sample once
 
-After the first fill a batch costs no disk, no decode and no wait for the device.
+Where the samples fit, they are decoded once and stay on the device: after that a batch costs no
+disk, no decode and no wait. Where they do not, they are decoded again while the device works.
 """
 
-import dataclasses
+import itertools
 import logging
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from types import TracebackType
+from typing import Any, Final, Self
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from model.geometry.crop import compose, invert
-from model.hand import JointSet
-from pipeline import resident
-from pipeline.augment import draw, identity, input_affine
+from pipeline import memory, resident
 from pipeline.batch import Batch
-from pipeline.config import ImageDtype, OnBadImage, PipelineConfig, ViewKind
-from pipeline.gather import InputFormat, gather, gather_params
-from pipeline.labels import move_labels
-from pipeline.order import check_batch_size, epoch_batches, owned_samples, steps_per_epoch
-from pipeline.store.reader import open_store
-from pipeline.view import build_view, samples_at, split_rows
+from pipeline.codec import Codec, Pixels
+from pipeline.config import ImageDtype, OnBadImage, PipelineConfig
+from pipeline.gather import GatherParams, InputFormat, gather
+from pipeline.host_pool import HostPool
+from pipeline.labels import LabelTable, hide_labels, load_labels
+from pipeline.packed import Packed, pack
+from pipeline.prepare import prepare, without_labels
+from pipeline.samples import (
+    content_of,
+    describe_sample,
+    held_by,
+    names_of,
+    open_parts,
+    order_of,
+)
+from pipeline.stream import Frames, frames_of, stream_crops
+from pipeline.view import ViewTable, table_to, upload
 
 log = logging.getLogger(__name__)
-STATE_VERSION: Final = 1
-DTYPES: Final = {
-    ImageDtype.float32: torch.float32,
-    ImageDtype.bfloat16: torch.bfloat16,
-    ImageDtype.float16: torch.float16,
-}
+STATE_VERSION: Final = 2
+DTYPES: Final = {kind: getattr(torch, kind.value) for kind in ImageDtype}
+STEPS_AT_ONCE: Final = 64
+"""Steps whose sample numbers go to the device in one copy."""
+PACK_AT_ONCE: Final = 4096
+"""Samples whose labels are moved at a time before they are packed."""
+IDENTITY_Q16: Final = ((65536, 0, 0), (0, 65536, 0))
 
 
 class Loader:
-    """Batches of one split on one device.
+    """Batches of one split, or of a mixture of stores, on one device.
 
     In training every epoch has its own order and augmentation, a pure function of (seed, epoch,
     sample id), and whole batches only. In evaluation the samples come once, in the split's order,
@@ -53,6 +66,8 @@ class Loader:
     With W ranks every process makes its own loader: it holds only its share of the samples and
     gives ``batch_size / W`` of every global batch, which is the same batch whatever W is. In
     evaluation each rank gives its share, and the shares are the split.
+
+    A loader is also a context manager: leaving it frees the device's memory and the decoder.
     """
 
     def __init__(
@@ -63,8 +78,17 @@ class Loader:
         training: bool = True,
         rank: int = 0,
         world: int = 1,
+        model_bytes: int = 0,
     ) -> None:
-        """Open the store and fill the cache, with a progress bar where there is a terminal.
+        """Open the stores and fill the cache, with a progress bar where there is a terminal.
+
+        Args:
+            config: What to load.
+            device: Of the cache and the batches.
+            training: Shuffled, augmented and without end; else each sample once.
+            rank: This process.
+            world: Number of processes.
+            model_bytes: Peak memory of a training step on ``device``, which the cache leaves free.
 
         Raises:
             ValueError: If configuration and store do not fit, or memory does not suffice.
@@ -73,75 +97,103 @@ class Loader:
         self.config = config
         self.device = device
         self.training = training
-        store = open_store(config.store, reader=config.cache.reader.value)
-        rows = split_rows(store, config.split, config.subset)
-        view = build_view(store, rows, config.view, config.cache.size_px, training=training)
-        self.num_samples = len(view)
-        """Samples of all ranks together."""
-        self.content_sha256 = store.attributes.content_sha256
-        self.joint_set = JointSet[store.attributes.joint_set]
-        owned = owned_samples(len(view), rank=rank, world=world)
-        self._rank, self._world = rank, world
-        self._batch_size = max(1, config.batch_size // world)
-        self._local = torch.full((len(view),), -1).index_copy(0, owned, torch.arange(len(owned)))
-        if training:
-            check_batch_size(len(view), config.batch_size, world=world)  # before the long fill
-        cache = config.cache
+        self._cache = config.cache
         if not training:
-            cache = dataclasses.replace(cache, on_bad_image=OnBadImage.stop)
-        with _progress_bar(f"cache {config.split}") as progress:
-            self._resident = resident.fill(
-                store, samples_at(view, owned), config.view.kind, cache, device, progress=progress
+            self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
+        self._open_streams: list[Generator[Any]] = []
+        self._resources = ExitStack()
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            self._parts = open_parts(config, self._resources, training=training)
+            self.num_samples = sum(len(part) for part in self._parts)
+            """Samples (windows) of all ranks together."""
+            self.content_sha256 = content_of(self._parts)
+            self.joint_sets = frozenset(part.joint_set for part in self._parts)
+            self._order = order_of(self._parts, config, rank=rank, world=world)
+            if training:
+                self._order.check()  # before the long fill
+            self._batch_size = max(1, config.batch_size // world)
+            self._held = held_by(self._order, self._parts)
+            self._has_windows = self._held.place.shape[1] > 1
+            self._format = InputFormat(
+                size_px=config.input_px,
+                mean=(config.mean[0], config.mean[1], config.mean[2]),
+                std=(config.std[0], config.std[1], config.std[2]),
+                dtype=DTYPES[config.image_dtype],
+                channels_last=config.channels_last,
             )
-        store.close()
-        log.info("%s", self.summary())
-        self._format = InputFormat(
-            size_px=config.input_px,
-            mean=(config.mean[0], config.mean[1], config.mean[2]),
-            std=(config.std[0], config.std[1], config.std[2]),
-            dtype=DTYPES[config.image_dtype],
-            channels_last=config.channels_last,
-        )
+            self._host_pool = HostPool()
+            self._load(model_bytes)
+            on_error.pop_all()
         self._epoch, self._step = 0, 0
+
+    def _load(self, model_bytes: int) -> None:
+        """Put labels and, if they fit, pixels on the device."""
+        config, cache = self.config, self._cache
+        num_samples = sum(len(view) for view in self._held.views)
+        plan = memory.plan_memory(
+            memory.demand_of(self._parts, config, num_samples),
+            device_bytes=memory.available_bytes(self.device),
+            model_bytes=model_bytes,
+            codecs=memory.allowed_codecs(cache, training=self.training),
+        )
+        memory.require_room(plan, cache, training=self.training)
+        log.info("%s", plan.sentence())
+        views = [
+            (part.store, view) for part, view in zip(self._parts, self._held.views, strict=True)
+        ]
+        labels = _concatenated([load_labels(*view, config.view.kind) for view in views])
+        view = _concatenated(self._held.views)
+        self._resident: resident.Resident | None = None
+        self._frames: Frames | None = None
+        self._skipped: set[int] = set()
+        if plan.chosen is None:
+            self._frames = frames_of(views, cache)
+        else:
+            with _progress_bar(" + ".join(["cache " + config.split, *config.mix])) as progress:
+                self._resident = resident.fill(
+                    views, cache, plan.chosen, self.device, progress=progress
+                )
+            hide_labels(labels, self._resident.skipped)
+            self._resources.close()
+        self._view: ViewTable = table_to(view, self.device)
+        self._labels: LabelTable = table_to(labels, self.device)
+        self._fixed: tuple[Packed[GatherParams], Packed[Batch]] | None = None
+        self._is_copy = False
+        if not self.training or config.augment.is_off:
+            self._fix_labels()
+        log.info("%s", self.summary())
 
     def __len__(self) -> int:
         """Return the batches of an epoch (training) or of the split (evaluation)."""
         if self.training:
-            return steps_per_epoch(self.num_samples, self.config.batch_size)
-        return len(self._in_order())
+            return self._order.steps_per_epoch()
+        return math.ceil(len(self._held.items) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the current state on: without end in training, else once."""
         if not self.training:
             yield from self.epoch(0)
             return
-        while True:
-            yield from self.epoch(self._epoch, self._step)
+        yield from self._run(self._epoch, self._step, endless=True)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from ``first_step`` on; the state follows."""
-        if self.training:
-            samples = epoch_batches(
-                self.num_samples,
-                self.config.batch_size,
-                self.config.seed,
-                epoch,
-                rank=self._rank,
-                world=self._world,
-            )
-            batches = list(self._local[samples].to(self.device))
-        else:
-            batches = self._in_order()
-        for step in range(first_step, len(batches)):
-            batch = self._batch(batches[step], epoch if self.training else None)
-            self._epoch, self._step = epoch, step + 1
-            yield batch
+        yield from self._run(epoch, first_step, endless=False)
         self._epoch, self._step = epoch + 1, 0
 
     def label_batches(self) -> Iterator[Batch]:
         """Yield every sample of this rank once, unaugmented; ``image`` has no pixels."""
-        for index in self._in_order():
-            yield self._batch(index, None, with_image=False)
+        for place, is_real in self._on_device(self._in_order()):
+            yield self._prepared(place, None, is_real)[1]
+
+    def describe(self, sample_id: int) -> str:
+        """Return what a person needs to find the sample: row, sequence, camera, frame, store.
+
+        Raises:
+            ValueError: If no store of the run has it.
+        """
+        return describe_sample(self._parts, sample_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is: the next batch is ``step`` of ``epoch``."""
@@ -168,91 +220,224 @@ class Loader:
             if state[name] != value:
                 raise ValueError(
                     f"checkpoint was written with {name}={state[name]}, this run has {value}: the "
-                    "order of the samples would differ; use the same store, split, subset, view, "
-                    "batch_size and seed, or start a new run"
+                    "order of the samples would differ; use the same store, split, subset, mix, "
+                    "view, window, batch_size and seed, or start a new run"
                 )
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def summary(self) -> str:
-        """Return one line about what is cached."""
-        held = self._resident
-        pixels = held.pixels
+        """Return one line about what is held."""
+        names, held = names_of(self.config), self._resident
+        if held is None:
+            return f"{len(self._view)} samples of {names}, decoded as they are needed"
         return (
-            f"cached {len(pixels)} samples of {self.config.store} split={self.config.split}: "
-            f"{decimal(pixels.nbytes)} on {self.device}, {held.num_images} images at "
-            f"{held.num_images / held.seconds:.0f}/s"
+            f"cached {len(held.pixels)} samples of {names}: {decimal(held.pixels.nbytes)} on "
+            f"{self.device} as {held.pixels.codec.value}, {held.num_images} images at "
+            f"{held.num_images / held.seconds:.0f}/s, "
+            f"{held.num_bytes / held.seconds / 1e9:.2f} GB/s of JPEG"
         )
 
-    def _identity(self) -> dict[str, int]:
+    def close(self) -> None:
+        """Free the device's memory, the decoder and the files; iterators then end."""
+        for stream in self._open_streams:
+            stream.close()
+        self._open_streams.clear()
+        self._resources.close()
+        for name in ("_resident", "_frames", "_view", "_labels", "_fixed"):
+            setattr(self, name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- batches ----------------------------------------------------------------------------------
+
+    def _run(self, epoch: int, step: int, *, endless: bool) -> Iterator[Batch]:
+        """Yield batches from (epoch, step) on; the state follows what is yielded."""
+        numbers = self._numbers(epoch, step, endless=endless)
+        items = self._items(epoch, step, endless=endless)
+        for (epoch_, step_), located in zip(numbers, self._located(items), strict=False):
+            place, is_real, pixels, where = located
+            draw = self._order.draw_number(epoch_, step_) if self.training else None
+            how, batch = self._prepared(place, draw, is_real)
+            image = self._image(pixels, where, how)
+            self._epoch, self._step = epoch_, step_ + 1
+            if self._step == len(self):
+                self._epoch, self._step = epoch_ + 1, 0
+            yield replace(batch, image=image)
+
+    def _numbers(self, epoch: int, step: int, *, endless: bool) -> Iterator[tuple[int, int]]:
+        for e in itertools.count(epoch) if endless else (epoch,):
+            for s in range(step if e == epoch else 0, len(self)):
+                yield e, s
+
+    def _items(self, epoch: int, step: int, *, endless: bool) -> Iterator[Int64[Tensor, " b"]]:
+        if not self.training:
+            yield from itertools.islice(self._in_order(), step, None)
+            return
+        for e in itertools.count(epoch) if endless else (epoch,):
+            yield from self._order.batches(e, step if e == epoch else 0)
+
+    def _in_order(self) -> Iterator[Int64[Tensor, " b"]]:
+        return iter(torch.split(self._held.items, self._batch_size))
+
+    def _located(
+        self, items: Iterator[Int64[Tensor, " b"]]
+    ) -> Iterator[tuple[Int64[Tensor, "*b"], Bool[Tensor, "*b"] | None, Pixels, Tensor]]:
+        """Yield each batch's samples, which are real, and the pixels and rows they are in."""
+        if self._frames is None:
+            for place, is_real in self._on_device(items):
+                if self._resident is None:  # closed
+                    return
+                yield place, is_real, self._resident.pixels, place
+            return
+        mine, ahead = itertools.tee(items)
+        frames_per_item = self._held.place.shape[1]
+        crops = stream_crops(
+            self._frames,
+            (self._held.place[item].flatten() for item in ahead),
+            self._cache,
+            self._batch_size * frames_per_item,
+            self.device,
+            self._skipped,
+        )
+        self._open_streams.append(crops)
+        try:
+            known = 0
+            for (place, is_real), crop in zip(self._on_device(mine, 1), crops, strict=False):
+                if len(self._skipped) > known:
+                    known = len(self._skipped)
+                    self._hide(torch.tensor(sorted(self._skipped)))
+                where = torch.arange(len(crop), device=self.device).view(place.shape)
+                yield place, is_real, Pixels(codec=Codec.rgb, rgb=crop), where
+        finally:
+            crops.close()
+            self._open_streams = [other for other in self._open_streams if other is not crops]
+
+    def _on_device(
+        self, items: Iterator[Int64[Tensor, " b"]], steps: int = STEPS_AT_ONCE
+    ) -> Iterator[tuple[Int64[Tensor, "*b"], Bool[Tensor, "*b"] | None]]:
+        """Yield each batch's samples on the device, and which of them are real if not all are."""
+        while some := list(itertools.islice(items, steps)):
+            lengths = [len(item) for item in some]
+            item = torch.cat(some)
+            place, is_real = self._held.place[item], self._held.is_real[item]
+            if not self._has_windows:
+                place = place[:, 0]
+            all_real = bool(is_real.all())
+            places = torch.split(upload(place, self.device), lengths)
+            real = (
+                [None] * len(some)
+                if all_real
+                else torch.split(upload(is_real, self.device), lengths)
+            )
+            yield from zip(places, real, strict=True)
+
+    def _prepared(
+        self, place: Int64[Tensor, "*b"], draw: int | None, is_real: Bool[Tensor, "*b"] | None
+    ) -> tuple[GatherParams, Batch]:
+        """Return how to gather the samples, and the batch without pixels; never waits."""
+        if self._fixed is not None:
+            how, batch = self._fixed[0].at(place), self._fixed[1].at(place)
+            return how, batch if is_real is None else without_labels(batch, is_real)
+        number = None if draw is None else torch.full((), draw, device=self.device)
+        return prepare(self._view, self._labels, place, number, self.config, is_real=is_real)
+
+    def _image(
+        self, pixels: Pixels, where: Int64[Tensor, "*b"], how: GatherParams
+    ) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
+        size, dtype = self.config.input_px, self._format.dtype
+        if self._is_copy and pixels.rgb is not None:
+            rows = pixels.rgb
+            if self._resident is not None:
+                flat = where.flatten()
+                out = self._empty((len(flat), size, size, 3), dtype)
+                rows = torch.index_select(pixels.rgb, 0, flat, out=out)
+            return rows.view(*where.shape, size, size, 3).movedim(-1, -3)
+        if self._format.channels_last:
+            out = self._empty((*where.shape, size, size, 3), dtype).movedim(-1, -3)
+        else:
+            out = self._empty((*where.shape, 3, size, size), dtype)
+        return gather(pixels, where, how, self._format, out=out)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.device.type == "cpu":
+            return self._host_pool.empty(shape, dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _fix_labels(self) -> None:
+        """Move the labels of every sample once: without augmentation they never change."""
+        everything = torch.arange(len(self._view), device=self.device)
+        done = [
+            prepare(self._view, self._labels, some, None, self.config)
+            for some in torch.split(everything, PACK_AT_ONCE)
+        ]
+        how = _concatenated([params for params, _ in done])
+        self._fixed = pack(how), pack(_concatenated([batch for _, batch in done]))
+        identity = torch.tensor(IDENTITY_Q16, dtype=torch.int32, device=self.device)
+        self._is_copy = (
+            self._format.dtype is torch.uint8
+            and self._format.channels_last
+            and self.config.input_px == self._cache.size_px
+            and bool((how.A_q16 == identity).all())
+        )
+
+    def _hide(self, samples: Int64[Tensor, " m"]) -> None:
+        """Take the labels of samples back that turned out to have no image."""
+        hide_labels(self._labels, samples)
+        if self._fixed is not None:
+            self._fix_labels()
+
+    def _identity(self) -> dict[str, Any]:
+        order = self._order
         return {
-            "seed": self.config.seed,
-            "num_samples": self.num_samples,
-            "batch_size": self.config.batch_size,
+            "seed": order.seed,
+            "num_samples": list(order.sizes) if order.is_mixture else order.sizes[0],
+            "batch_size": order.batch_size,
+            "weights": list(order.weights) if order.is_mixture else None,
+            "window_length": self._held.place.shape[1],
         }
 
-    def _in_order(self) -> list[Int64[Tensor, " b"]]:
-        positions = torch.arange(len(self._resident.pixels), device=self.device)
-        return list(torch.split(positions, self._batch_size))
 
-    def _batch(
-        self, index: Int64[Tensor, " b"], epoch: int | None, *, with_image: bool = True
-    ) -> Batch:
-        """Return the cached samples at ``index``, augmented unless ``epoch`` is None.
-
-        Nothing in it waits for the device.
-        """
-        config, held = self.config, self._resident
-        view, labels = samples_at(held.view, index), samples_at(held.labels, index)
-        if epoch is None:
-            params = identity(len(index), self.device)
-        else:
-            params = draw(config.augment, config.seed, epoch, view.sample_id)
-        if config.mirror_left and config.view.kind is ViewKind.hand:
-            mirrored = ~labels.is_right[:, 0]
-        else:
-            mirrored = torch.zeros_like(view.sample_id, dtype=torch.bool)
-        A_input_from_frame = input_affine(
-            params, view.center_px, view.size_px, mirrored, config.input_px
-        )
-        image = torch.empty(len(index), 3, 0, 0, device=self.device)
-        if with_image:
-            A_cache_from_input = compose(view.A_cache_from_frame, invert(A_input_from_frame))
-            image = gather(
-                held.pixels,
-                index,
-                gather_params(A_cache_from_input, params, config.input_px),
-                self._format,
-            )
-        return move_labels(
-            labels,
-            view,
-            image,
-            A_input_from_frame,
-            params.rotation_rad,
-            mirrored,
-            held.joint_set,
-        )
+def _concatenated(tables: Any) -> Any:
+    """Return tables of one kind one after another."""
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    columns = {f.name: torch.cat([getattr(t, f.name) for t in tables]) for f in fields(first)}
+    return replace(first, **columns)
 
 
 @contextmanager
 def _progress_bar(description: str) -> Iterator[resident.Progress]:
-    """Show images done, images per second and time left on stderr, if that is a terminal."""
+    """Show images done, rates and time left on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[gb]:.2f} GB/s"),
         TimeRemainingColumn(),
     )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
-        task = bar.add_task(description, total=None, rate=0)
-        begin = time.perf_counter()
+        task = bar.add_task(description, total=None, rate=0, gb=0)
+        begin, done, read = time.perf_counter(), 0, 0
 
-        def show(done: int, total: int) -> None:
-            rate = done / (time.perf_counter() - begin)
-            bar.update(task, completed=done, total=total, rate=rate)
+        def show(images: int, num_bytes: int, total: int) -> None:
+            nonlocal done, read
+            done, read = done + images, read + num_bytes
+            seconds = time.perf_counter() - begin
+            bar.update(
+                task, completed=done, total=total, rate=done / seconds, gb=read / seconds / 1e9
+            )
 
         yield show

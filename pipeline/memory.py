@@ -7,7 +7,10 @@ when it works.
 """
 
 import math
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,11 +20,11 @@ from rich.table import Table
 
 from pipeline.codec import Codec, bytes_per_sample
 from pipeline.command_config import PlanConfig
-from pipeline.config import PipelineConfig
+from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
 from pipeline.graph import PREFETCH
 from pipeline.labels import load_labels
-from pipeline.store.reader import open_store
-from pipeline.view import build_view, samples_at, split_rows
+from pipeline.samples import Part, open_parts
+from pipeline.view import samples_at
 
 GIB: Final = 2**30
 MODEL_MARGIN: Final = 0.05
@@ -65,7 +68,7 @@ class MemoryPlan:
     device_bytes: int
     num_samples: int
     options: tuple[Option, ...]
-    """In order of preference: rgb, then yuv420 where the side is even."""
+    """In order of preference."""
     chosen: Codec | None
     """None: nothing fits, so the samples are streamed."""
 
@@ -80,7 +83,9 @@ class MemoryPlan:
             )
             if fits:
                 break
-        what = f"resident {self.chosen.value}" if self.chosen else "stream: the cache does not fit"
+        what = f"resident {self.chosen.value}" if self.chosen else "stream"
+        if not parts:
+            return f"{what}: {self.num_samples:,} samples, decoded in every epoch as configured"
         return (
             f"{what}: {self.num_samples:,} samples on a device of {_gib(self.device_bytes)} GiB; "
             f"{', '.join(parts)}"
@@ -117,34 +122,63 @@ def plan_memory(
     )
 
 
-def demand_of(config: PipelineConfig, *, world: int = 1) -> Demand:
-    """Return what a configuration asks of each of ``world`` devices; reads labels, no image.
+def demand_of(parts: Sequence[Part], config: PipelineConfig, num_samples: int) -> Demand:
+    """Return what ``num_samples`` of the parts ask of a device; reads labels of one sample each."""
+    label_bytes, frame_bytes = [], []
+    for part in parts:
+        one = samples_at(part.view, torch.zeros(1, dtype=torch.int64))
+        tables = (one, load_labels(part.store, one, config.view.kind))
+        label_bytes.append(
+            sum(getattr(table, field.name).nbytes for table in tables for field in fields(table))
+        )
+        height_width = part.store.image_index.size_hw[np.unique(part.view.row)].astype(np.int64)
+        crops = max(1, math.ceil(len(part.view) / len(height_width)))
+        frame_bytes.append(
+            3 * int(height_width.prod(1).max()) + crops * 3 * config.cache.size_px**2
+        )
+    decoded = (PREFETCH + 1) * config.cache.decode_batch * max(frame_bytes)
+    return Demand(
+        num_samples=num_samples,
+        size_px=config.cache.size_px,
+        label_bytes=max(label_bytes) + torch.int64.itemsize,  # and its place in the order
+        decoder_bytes=decoded + DECODER_FIXED_BYTES,
+    )
+
+
+def allowed_codecs(cache: CacheConfig, *, training: bool) -> tuple[Codec, ...]:
+    """Return the codecs that the cache may take, best first.
+
+    Evaluation never reads a codec that loses more than the JPEG did.
+    """
+    if cache.codec is CacheCodec.stream:
+        return ()
+    if cache.codec is CacheCodec.rgb or not training or cache.size_px % 2:
+        return (Codec.rgb,)
+    if cache.codec is CacheCodec.yuv420:
+        return (Codec.yuv420,)
+    return (Codec.rgb, Codec.yuv420)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory of ``device`` that this process may use, what it holds included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    lines = Path("/proc/meminfo").read_text()
+    return int(lines.split("MemAvailable:")[1].split()[0]) * 1024
+
+
+def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> None:
+    """Refuse a codec that was asked for and does not fit; evaluation streams instead.
 
     Raises:
-        ValueError: If configuration and store do not fit.
-        StoreError: If the store cannot be read.
+        ValueError: Says what is missing and what to change.
     """
-    store = open_store(config.store, reader=config.cache.reader.value)
-    try:
-        rows = split_rows(store, config.split, config.subset)
-        view = build_view(store, rows, config.view, config.cache.size_px, training=True)
-        one = samples_at(view, torch.zeros(1, dtype=torch.int64))
-        tables = (one, load_labels(store, one, config.view.kind))
-        height_width = store.image_index.size_hw[np.unique(view.row.numpy())].astype(np.int64)
-        crops = max(1, math.ceil(len(view) / len(height_width)))
-        frame_bytes = 3 * int(height_width.prod(1).max()) + crops * 3 * config.cache.size_px**2
-        label_bytes = sum(
-            getattr(table, field.name).nbytes for table in tables for field in fields(table)
+    named = cache.codec in (CacheCodec.rgb, CacheCodec.yuv420)
+    if plan.chosen is None and named and training:
+        raise ValueError(
+            f"the cache does not fit: {plan.sentence()}; use cache.codec=auto, subset=... or a "
+            "smaller cache.size_px"
         )
-    finally:
-        store.close()
-    return Demand(
-        num_samples=math.ceil(len(view) / world),
-        size_px=config.cache.size_px,
-        label_bytes=label_bytes + torch.int64.itemsize,  # and its place in the order
-        decoder_bytes=(PREFETCH + 1) * config.cache.decode_batch * frame_bytes
-        + DECODER_FIXED_BYTES,
-    )
 
 
 def main(config: PlanConfig) -> int:
@@ -156,12 +190,15 @@ def main(config: PlanConfig) -> int:
     Example:
         python -m pipeline plan store=build/dexycb.zarr split=s0_train device_gib=24 model_gib=8
     """
-    side_is_even = config.pipeline.cache.size_px % 2 == 0
+    with ExitStack() as stack:
+        parts = open_parts(config.pipeline, stack, training=True)
+        share = math.ceil(sum(len(part.view) for part in parts) / config.world)
+        demand = demand_of(parts, config.pipeline, share)
     plan = plan_memory(
-        demand_of(config.pipeline, world=config.world),
+        demand,
         device_bytes=int(config.device_gib * GIB),
         model_bytes=int(config.model_gib * GIB),
-        codecs=(Codec.rgb, Codec.yuv420) if side_is_even else (Codec.rgb,),
+        codecs=allowed_codecs(config.pipeline.cache, training=True),
     )
     console = Console()
     console.print(plan.sentence(), highlight=False, soft_wrap=True)

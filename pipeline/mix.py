@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.order import MIN_SHARD_SAMPLES, epoch_batches, num_virtual_shards, owned_samples
+from pipeline.order import MIN_SHARD_SAMPLES, epoch_batches, num_virtual_shards
 from pipeline.philox import Stream, random_words
 
 MAX_UNIT: Final = 8
@@ -134,8 +134,8 @@ def mixed_batch(
     """Return the samples of global batch ``step``, this rank's share.
 
     Indices count through the data sets one after another: sample ``i`` of data set ``d`` is
-    ``sizes[0] + ... + sizes[d - 1] + i``. They stand by data set. A rank sees only samples of
-    ``owned_in_mixture``. Any step may be asked for at any time; in turn is fast.
+    ``sizes[0] + ... + sizes[d - 1] + i``. They stand by data set. A rank sees only samples that
+    it owns in their data set. Any step may be asked for at any time; in turn is fast.
 
     Args:
         sizes: Samples of each data set, over all ranks.
@@ -170,16 +170,6 @@ def mixed_batch(
             pieces.append(stream[first:last] + plan.offsets[number])
             at += last - first
     return torch.cat(pieces)
-
-
-def owned_in_mixture(sizes: Sequence[int], *, rank: int = 0, world: int = 1) -> Int64[Tensor, " m"]:
-    """Return the samples that ``rank`` ever sees, ascending, counted as in ``mixed_batch``.
-
-    Raises:
-        ValueError: If ``world`` does not divide the virtual shards of a data set.
-    """
-    owned = [owned_samples(size, rank=rank, world=world) for size in sizes]
-    return torch.cat([own + start for own, start in zip(owned, _offsets(sizes), strict=True)])
 
 
 @lru_cache(maxsize=4)

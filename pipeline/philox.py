@@ -59,14 +59,14 @@ def philox4x32(
 
 
 def random_words(
-    seed: int, stream: Stream, epoch: int, ids: Int64[Tensor, " n"], num_words: int
+    seed: int, stream: Stream, epoch: int | Tensor, ids: Int64[Tensor, " n"], num_words: int
 ) -> Int64[Tensor, "n w"]:
     """Return ``num_words`` words in [0, 2^32) for every id.
 
     Args:
         seed: In [0, 2^63).
         stream: What the numbers are for.
-        epoch: In [0, 2^32).
+        epoch: In [0, 2^32); a tensor without dimensions keeps the number on the device.
         ids: Not negative.
         num_words: At most 4 * 2^16.
     """
@@ -75,7 +75,7 @@ def random_words(
     counter = (
         (ids & MASK)[:, None],
         (ids >> 32)[:, None],
-        torch.full_like(block, epoch),
+        torch.zeros_like(block) + epoch,
         block,
     )
     words = torch.stack(philox4x32(counter, (seed & MASK, seed >> 32)), -1)
@@ -83,7 +83,7 @@ def random_words(
 
 
 def uniforms(
-    seed: int, stream: Stream, epoch: int, ids: Int64[Tensor, " n"], num_draws: int
+    seed: int, stream: Stream, epoch: int | Tensor, ids: Int64[Tensor, " n"], num_draws: int
 ) -> Float64[Tensor, "n d"]:
     """Return numbers in (0, 1) for every id: ``(word + 1/2) / 2^32``, exact in float64."""
     words = random_words(seed, stream, epoch, ids, num_draws)

@@ -52,20 +52,34 @@ def plan_images(store: Store, view: ViewTable, cache_px: int) -> ImagePlan:
     sample[image, turn] = order
 
     # A sample that is not there decodes the first one's square again.
-    A = to_corner_origin(invert(view.A_cache_from_frame)).numpy()[
-        np.where(sample < 0, sample[:, :1], sample)
-    ]
-    start, side = A[..., ::-1, 2], A[..., :1, 0] * cache_px
+    start, end = squares(store, view, cache_px)
+    there = np.where(sample < 0, sample[:, :1], sample)
+    return ImagePlan(row=row, sample=sample, start=start[there], end=end[there])
+
+
+def squares(
+    store: Store, view: ViewTable, cache_px: int
+) -> tuple[Float32[np.ndarray, "n 2"], Float32[np.ndarray, "n 2"]]:
+    """Return each sample's square: its corners (y, x) of smallest and largest coordinates."""
+    A = to_corner_origin(invert(view.A_cache_from_frame)).numpy()
+    start, side = A[:, ::-1, 2], A[:, :1, 0] * cache_px
     # DALI 2.4 crashes on a square far off the frame. Every pixel out there repeats the border, so
     # moving the square until it overlaps by half a pixel changes nothing.
-    extent = store.image_index.size_hw[row][:, None].astype(np.float64)
+    extent = store.image_index.size_hw[view.row.numpy()].astype(np.float64)
     start = np.clip(start, 0.5 - side, extent - 0.5)
-    return ImagePlan(
-        row=row,
-        sample=sample,
-        start=start.astype(np.float32),
-        end=(start + side).astype(np.float32),
-    )
+    return start.astype(np.float32), (start + side).astype(np.float32)
+
+
+def are_whole_frames(
+    store: Store,
+    rows: Int64[np.ndarray, " m"],
+    start: Float32[np.ndarray, "*m 2"],
+    end: Float32[np.ndarray, "*m 2"],
+    cache_px: int,
+) -> bool:
+    """Whether every crop is its frame as it is, so that nothing has to be resized."""
+    has_size = (store.image_index.size_hw[rows] == cache_px).all()
+    return bool(has_size and (start == 0).all() and (end == cache_px).all())
 
 
 def encoded_batches(

@@ -61,6 +61,13 @@ def table_to(table: Table, device: torch.device) -> Table:
     return replace(table, **{f.name: getattr(table, f.name).to(device) for f in fields(table)})
 
 
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """Return a host tensor on ``device``; does not wait for the device."""
+    if device.type == "cpu":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)
+
+
 def split_rows(store: Store, split: str, subset: float) -> NDArray[np.int64]:
     """Return ``subset`` of the rows of a split, evenly spaced in its order, at least one.
 

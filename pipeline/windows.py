@@ -16,7 +16,6 @@ hold at most ``1 + (length - 1) * step * num_blocks / num_windows`` times the fr
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 import numpy as np
@@ -24,44 +23,11 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from pipeline.order import epoch_batches, num_virtual_shards, owned_samples
+from pipeline.config import Boundary, WindowConfig
+from pipeline.order import num_virtual_shards, owned_samples
 
 DEFAULT_BLOCK: Final = 256
 """Neighbouring windows that stay on one rank: 16 frames cost 6 % of memory on several ranks."""
-
-
-class Boundary(Enum):
-    """What becomes of a window that reaches over the end of its run."""
-
-    drop = "drop"
-    repeat = "repeat"
-    """It repeats the last frame, which ``is_real`` marks."""
-
-
-@dataclass(kw_only=True, slots=True)
-class WindowConfig:
-    """Which frames make a window."""
-
-    length: int = 1
-    """Frames of a window; 1 = single samples."""
-    stride: int = 1
-    """Distance of the first frames of neighbouring windows, frames."""
-    step: int = 1
-    """Distance of neighbouring frames within a window, frames."""
-    boundary: Boundary = Boundary.drop
-    """drop: only windows that fit. repeat: a window from every stride-th frame to the end of the
-    run; frames beyond it repeat the last one and are marked."""
-    frame_stride: int = 0
-    """Difference of frame_idx between neighbouring frames; 0 = the smallest one that occurs in
-    a camera of the sequence. Give it where a view leaves out frames in a regular way, or else
-    frames on both sides of what is left out count as neighbours."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("stride", 1), ("step", 1), ("frame_stride", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"window.{name} must be at least {least}, got {getattr(self, name)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,24 +115,6 @@ def window_order(num_windows: int, *, block: int = DEFAULT_BLOCK) -> Int64[Tenso
     depth = (rounds - group * block).clamp(max=block)  # turns of this group
     window = group * block * num_shards + (shard - group) % num_shards * depth + turn % block
     return torch.where(turn < rounds, window, position)
-
-
-def window_batches(
-    num_windows: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    *,
-    block: int = DEFAULT_BLOCK,
-    rank: int = 0,
-    world: int = 1,
-) -> Int64[Tensor, "steps b"]:
-    """Return the windows of every training batch of an epoch, this rank's share.
-
-    As ``pipeline.order.epoch_batches``, with windows of ``owned_windows`` only.
-    """
-    batches = epoch_batches(num_windows, batch_size, seed, epoch, rank=rank, world=world)
-    return window_order(num_windows, block=block)[batches]
 
 
 def owned_windows(

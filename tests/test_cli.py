@@ -12,6 +12,8 @@ import pytest
 from omegaconf import MISSING
 
 from pipeline.cli import UsageError, compose, field_docs, front_door
+from pipeline.command_config import PlanConfig
+from pipeline.config import MixPart
 from preprocess.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +122,35 @@ def test_bad_words_are_one_sentence(words: list[str], expected: str) -> None:
 def test_the_schemas_own_check_speaks() -> None:
     with pytest.raises(ValueError, match=r"inner.size must be positive, got -1"):
         compose(Schema, ["root=r", "inner.size=-1"])
+
+
+def test_entries_of_a_dict_come_to_be_by_their_keys() -> None:
+    words = ["store=a", "device_gib=3", "mix.fh.store=~/x y=z", "mix.fh.weight=2"]
+    more = ["pipeline.mix.ih.subset=0.5", "--mix.ih.store", "q", "mix.ih.split=val"]
+    mix = compose(PlanConfig, [*words, *more]).pipeline.mix
+    assert mix == {
+        "fh": MixPart(store=str(Path.home() / "x y=z"), weight=2.0),
+        "ih": MixPart(store="q", split="val", subset=0.5),
+    }
+    assert list(mix) == ["fh", "ih"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("mix.fh.weight=2", r"needs mix\.fh\.store=\.\.\. \(Store directory"),
+        ("mix.fh.wieght=2", r"unknown option 'mix.fh.wieght'; did you mean '.*mix.NAME.weight'"),
+        ("mix.fh=2", r"unknown option 'mix.fh'; choose from: mix.NAME.store, mix.NAME.split"),
+        ("mix=2", "unknown option 'mix'; choose from: mix.NAME.store"),
+        ("mix.fh.store.x=2", "unknown option 'mix.fh.store.x'"),
+        ("mix.fh.subset=2", r"subset must lie in \(0, 1\], got 2"),
+    ],
+)
+def test_bad_entries_of_a_dict_are_named(word: str, expected: str) -> None:
+    words = ["store=a", "device_gib=3", word]
+    words += ["mix.fh.store=b"] if "subset" in word else []
+    with pytest.raises(ValueError, match=expected):
+        compose(PlanConfig, words)
 
 
 def test_field_docs_come_from_the_source() -> None:

@@ -170,8 +170,9 @@ class Store:
             raise IndexError(f"store {self.path} has rows 0..{self.num_rows - 1}, got {row}")
 
     def close(self) -> None:
-        """Give the files back; views already handed out stay valid."""
+        """Give the files and the labels' memory back; views already handed out stay valid."""
         self._read_bytes = _refuse
+        self._labels.clear()
         self._resources.close()
 
 

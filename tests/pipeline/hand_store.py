@@ -1,6 +1,6 @@
 """Small stores of drawn frames with hand labels, for the pipeline's tests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,17 @@ def jpeg(image: NDArray[np.uint8], *, progressive: bool = False) -> bytes:
     return data.tobytes()
 
 
-def labels(row: int) -> dict[str, NDArray[Any]]:
+def labels(
+    row: int, runs: int = 0, has_hand: Callable[[int, int], bool] = has_hand
+) -> dict[str, NDArray[Any]]:
     """Labels of one row: hands of 8 cm somewhere in the frame, half a metre away."""
     rng = np.random.default_rng([row, 1])
     values = {spec.name: np.full(spec.shape, spec.fill, spec.dtype) for spec in LABELS}
     values |= {"K": K, "quality": np.array(0)}
-    values |= {f"{n}_idx": np.array(row % 2) for n in ("sequence", "camera", "subject")}
+    values |= {
+        f"{n}_idx": np.array(row // runs if runs else row % 2)
+        for n in ("sequence", "camera", "subject")
+    }
     values |= {"frame_idx": np.array(row), "official_idx": np.array(row)}
     for slot in range(2):
         if not has_hand(row, slot):
@@ -68,6 +73,10 @@ def hand_store(
     *,
     images: Mapping[int, bytes] | None = None,
     unreadable: tuple[int, ...] = (),
+    size_hw: tuple[int, int] = (HEIGHT, WIDTH),
+    attributes: Mapping[str, Any] | None = None,
+    runs: int = 0,
+    has_hand: Callable[[int, int], bool] = has_hand,
     **changes: Any,
 ) -> Path:
     """Build a finished store of ``num_rows`` frames in shards of five rows.
@@ -77,30 +86,33 @@ def hand_store(
         num_rows: Frames.
         images: JPEG bytes that replace the frame of a row.
         unreadable: Rows without an image.
+        size_hw: Of every frame.
+        attributes: Of the store that replace the toy ones.
+        runs: Frames of a sequence, one after another; 0 = two sequences in turn.
+        has_hand: Which hands are in a row.
         changes: Labels of every row that replace the drawn ones.
     """
-    attributes = toy_attributes(
-        num_rows, 5, tables={"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}, flags=FLAGS
-    )
+    tables = {"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}
+    made = toy_attributes(num_rows, 5, tables=tables, flags=FLAGS, **(attributes or {}))
     splits = {"train": np.arange(num_rows), "val": np.arange(num_rows)[::-2]}
-    create_store(path, attributes, splits)
-    for shard in range(num_shards(attributes)):
-        rows = rows_of_shard(attributes, shard)
+    create_store(path, made, splits)
+    for shard in range(num_shards(made)):
+        rows = rows_of_shard(made, shard)
         jpegs = [(images or {}).get(row, jpeg(frame(row))) for row in rows]
         jpegs = [b"" if row in unreadable else j for row, j in zip(rows, jpegs, strict=True)]
-        offset, length, crc32c = write_image_shard(path, shard, jpegs, attributes)
+        offset, length, crc32c = write_image_shard(path, shard, jpegs, made)
         columns: dict[str, NDArray[Any]] = {
             "image/offset": offset,
             "image/length": length,
             "image/crc32c": crc32c,
-            "image/size_hw": np.array([(HEIGHT, WIDTH)] * len(rows), np.uint16),
+            "image/size_hw": np.array([size_hw] * len(rows), np.uint16),
         }
-        per_row = [labels(row) | changes for row in rows]
+        per_row = [labels(row, runs, has_hand) | changes for row in rows]
         for values, row in zip(per_row, rows, strict=True):
             values["sample_ok"] = np.array(row not in unreadable)
         for spec in LABELS:
             stacked = np.stack([np.asarray(values[spec.name]) for values in per_row])
             columns[f"labels/{spec.name}"] = stacked.astype(spec.dtype)
         write_rows(path, shard, columns)
-    finish_store(path, attributes)
+    finish_store(path, made)
     return path

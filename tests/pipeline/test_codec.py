@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline import codec as codec_module
 from pipeline.codec import Codec, allocate, bytes_per_sample, decode, encode, write
-from pipeline.config import CacheConfig
+from pipeline.config import CacheCodec, CacheConfig
 from pipeline.gather import warp
 from tests.pipeline.photographs import Picture, padded_square, photographs, real_frames
 from tests.reference import gather as oracle
@@ -115,7 +115,7 @@ def test_sizes_are_those_of_the_planes() -> None:
     [
         (lambda: allocate(1, 13, Codec.yuv420, CPU), "at least 4 and even .*yuv420, got 13"),
         (lambda: allocate(1, 3, Codec.rgb, CPU), "at least 4 for cache.codec=rgb, got 3"),
-        (lambda: CacheConfig(size_px=33, codec=Codec.yuv420), "must be even .*yuv420, got 33"),
+        (lambda: CacheConfig(size_px=33, codec=CacheCodec.yuv420), "must be even .*yuv420, got 33"),
     ],
 )
 def test_sizes_that_do_not_fit_the_codec_are_refused(

@@ -172,6 +172,23 @@ def test_largest_configuration_stays_within_int32() -> None:
     assert MAX_TAPS**2 * (255 * 65536 + 32768) < 2**31
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("codec", [Codec.rgb, Codec.yuv420])
+def test_bytes_are_the_recoloured_levels_rounded(codec: Codec, *, channels_last: bool) -> None:
+    index = torch.tensor([4, 0, 2, 2])
+    params = random_params(index)
+    levels = InputFormat(size_px=12, mean=(0.0,) * 3, std=(1 / 255,) * 3, dtype=torch.float32)
+    exact = gather_eager(cached(CROPS, codec), index, params, levels)
+    form = dataclasses.replace(
+        levels, dtype=torch.uint8, channels_last=channels_last, mean=(0.4,) * 3, std=(0.2,) * 3
+    )
+    ours = gather_eager(cached(CROPS, codec), index, params, form)
+    assert ours.dtype is torch.uint8
+    assert ours.is_contiguous(memory_format=form.memory_format)
+    assert (ours - exact).abs().max() <= 0.5 + 1e-3
+    assert (ours[exact == 0] == 0).all()
+
+
 # --- against other implementations ----------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.codec import Codec, Pixels
 from pipeline.config import CacheConfig, PipelineConfig
@@ -23,11 +24,16 @@ def config(path: Path) -> PipelineConfig:
     )
 
 
+def cached_rgb(built: PipelineConfig, device: torch.device) -> Tensor:
+    held = Loader(built, device=device)._resident
+    assert held is not None
+    assert held.pixels.rgb is not None
+    return held.pixels.rgb
+
+
 def test_a_filled_cache_holds_the_same_pixels(tmp_path: Path) -> None:
     built = config(tmp_path / "store.zarr")
-    ours, theirs = (Loader(built, device=device)._resident.pixels.rgb for device in (CUDA, CPU))
-    assert ours is not None
-    assert theirs is not None
+    ours, theirs = (cached_rgb(built, device) for device in (CUDA, CPU))
     difference = (ours.cpu().int() - theirs.int()).abs()
     # Decoders may differ by a rounding of the inverse DCT and one of the filter.
     assert difference.max() <= 4

@@ -55,6 +55,7 @@ def table(joints: Tensor, K: Tensor, **changes: Tensor) -> LabelTable:
         has_mano=torch.zeros(1, 1, dtype=torch.bool),
         has_beta=torch.zeros(1, 1, dtype=torch.bool),
         is_right=torch.ones(1, 1, dtype=torch.bool),
+        joint_set=torch.full((1,), int(JointSet.freihand)),
     )
     return dataclasses.replace(missing, **changes)
 
@@ -74,10 +75,7 @@ def moved(
 ) -> tuple[Batch, Tensor]:
     mirrored = torch.tensor([mirror])
     A = input_affine(how, view.center_px, view.size_px, mirrored, INPUT_PX)
-    batch = move_labels(
-        labels, view, torch.empty(1, 3, 0, 0), A, how.rotation_rad, mirrored, JointSet.freihand,
-        dtype=dtype,
-    )  # fmt: skip
+    batch = move_labels(labels, view, A, how.rotation_rad, mirrored, dtype=dtype)
     return batch, A
 
 

@@ -1,5 +1,8 @@
 import dataclasses
+import gc
 import itertools
+import logging
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,21 +15,27 @@ from omegaconf import OmegaConf
 
 from model.geometry.camera import project
 from model.geometry.crop import apply
+from model.hand import JointSet
 from pipeline.batch import Batch
 from pipeline.config import (
     AugmentConfig,
+    Boundary,
+    CacheCodec,
     CacheConfig,
-    Codec,
     ImageDtype,
+    MixPart,
     OnBadImage,
     PipelineConfig,
     ViewConfig,
     ViewKind,
+    WindowConfig,
 )
 from pipeline.loader import Loader
 from pipeline.resident import BadImageError
 from pipeline.stats import StageClock, share
+from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import open_store
+from pipeline.store.shard import shard_path
 from tests.pipeline.hand_store import frame, hand_store, jpeg
 
 CPU = torch.device("cpu")
@@ -112,8 +121,8 @@ def test_resumed_run_is_the_uninterrupted_run(path: Path, steps: int) -> None:
 def test_state_counts_the_batches_handed_out(path: Path) -> None:
     batches = loader(path)
     take(batches, 7 + 2)
-    expected = {"version": 1, "epoch": 1, "step": 2, "seed": 3, "num_samples": 30, "batch_size": 4}
-    assert batches.state_dict() == expected
+    expected = {"version": 2, "epoch": 1, "step": 2, "seed": 3, "num_samples": 30, "batch_size": 4}
+    assert batches.state_dict() == expected | {"weights": None, "window_length": 1}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +143,8 @@ def test_state_of_another_order_is_refused(
 
 def test_state_of_another_version_is_refused(path: Path) -> None:
     batches = loader(path)
-    with pytest.raises(ValueError, match="version 2, this code reads 1"):
-        batches.load_state_dict(batches.state_dict() | {"version": 2})
+    with pytest.raises(ValueError, match="version 3, this code reads 2"):
+        batches.load_state_dict(batches.state_dict() | {"version": 3})
 
 
 def test_ranks_together_see_the_batches_of_one(path: Path) -> None:
@@ -244,7 +253,7 @@ def test_label_batches_are_the_evaluation_labels_of_the_training_split(path: Pat
     assert training.state_dict() == state
 
 
-@pytest.mark.parametrize("dtype", list(ImageDtype))
+@pytest.mark.parametrize("dtype", [ImageDtype.float32, ImageDtype.bfloat16, ImageDtype.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_image_has_the_configured_form(
     path: Path, dtype: ImageDtype, *, channels_last: bool
@@ -261,7 +270,7 @@ def test_image_has_the_configured_form(
 
 def test_a_compressed_cache_changes_the_pixels_a_little_and_nothing_else(path: Path) -> None:
     raw = config(path, mean=[0.0] * 3, std=[1 / 255] * 3)
-    cache = dataclasses.replace(raw.cache, codec=Codec.yuv420)
+    cache = dataclasses.replace(raw.cache, codec=CacheCodec.yuv420)
     small = dataclasses.replace(raw, cache=cache)
     ours, plain = (next(iter(Loader(which, device=CPU))) for which in (small, raw))
     # the frames are coloured noise of 16 px: 4:2:0 loses some of it
@@ -272,7 +281,7 @@ def test_a_compressed_cache_changes_the_pixels_a_little_and_nothing_else(path: P
 def test_summary_names_what_is_cached(path: Path) -> None:
     batches = loader(path)
     assert "cached 30 samples of" in batches.summary()
-    assert "split=train: 282.2 kB on cpu, 24 images at" in batches.summary()
+    assert "split=train: 282.2 kB on cpu as rgb, 24 images at" in batches.summary()
     assert batches.content_sha256 == open_store(path).attributes.content_sha256
 
 
@@ -291,15 +300,360 @@ def test_a_terminal_shows_the_fill(
     assert "images/s" in shown.err
 
 
-def test_nothing_runs_behind_the_loader(path: Path) -> None:
-    def num_threads() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
+# --- mixtures -------------------------------------------------------------------------------------
 
+
+def mixture(path: Path, other: Path, **changes: Any) -> PipelineConfig:
+    parts = {"other": MixPart(store=str(other), split="val", weight=3.0)}
+    return config(path, batch_size=8, mix=parts, **changes)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tables = {"joint_set": "interhand26m"}
+    return hand_store(tmp_path_factory.mktemp("mix") / "s.zarr", 24, attributes=tables)
+
+
+def test_a_mixture_draws_from_its_stores_by_weight(path: Path, other: Path) -> None:
+    batches = Loader(mixture(path, other), device=CPU)
+    assert batches.num_samples == NUM_HANDS + 18
+    assert batches.joint_sets == {JointSet.smplx, JointSet.interhand26m}
+    drawn = take(batches, 24)
+    number = torch.stack([batch.sample_id // 2**40 for batch in drawn])
+    assert (number == 1).sum() == 3 * (number == 0).sum() == 144
+    assert (torch.stack([b.joint_set for b in drawn])[number == 0] == JointSet.smplx).all()
+    assert (torch.stack([b.joint_set for b in drawn])[number == 1] == JointSet.interhand26m).all()
+
+
+def test_a_mixtures_samples_are_those_of_its_stores(path: Path, other: Path) -> None:
+    """Pixels and labels of each sample, by its id, are what the store alone gives."""
+    plain = {"augment": AugmentConfig(**dict.fromkeys(RANGES, 0.0))}
+    stores = (config(path, **plain), config(other, split="val", **plain))
+    alone = [
+        {int(i): (batch, k) for batch in Loader(one, device=CPU, training=False)
+         for k, i in enumerate(batch.sample_id)}
+        for one in stores
+    ]  # fmt: skip
+    for batch in take(Loader(mixture(path, other, **plain), device=CPU), 6):
+        for k, sample_id in enumerate(batch.sample_id.tolist()):
+            expected, j = alone[sample_id // 2**40][sample_id % 2**40]
+            for field in dataclasses.fields(Batch):
+                if field.name != "sample_id":
+                    x, y = getattr(batch, field.name)[k], getattr(expected, field.name)[j]
+                    assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), field.name
+
+
+RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")
+
+
+def test_a_small_store_of_a_mixture_is_augmented_anew_each_time(path: Path, other: Path) -> None:
+    seen = [
+        (int(i), tuple(A.flatten().tolist()))
+        for batch in take(Loader(mixture(path, other), device=CPU), 12)
+        for i, A in zip(batch.sample_id, batch.A_input_from_frame, strict=True)
+    ]
+    assert len({i for i, _ in seen}) < len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 9])
+def test_a_resumed_mixture_is_the_uninterrupted_one(path: Path, other: Path, steps: int) -> None:
+    how = mixture(path, other)
+    expected = take(Loader(how, device=CPU), steps + 6)[steps:]
+    stopped, resumed = Loader(how, device=CPU), Loader(how, device=CPU)
+    take(stopped, steps)
+    resumed.load_state_dict(stopped.state_dict())
+    assert_same(take(resumed, 6), expected)
+    heavier = dataclasses.replace(how, weight=2.0)
+    with pytest.raises(ValueError, match=r"weights=\[1.0, 3.0\], this run has \[2.0, 3.0\]"):
+        Loader(heavier, device=CPU).load_state_dict(stopped.state_dict())
+
+
+def test_ranks_share_a_mixture(path: Path, other: Path) -> None:
+    how = mixture(path, other)
+    alone = take(Loader(how, device=CPU), 10)
+    ranks = [take(Loader(how, device=CPU, rank=r, world=2), 10) for r in range(2)]
+    for whole, *shares in zip(alone, *ranks, strict=True):
+        together = [i for part in shares for i in part.sample_id.tolist()]
+        assert sorted(whole.sample_id.tolist()) == sorted(together)
+
+
+def test_a_sample_of_a_mixture_is_described(path: Path, other: Path) -> None:
+    batches = Loader(mixture(path, other), device=CPU)
+    assert batches.describe(10) == (
+        f"sample 10, 11 (row 5, sequence 'grasp', camera 'c1', frame 5) of {path}"
+    )
+    assert str(other) in batches.describe(2**40 + 7)
+    with pytest.raises(ValueError, match="no store of this run has a sample 2199023255552"):
+        batches.describe(2 * 2**40)
+
+
+def test_stores_of_another_size_than_the_ranks_share_are_named(path: Path, other: Path) -> None:
+    with pytest.raises(ValueError, match="8 samples in 1 virtual shards, which 2 ranks cannot"):
+        Loader(mixture(path, hand_store(other.parent / "tiny.zarr", 10)), device=CPU, world=2)
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of 20 frames, both hands in each."""
+    return hand_store(
+        tmp_path_factory.mktemp("clips") / "s.zarr",
+        40,
+        runs=20,
+        has_hand=lambda row, slot: True,
+    )
+
+
+def test_windows_are_frames_of_one_run_in_order(clips: Path) -> None:
+    batches = loader(clips, window=WindowConfig(length=4, stride=2, step=2), batch_size=8)
+    assert batches.num_samples == 2 * 2 * 7
+    for batch in take(batches, 6):
+        assert batch.image.shape == (8, 4, 3, 48, 48)
+        assert batch.theta_rotmat.shape == (8, 4, 1, 16, 3, 3)
+        row, slot = batch.sample_id // 2, batch.sample_id % 2
+        assert (row.diff(dim=1) == 2).all()
+        assert (slot == slot[:, :1]).all()
+        assert (row // 20 == row[:, :1] // 20).all()
+        assert batch.is_real.all()
+
+
+def test_a_windows_frames_are_its_samples_with_one_draw(clips: Path) -> None:
+    """Each frame has its own crop; turn, zoom and colours are those of the first frame's id."""
+    single = {
+        int(i): (batch, k)
+        for batch in loader(clips, batch_size=8).epoch(0) for k, i in enumerate(batch.sample_id)
+    }  # fmt: skip
+    for batch in loader(clips, window=WindowConfig(length=3), batch_size=8).epoch(0):
+        for k in range(8):
+            R = batch.R_input_from_cam[k]
+            assert torch.equal(R, R[:1].expand_as(R))
+            first, j = single[int(batch.sample_id[k, 0])]
+            assert torch.equal(batch.image[k, 0], first.image[j])
+            assert torch.equal(batch.K[k, 0], first.K[j])
+            assert not torch.equal(batch.K[k, 0], batch.K[k, 1])
+
+
+def test_frames_beyond_a_run_have_no_labels(clips: Path) -> None:
+    window = WindowConfig(length=6, stride=5, boundary=Boundary.repeat)
+    seen = list(loader(clips, window=window, batch_size=8, training=False))
+    real = torch.cat([batch.is_real for batch in seen])
+    assert real.sum(1).tolist() == [6, 6, 6, 5] * 4
+    for batch in seen:
+        assert torch.equal(batch.is_real, batch.has_joints[..., 0])
+        assert torch.equal(batch.is_real, batch.joint_valid[..., 0, 0])
+        held = ~batch.is_real
+        assert torch.equal(batch.image[held], batch.image.roll(1, 1)[held])
+
+
+def test_ranks_share_windows_and_hold_only_their_frames(clips: Path) -> None:
+    how = config(clips, window=WindowConfig(length=3), batch_size=8)
+    alone = Loader(how, device=CPU)
+    ranks = [Loader(how, device=CPU, rank=r, world=2) for r in range(2)]
+    for whole, *shares in zip(alone.epoch(1), *(r.epoch(1) for r in ranks), strict=True):
+        together = [tuple(w) for part in shares for w in part.sample_id.tolist()]
+        assert sorted(tuple(w) for w in whole.sample_id.tolist()) == sorted(together)
+    held = [len(ids(rank.label_batches())) for rank in ranks]
+    assert sum(held) <= 80 / 4 + 2
+
+
+# --- stream ---------------------------------------------------------------------------------------
+
+
+def streamed(built: PipelineConfig) -> PipelineConfig:
+    return dataclasses.replace(
+        built, cache=dataclasses.replace(built.cache, codec=CacheCodec.stream)
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stream_gives_the_batches_of_the_cache(path: Path, *, training: bool) -> None:
+    held, passing = (
+        Loader(how, device=CPU, training=training) for how in (config(path), streamed(config(path)))
+    )
+    assert "decoded as they are needed" in passing.summary()
+    num = 17 if training else 8  # over two epochs' ends
+    assert_same(take(passing, num), take(held, num))
+    assert passing.state_dict() == held.state_dict()
+
+
+def test_a_stream_of_a_mixture_of_windows(clips: Path, path: Path) -> None:
+    how = mixture(clips, clips, window=WindowConfig(length=3))
+    assert_same(take(Loader(streamed(how), device=CPU), 5), take(Loader(how, device=CPU), 5))
+
+
+def test_a_resumed_stream_is_the_uninterrupted_one(path: Path) -> None:
+    how = streamed(config(path))
+    expected = take(Loader(how, device=CPU), 11)[5:]
+    stopped, resumed = Loader(how, device=CPU), Loader(how, device=CPU)
+    take(stopped, 5)  # the decoder has read further
+    assert stopped.state_dict()["step"] == 5
+    resumed.load_state_dict(stopped.state_dict())
+    assert_same(take(resumed, 6), expected)
+
+
+def test_a_stream_names_or_skips_what_does_not_decode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = {5: b"\xff\xd8 none", 11: jpeg(frame(11))[:800]}
+    how = streamed(config(hand_store(tmp_path / "s.zarr", 24, images=bad)))
+    with pytest.raises(BadImageError, match=r"sample \d+(, \d+)? \(row (5|11), sequence 'grasp'"):
+        take(Loader(how, device=CPU), 7)
+    cache = dataclasses.replace(how.cache, on_bad_image=OnBadImage.skip)
+    skipping = dataclasses.replace(how, cache=cache)
+    resident = dataclasses.replace(skipping, cache=dataclasses.replace(cache, codec=CacheCodec.rgb))
+    ours, theirs = (Loader(which, device=CPU) for which in (skipping, resident))
+    with caplog.at_level(logging.WARNING):
+        take(ours, 7)  # until all bad ones have been met
+    assert sum("cannot be decoded; skipped" in message for message in caplog.messages) >= 2
+    assert_same(list(ours.epoch(1)), list(theirs.epoch(1)))
+
+
+def test_a_stream_names_changed_bytes(tmp_path: Path) -> None:
+    path = hand_store(tmp_path / "s.zarr", 24)
+    store = open_store(path)
+    with shard_path(path, 1).open("r+b") as file:
+        offset = int(store.image_index.offset[6] - store.attributes.shard_capacity_bytes)
+        file.seek(offset + 700)
+        file.write(b"\0\1\2\3")
+    with pytest.raises(StoreCorruptError, match=r"sample 12 \(row 6, .*crc32c"):
+        take(Loader(streamed(config(path)), device=CPU), 7)
+
+
+# --- bytes as they are ----------------------------------------------------------------------------
+
+
+def square_store(path: Path) -> Path:
+    images = {row: jpeg(np.ascontiguousarray(frame(row)[:64, :64])) for row in range(24)}
+    return hand_store(path, 24, images=images, size_hw=(64, 64))
+
+
+@pytest.mark.parametrize("codec", [CacheCodec.rgb, CacheCodec.stream])
+@pytest.mark.parametrize("training", [True, False])
+def test_frames_as_they_are(tmp_path: Path, codec: CacheCodec, *, training: bool) -> None:
+    """A copy of the decoded bytes, which is what the gather gives for the identity."""
+    how = config(
+        square_store(tmp_path / "s.zarr"),
+        view=ViewConfig(kind=ViewKind.frame),
+        cache=CacheConfig(size_px=64, decode_threads=1, codec=codec),
+        input_px=64,
+        image_dtype=ImageDtype.uint8,
+        channels_last=True,
+        augment=AugmentConfig(**dict.fromkeys(RANGES, 0.0)),
+    )
+    copied, gathered = (Loader(how, device=CPU, training=training) for _ in range(2))
+    assert copied._is_copy
+    gathered._is_copy = False
+    ours, theirs = take(copied, 5), take(gathered, 5)
+    assert ours[0].image.shape == (4, 3, 64, 64)
+    assert ours[0].image.is_contiguous(memory_format=torch.channels_last)
+    assert_same(ours, theirs)
+    for batch in ours:
+        for k, sample_id in enumerate(batch.sample_id.tolist()):
+            data = np.frombuffer(
+                jpeg(np.ascontiguousarray(frame(sample_id // 2)[:64, :64])), np.uint8
+            )
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+            assert image is not None
+            difference = batch.image[k].permute(1, 2, 0).numpy().astype(int) - image
+            assert np.abs(difference).max() <= 2
+
+
+def test_whole_numbers_are_the_rounded_input(path: Path) -> None:
+    raw: dict[str, Any] = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
+    ours = take(loader(path, image_dtype=ImageDtype.uint8), 3)
+    theirs = take(loader(path, **raw), 3)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.image.dtype is torch.uint8
+        assert (a.image.float() - b.image).abs().max() <= 0.5 + 1e-3
+
+
+# --- memory, threads ------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_kept_is_not_overwritten(path: Path) -> None:
+    batches = iter(loader(path))
+    kept = [(batch.image, batch.image.clone()) for batch in itertools.islice(batches, 12)]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_memory_of_a_batch_is_used_again(path: Path) -> None:
+    batches = iter(loader(path))
+    places = {next(batches).image.data_ptr() for _ in range(20)}
+    assert len(places) <= 2
+
+
+def num_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def num_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_nothing_runs_behind_the_loader(path: Path) -> None:
     take(loader(path), 3)  # DALI and torch keep a few threads for good after their first use
-    before = num_threads()
+    before = num_threads(), num_files()
     batches = iter(loader(path))
     next(batches)
-    assert num_threads() == before
+    assert (num_threads(), num_files()) == before
+
+
+def test_a_stream_left_early_ends_its_decoder(path: Path) -> None:
+    how = streamed(config(path))
+    take(Loader(how, device=CPU), 3)
+    gc.collect()
+    before = num_threads(), num_files()
+    for leave in (close_early, leave_by_exception):
+        leave(how)
+        gc.collect()
+        assert (num_threads(), num_files()) == before, leave
+
+
+def close_early(how: PipelineConfig) -> None:
+    with Loader(how, device=CPU) as batches:
+        running = iter(batches)
+        next(running)
+        assert num_files() > 0
+    assert list(running) == []
+
+
+def leave_by_exception(how: PipelineConfig) -> None:
+    def train() -> None:
+        with Loader(how, device=CPU) as batches:
+            for _ in batches:
+                raise RuntimeError("out of patience")
+
+    with pytest.raises(RuntimeError, match="out of patience"):
+        train()
+
+
+def test_a_closed_loader_holds_no_pixels(path: Path) -> None:
+    batches = loader(path)
+    held = batches._resident
+    assert held is not None
+    assert held.pixels.rgb is not None
+    pixels = weakref.ref(held.pixels.rgb)
+    del held
+    running = iter(batches)
+    next(running)
+    batches.close()
+    assert list(running) == []
+    gc.collect()
+    assert pixels() is None
+
+
+def test_a_fill_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
+    broken = hand_store(tmp_path / "s.zarr", 24, images={2: jpeg(frame(2))[:800]})
+    with pytest.raises(BadImageError):
+        loader(broken)
+    gc.collect()
+    before = num_threads(), num_files()
+    with pytest.raises(BadImageError):
+        loader(broken)
+    gc.collect()
+    assert (num_threads(), num_files()) == before
 
 
 # --- configuration --------------------------------------------------------------------------------

@@ -1,12 +1,25 @@
 """The memory plan: arithmetic by hand, and the commands on a sample store."""
 
+import os
+from contextlib import ExitStack
+
 import pytest
+import torch
 
 from pipeline.__main__ import COMMANDS
 from pipeline.cli import front_door
 from pipeline.codec import Codec
-from pipeline.config import CacheConfig, PipelineConfig, ViewConfig
-from pipeline.memory import DECODER_FIXED_BYTES, Demand, demand_of, plan_memory
+from pipeline.config import CacheCodec, CacheConfig, PipelineConfig, ViewConfig
+from pipeline.memory import (
+    DECODER_FIXED_BYTES,
+    Demand,
+    allowed_codecs,
+    available_bytes,
+    demand_of,
+    plan_memory,
+    require_room,
+)
+from pipeline.samples import open_parts
 from tests.conftest import SampleStore
 
 BOTH = (Codec.rgb, Codec.yuv420)
@@ -32,12 +45,14 @@ def test_the_demand_counts_samples_frames_and_labels(freihand: SampleStore) -> N
         cache=CacheConfig(size_px=64, decode_batch=10),
         view=ViewConfig(margin=1.0),
     )
-    found = demand_of(config)
-    assert found.num_samples == 64  # 16 poses in four versions
-    assert demand_of(config, world=3).num_samples == 22
+    with ExitStack() as stack:
+        parts = open_parts(config, stack, training=True)
+        assert len(parts[0].view) == 64  # 16 poses in four versions
+        found = demand_of(parts, config, 22)
+    assert found.num_samples == 22
     assert found.decoder_bytes == 3 * 10 * (3 * 224 * 224 + 3 * 64 * 64) + DECODER_FIXED_BYTES
     # K, joints, theta, beta, transl, root_rest; validity, masks; row, id, square, affine, place
-    labels = 4 * (9 + 63 + 16 * 9 + 10 + 3 + 3) + 21 + 4
+    labels = 4 * (9 + 63 + 16 * 9 + 10 + 3 + 3) + 21 + 4 + 8  # and the joint set
     assert found.label_bytes == labels + 8 * (1 + 1 + 2 + 1 + 6 + 1)
 
 
@@ -50,7 +65,49 @@ def test_the_plan_is_one_line_and_a_table(
     assert first.startswith("resident rgb: 64 samples on a device of 24.00 GiB; rgb needs 1.")
     assert any("yuv420" in line for line in rest)
     assert front_door("python -m pipeline", COMMANDS, [*words, "device_gib=1"]) == 0
-    assert capsys.readouterr().out.startswith("stream: the cache does not fit: 64 samples")
+    assert capsys.readouterr().out.startswith("stream: 64 samples on a device of 1.00 GiB; rgb")
+    assert front_door("python -m pipeline", COMMANDS, [*words, "device_gib=24", "world=3"]) == 0
+    assert capsys.readouterr().out.startswith("resident rgb: 22 samples")
+
+
+@pytest.mark.parametrize(
+    ("codec", "training", "size_px", "expected"),
+    [
+        (CacheCodec.auto, True, 64, BOTH),
+        (CacheCodec.auto, True, 63, (Codec.rgb,)),
+        (CacheCodec.rgb, True, 64, (Codec.rgb,)),
+        (CacheCodec.yuv420, True, 64, (Codec.yuv420,)),
+        (CacheCodec.stream, True, 64, ()),
+        # evaluation reads nothing that loses more than the JPEG did
+        (CacheCodec.auto, False, 64, (Codec.rgb,)),
+        (CacheCodec.yuv420, False, 64, (Codec.rgb,)),
+        (CacheCodec.stream, False, 64, ()),
+    ],
+)
+def test_codecs_that_a_cache_may_take(
+    codec: CacheCodec,
+    training: bool,  # noqa: FBT001
+    size_px: int,
+    expected: tuple[Codec, ...],
+) -> None:
+    cache = CacheConfig(size_px=size_px, codec=codec)
+    assert allowed_codecs(cache, training=training) == expected
+
+
+def test_a_codec_that_was_asked_for_must_fit() -> None:
+    small = plan_memory(DEMAND, device_bytes=YUV, model_bytes=10_000_000, codecs=(Codec.rgb,))
+    asked = CacheConfig(codec=CacheCodec.rgb)
+    with pytest.raises(ValueError, match=r"does not fit: stream: 1,000 samples .* rgb needs 0.04"):
+        require_room(small, asked, training=True)
+    require_room(small, asked, training=False)  # evaluation streams
+    require_room(small, CacheConfig(), training=True)
+    large = plan_memory(DEMAND, device_bytes=RGB, model_bytes=10_000_000, codecs=(Codec.rgb,))
+    require_room(large, asked, training=True)
+
+
+def test_available_memory_of_this_machine() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert total / 50 < available_bytes(torch.device("cpu")) < total
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Memory of batches on a CPU, used again once nobody holds it.
+
+Fresh memory of 12 MB costs more than copying 12 MB into it: the kernel has to find and clear 3,000
+pages (measured, 64 crops of 256 px on 2 cores: 1.90 ms against 0.75 ms).
+"""
+
+import sys
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MOST_KEPT: Final = 4
+"""Blocks kept; a caller who collects more batches than these gets fresh memory."""
+
+
+class HostPool:
+    """Gives tensors whose memory comes back when the last view of it is gone."""
+
+    def __init__(self) -> None:
+        self._blocks: list[NDArray[np.uint8]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised contiguous tensor."""
+        num_bytes = dtype.itemsize * int(np.prod(shape))
+        # Every storage that torch makes of an array holds one reference to it.
+        for i in range(len(self._blocks)):
+            if _references(self._blocks, i) == _UNHELD and len(self._blocks[i]) >= num_bytes:
+                return _tensor(self._blocks[i], num_bytes, shape, dtype)
+        block = np.empty(num_bytes, np.uint8)
+        if len(self._blocks) < MOST_KEPT:
+            self._blocks.append(block)
+        return _tensor(block, num_bytes, shape, dtype)
+
+
+def _tensor(
+    block: NDArray[np.uint8], num_bytes: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    return torch.from_numpy(block)[:num_bytes].view(dtype).view(shape)
+
+
+def _references(blocks: list[NDArray[np.uint8]], i: int) -> int:
+    return sys.getrefcount(blocks[i])
+
+
+_UNHELD: Final = _references([np.empty(1, np.uint8)], 0)
+"""References to a block that only its list holds; a number of the interpreter's own."""
