@@ -4,15 +4,13 @@
 
 The same JPEGs as files, as tars and as a store, in the page cache. Three questions:
 
-- ``uint8``: batches of 64 as decoded, 256 px, shuffled. Ours is the rows of the resident cache; and
-  for sets that do not fit, the store decoded again in every epoch.
-- ``train``: float32, 224 px, with turn, zoom, shift, colour matrix and normalisation. Ours brings
-  the labels as well.
+- ``uint8``: batches of 64 as decoded, 256 px, shuffled. Ours is the resident cache; and, for sets
+  that do not fit, the store decoded again in every epoch.
+- ``train``: float32, 224 px, with turn, zoom, shift, colour matrix and normalisation.
 - ``busy``: a consumer that keeps one core busy 100 ms per step. What share of a step does it wait
   for the next batch, and how much longer than the median is one step in a hundred?
 
-``ours, resident`` of ``uint8`` is the cache itself, copied in the pipeline's order into buffers
-that take turns: the public ``Loader`` makes floats.
+Ours is the public ``Loader`` and brings the labels as well.
 
 Every contender has its own process, and takes its turns while the others sleep. A turn is at least
 one epoch, its start and end included, so that no loader lives on batches read ahead.

@@ -47,19 +47,23 @@ from benchmarks.loader_peers import (
 from model.geometry.crop import compose, invert
 from pipeline import resident
 from pipeline.augment import draw, input_affine
-from pipeline.codec import Codec
-from pipeline.config import CacheConfig, PipelineConfig, ViewConfig, ViewKind
+from pipeline.codec import Codec, Pixels
+from pipeline.config import (
+    AugmentConfig,
+    CacheCodec,
+    CacheConfig,
+    ImageDtype,
+    PipelineConfig,
+    ViewConfig,
+    ViewKind,
+)
 from pipeline.gather import gather, gather_params
-from pipeline.graph import decode_crops
 from pipeline.loader import Loader
-from pipeline.source import EncodedBatch, encoded_batches, plan_images
 from pipeline.store.reader import Store, open_store
 from pipeline.view import ViewTable, build_view, samples_at, split_rows
 
 CORES: Final = 2
 CPU: Final = torch.device("cpu")
-SLOTS: Final = 4
-"""Buffers that batches of the resident cache are copied to in turn."""
 
 
 # --- ours, and the limits of ours -----------------------------------------------------------------
@@ -72,71 +76,43 @@ def _frames(source: Source) -> tuple[Store, ViewTable]:
     return store, build_view(store, rows, view, FRAME_PX, training=True)
 
 
-def _cached(source: Source) -> resident.Resident:
+def _cached(source: Source) -> tuple[Pixels, ViewTable]:
     store, view = _frames(source)
     cache = CacheConfig(size_px=FRAME_PX, decode_threads=source.workers)
     held = resident.fill([(store, view)], cache, Codec.rgb, CPU)
     store.close()
-    return held
+    return held.pixels, view
 
 
-def _pixels(source: Source) -> Tensor:
-    pixels = _cached(source).pixels.rgb
-    assert pixels is not None
-    return pixels
-
-
-def resident_pixels(source: Source) -> Epoch:
-    """Return the cache's rows in the pipeline's order, copied to buffers that take turns.
-
-    It is what the cache can give. The public ``Loader`` makes floats: see ``train_loader``.
-    """
-    pixels = _pixels(source)
-    orders = orders_of(len(pixels), source.seed)
-    slots = [torch.empty(BATCH, *pixels.shape[1:], dtype=pixels.dtype) for _ in range(SLOTS)]
-    slot = itertools.cycle(slots)
-    return lambda: (torch.index_select(pixels, 0, index, out=next(slot)) for index in next(orders))
-
-
-def resident_new_tensors(source: Source) -> Epoch:
-    """Return the same rows, each batch a new tensor, whose memory the kernel has to find."""
-    pixels = _pixels(source)
-    orders = orders_of(len(pixels), source.seed)
-    return lambda: (pixels.index_select(0, index) for index in next(orders))
+def bytes_loader(codec: CacheCodec, source: Source) -> Epoch:
+    """Return the loader without augmentation, frames as they are, with its labels."""
+    config = PipelineConfig(
+        store=source.store,
+        split="all",
+        batch_size=BATCH,
+        seed=source.seed,
+        input_px=FRAME_PX,
+        image_dtype=ImageDtype.uint8,
+        channels_last=True,
+        view=ViewConfig(kind=ViewKind.frame),
+        cache=CacheConfig(size_px=FRAME_PX, decode_threads=source.workers, codec=codec),
+        augment=AugmentConfig(
+            rotation_deg=0, scale=0, shift=0, gain=0, brightness=0, contrast=0, saturation=0
+        ),
+    )
+    batches = iter(loader := Loader(config, device=CPU))  # endless: a stream goes on
+    steps = len(loader)
+    return lambda: (b.image.movedim(1, -1) for b in itertools.islice(batches, steps))
 
 
 def preallocated_copy(source: Source) -> Epoch:
     """Return rows in a fixed order, copied to one buffer: the memory's limit."""
-    pixels = _pixels(source)
+    pixels = _cached(source)[0].rgb
+    assert pixels is not None
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(source.seed))
     indices = [i for i in torch.split(order, BATCH) if len(i) == BATCH]
     batch = torch.empty(BATCH, *pixels.shape[1:], dtype=pixels.dtype)
     return lambda: (torch.index_select(pixels, 0, index, out=batch) for index in indices)
-
-
-def stream(source: Source) -> Epoch:
-    """Return crops decoded from the store's bytes, crc checked, in the pipeline's order."""
-    store, view = _frames(source)
-    plan = plan_images(store, view, FRAME_PX)
-    alive: deque[EncodedBatch] = deque(maxlen=8)  # decoded in place, ahead
-    steps = len(view) // BATCH
-
-    def encoded() -> Iterator[EncodedBatch]:
-        for index in itertools.chain.from_iterable(orders_of(len(view), source.seed)):
-            rows = plan[index.sort().values.numpy()]  # the scan's order
-            for batch in encoded_batches(store, view, rows, BATCH):
-                alive.append(batch)
-                yield batch
-
-    batches = decode_crops(
-        encoded(),
-        size_px=FRAME_PX,
-        num_crops=1,
-        batch_size=BATCH,
-        num_threads=source.workers,
-        device=CPU,
-    )
-    return lambda: (crops[0] for crops in itertools.islice(batches, steps))
 
 
 def train_loader(source: Source) -> Epoch:
@@ -158,18 +134,18 @@ def train_loader(source: Source) -> Epoch:
 
 def gather_alone(source: Source) -> Epoch:
     """Return the gather of prepared indices and parameters: the limit of the loader around it."""
-    held = _cached(source)
+    pixels, everything = _cached(source)
     none = torch.zeros(BATCH, dtype=torch.bool)
     prepared = []
-    for index in next(orders_of(len(held.view), source.seed)):
-        view = samples_at(held.view, index)
+    for index in next(orders_of(len(everything), source.seed)):
+        view = samples_at(everything, index)
         params = draw(AUGMENT, source.seed, 0, view.sample_id)
         A = input_affine(params, view.center_px, view.size_px, none, INPUT_PX)
         A_cache_from_input = compose(view.A_cache_from_frame, invert(A))
         prepared.append((index, gather_params(A_cache_from_input, params, INPUT_PX)))
     form = input_format(INPUT_PX)
     batch = torch.empty(BATCH, 3, INPUT_PX, INPUT_PX)
-    return lambda: (gather(held.pixels, *both, form, out=batch) for both in prepared)
+    return lambda: (gather(pixels, *both, form, out=batch) for both in prepared)
 
 
 def bare_dali(source: Source) -> Epoch:
@@ -232,9 +208,9 @@ DALI: Final = "limit: bare DALI decode"
 DECODE: Final = "limit: simplejpeg in threads"
 GATHER: Final = "limit: our gather alone"
 WORK: Final = "limit: the work in threads"
-RESIDENT: Final = "ours, resident"
-STREAM: Final = "ours, stream"
-LOADER: Final = "ours, resident Loader"
+RESIDENT: Final = "ours, resident Loader"
+STREAM: Final = "ours, stream Loader"
+LOADER: Final = RESIDENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +223,9 @@ class Contender:
 
 
 UINT8: Final = {
-    RESIDENT: Contender(resident_pixels, COPY),
-    "ours, resident, new tensors": Contender(resident_new_tensors, COPY),
+    RESIDENT: Contender(functools.partial(bytes_loader, CacheCodec.rgb), COPY),
     COPY: Contender(preallocated_copy, COPY),
-    STREAM: Contender(stream, DALI),
+    STREAM: Contender(functools.partial(bytes_loader, CacheCodec.stream), DALI),
     DALI: Contender(bare_dali, DALI),
     "DataLoader, cv2": Contender(functools.partial(dataloader, decode_cv2), DECODE),
     "DataLoader, simplejpeg": Contender(functools.partial(dataloader, decode_simplejpeg), DECODE),

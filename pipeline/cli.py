@@ -218,8 +218,8 @@ def _override(
         written = value
     if full in options:
         return f"{full}={written}"
-    group, name, key = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
-    return f"++{group}={{{name}:{{{key}:{written}}}}}"
+    table, name, leaf = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
+    return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
 
 
 def _full_key(key: str, aliases: dict[str, str]) -> str:

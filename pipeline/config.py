@@ -123,6 +123,9 @@ class CacheConfig:
     """CPU threads of the decoder; 0 = all cores of this process."""
     decode_batch: int = 64
     """Images per decoder batch."""
+    hw_decoder_load: float = 0.65
+    """Share of the JPEGs that a GPU's own JPEG engines decode, where it has them (A100, H100, H200,
+    Blackwell); the rest goes to its cores. python -m benchmarks gpu sweeps it."""
     on_bad_image: OnBadImage = OnBadImage.stop
     """stop: an image that cannot be decoded ends the run and is named. skip: it is named in the
     log, stays black and without labels in training; evaluation always stops."""
@@ -135,6 +138,7 @@ class CacheConfig:
             )
         _check("cache.decode_threads", self.decode_threads, at_least=0)
         _check("cache.decode_batch", self.decode_batch, at_least=1)
+        _check("cache.hw_decoder_load", self.hw_decoder_load, at_least=0, at_most=1)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,6 +6,7 @@ Measured on 2 cores, frames of 640x480 to 160 px: decode and ``fn.resize`` with 
 bilinear when it enlarges, and repeats the border pixel outside the frame.
 """
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any, Final
@@ -16,10 +17,10 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.backend import ReleaseUnusedMemory
 from torch import Tensor
 
-from pipeline.source import EncodedBatch
+from pipeline.config import CacheConfig
+from pipeline.read_ahead import read_ahead
+from pipeline.source import PREFETCH, EncodedBatch
 
-PREFETCH: Final = 2
-"""Batches that DALI reads ahead."""
 KEPT_BATCHES: Final = 2
 """Decoded batches kept on a GPU until what was queued with them is done: DALI uses their memory
 again as soon as nobody holds them."""
@@ -27,12 +28,12 @@ again as soon as nobody holds them."""
 
 def decode_crops(
     batches: Iterator[EncodedBatch],
+    config: CacheConfig,
     *,
-    size_px: int,
     num_crops: int,
     batch_size: int,
-    num_threads: int,
     device: torch.device,
+    frame_hw: tuple[int, int] = (0, 0),
     whole_frames: bool = False,
 ) -> Generator[list[UInt8[Tensor, "b s s 3"]]]:
     """Decode batches in order; yield the ``num_crops`` crops of every image of a batch.
@@ -42,12 +43,12 @@ def decode_crops(
     iterator ends, is closed or fails.
 
     Args:
-        batches: Encoded images and the squares to cut from them.
-        size_px: Side of a crop.
+        batches: Encoded images and the squares to cut from them; read ahead in a thread.
+        config: Size of a crop, threads, share of the hardware decoder.
         num_crops: Crops of every image.
         batch_size: Most images of a batch.
-        num_threads: CPU threads.
         device: Of the crops.
+        frame_hw: Largest image, for which a GPU's decoder makes room at once; 0 = when it comes.
         whole_frames: Every frame is its one crop: nothing is resized, which is a fifth of the time.
 
     Raises:
@@ -55,13 +56,22 @@ def decode_crops(
     """
     device_id = torch.empty(0, device=device).get_device()  # -1 = CPU; "cuda" has no index yet
     on_gpu = device_id >= 0
+    ahead = read_ahead(batches)
+    hardware = {}
+    if on_gpu:
+        hardware = {
+            "hw_decoder_load": config.hw_decoder_load,
+            "preallocate_height_hint": frame_hw[0],
+            "preallocate_width_hint": frame_hw[1],
+        }
     pipe: Pipeline = _graph(
-        ((encoded,) for encoded, *_ in batches) if whole_frames else batches,
-        size_px,
+        ((encoded,) for encoded, *_ in ahead) if whole_frames else ahead,
+        config.size_px,
         0 if whole_frames else num_crops,
         "mixed" if on_gpu else "cpu",
+        hardware,
         batch_size=batch_size,
-        num_threads=num_threads,
+        num_threads=config.decode_threads or len(os.sched_getaffinity(0)),
         device_id=device_id if on_gpu else None,
         prefetch_queue_depth=PREFETCH,
     )
@@ -84,11 +94,18 @@ def decode_crops(
             event.synchronize()
         in_use.clear()
         del pipe
+        ahead.close()
         ReleaseUnusedMemory()
 
 
 @pipeline_def
-def _graph(batches: Iterator[tuple[Any, ...]], size_px: int, num_crops: int, decoder: str) -> Any:
+def _graph(
+    batches: Iterator[tuple[Any, ...]],
+    size_px: int,
+    num_crops: int,
+    decoder: str,
+    hardware: dict[str, Any],
+) -> Any:
     encoded, *corners = fn.external_source(
         source=batches,
         num_outputs=1 + 2 * num_crops,
@@ -104,6 +121,7 @@ def _graph(batches: Iterator[tuple[Any, ...]], size_px: int, num_crops: int, dec
         output_type=types.RGB,
         adjust_orientation=False,  # labels are in the pixels as stored
         jpeg_fancy_upsampling=True,
+        **hardware,
     )
     if not num_crops:
         return image

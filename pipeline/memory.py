@@ -21,9 +21,9 @@ from rich.table import Table
 from pipeline.codec import Codec, bytes_per_sample
 from pipeline.command_config import PlanConfig
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
-from pipeline.graph import PREFETCH
 from pipeline.labels import load_labels
 from pipeline.samples import Part, open_parts
+from pipeline.source import PREFETCH
 from pipeline.view import samples_at
 
 GIB: Final = 2**30

@@ -1,11 +1,10 @@
 """The cache: every sample's crop on the device, filled once by the decoder."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from pipeline.codec import Codec, Pixels, allocate, write
 from pipeline.config import CacheConfig, OnBadImage
-from pipeline.graph import PREFETCH, decode_crops
+from pipeline.graph import decode_crops
 from pipeline.source import (
+    PREFETCH,
     ImagePlan,
     are_whole_frames,
     describe_row,
     encoded_batches,
+    largest_frame,
     plan_images,
 )
 from pipeline.store.errors import StoreCorruptError
@@ -101,11 +102,11 @@ def _fill_view(
     while len(plan.row):
         crops = decode_crops(
             encoded_batches(store, view, plan, config.decode_batch),
-            size_px=config.size_px,
+            config,
             num_crops=plan.sample.shape[1],
             batch_size=config.decode_batch,
-            num_threads=decode_threads(config),
             device=pixels.device,
+            frame_hw=largest_frame(store, plan.row),
             whole_frames=whole and plan.sample.shape[1] == 1,
         )
         try:
@@ -124,11 +125,6 @@ def _fill_view(
             require_skipping(describe_row(store, view, int(near.row[bad])), config, error)
             yield near.row[bad : bad + 1], near.sample[bad][near.sample[bad] >= 0]
             plan = plan[np.delete(np.arange(len(plan.row)), bad)]
-
-
-def decode_threads(config: CacheConfig) -> int:
-    """Return the decoder's CPU threads."""
-    return config.decode_threads or len(os.sched_getaffinity(0))
 
 
 def require_skipping(what: str, config: CacheConfig, error: Exception) -> None:
@@ -166,10 +162,9 @@ def _find_bad_image(
         try:
             for _ in decode_crops(
                 one,
-                size_px=config.size_px,
+                replace(config, decode_threads=1),
                 num_crops=plan.sample.shape[1],
                 batch_size=1,
-                num_threads=1,
                 device=device,
             ):
                 pass

@@ -4,21 +4,24 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from model.geometry.crop import invert, to_corner_origin
+from pipeline.read_ahead import DEPTH
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable
 
 EncodedBatch = tuple[list[NDArray[np.uint8]], *tuple[NDArray[np.float32], ...]]
 """JPEG bytes of each image, then per crop its start [b, 2] and end [b, 2] (y, x)."""
-KEPT_BATCHES = 6
-"""Batches kept alive behind the decoder, which reads them in place and two ahead."""
+PREFETCH: Final = 2
+"""Batches that the decoder takes ahead."""
+KEPT_BATCHES: Final = DEPTH + PREFETCH + 2
+"""Batches kept alive behind the decoder, which reads them in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,3 +123,9 @@ def describe_row(store: Store, view: ViewTable, row: int) -> str:
     names.append(f"frame {int(store.label('frame_idx')[row])}")
     ids = ", ".join(str(i) for i in view.sample_id[view.row == row].tolist())
     return f"sample {ids} (row {row}, {', '.join(names)}) of {store.path}"
+
+
+def largest_frame(store: Store, rows: Int64[np.ndarray, " m"]) -> tuple[int, int]:
+    """Return the largest height and the largest width of some rows."""
+    height, width = store.image_index.size_hw[rows].max(0).tolist()
+    return height, width

@@ -9,8 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,15 +17,19 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.config import CacheConfig
-from pipeline.graph import PREFETCH, decode_crops
-from pipeline.resident import decode_threads, require_skipping
-from pipeline.source import EncodedBatch, are_whole_frames, describe_row, squares
+from pipeline.graph import decode_crops
+from pipeline.resident import require_skipping
+from pipeline.source import (
+    KEPT_BATCHES,
+    EncodedBatch,
+    are_whole_frames,
+    describe_row,
+    largest_frame,
+    squares,
+)
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable
-
-KEPT_BATCHES: Final = 3 + PREFETCH
-"""Encoded batches kept alive behind the decoder, which reads them in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +44,15 @@ class Frames:
     end: Float32[np.ndarray, "n 2"]
     whole: bool
     """Every crop is its frame as it is."""
+    largest: tuple[int, int]
+    """Height and width that no frame exceeds."""
 
 
 def frames_of(views: Sequence[tuple[Store, ViewTable]], config: CacheConfig) -> Frames:
     """Return where the images of the views are."""
     corners = [squares(store, view, config.size_px) for store, view in views]
     rows = [view.row.numpy() for _, view in views]
+    sizes = [largest_frame(store, row) for (store, _), row in zip(views, rows, strict=True)]
     return Frames(
         views=tuple(views),
         number=np.repeat(np.arange(len(views)), [len(row) for row in rows]),
@@ -57,6 +63,7 @@ def frames_of(views: Sequence[tuple[Store, ViewTable]], config: CacheConfig) -> 
             are_whole_frames(store, row, start, end, config.size_px)
             for (store, _), row, (start, end) in zip(views, rows, corners, strict=True)
         ),
+        largest=(max(height for height, _ in sizes), max(width for _, width in sizes)),
     )
 
 
@@ -86,11 +93,11 @@ def stream_crops(
     while True:
         crops = decode_crops(
             _encoded(frames, batches, ahead, skipped),
-            size_px=config.size_px,
+            config,
             num_crops=1,
             batch_size=batch_size,
-            num_threads=decode_threads(config),
             device=device,
+            frame_hw=frames.largest,
             whole_frames=frames.whole,
         )
         try:
@@ -159,10 +166,9 @@ def _find_bad(
         try:
             for _ in decode_crops(
                 one,
-                size_px=config.size_px,
+                replace(config, decode_threads=1),
                 num_crops=1,
                 batch_size=1,
-                num_threads=1,
                 device=device,
             ):
                 pass

@@ -71,6 +71,7 @@ def hand_store(
     path: Path,
     num_rows: int = 12,
     *,
+    shard_rows: int = 5,
     images: Mapping[int, bytes] | None = None,
     unreadable: tuple[int, ...] = (),
     size_hw: tuple[int, int] = (HEIGHT, WIDTH),
@@ -79,11 +80,12 @@ def hand_store(
     has_hand: Callable[[int, int], bool] = has_hand,
     **changes: Any,
 ) -> Path:
-    """Build a finished store of ``num_rows`` frames in shards of five rows.
+    """Build a finished store of ``num_rows`` frames.
 
     Args:
         path: Where.
         num_rows: Frames.
+        shard_rows: Frames of a shard.
         images: JPEG bytes that replace the frame of a row.
         unreadable: Rows without an image.
         size_hw: Of every frame.
@@ -93,7 +95,7 @@ def hand_store(
         changes: Labels of every row that replace the drawn ones.
     """
     tables = {"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}
-    made = toy_attributes(num_rows, 5, tables=tables, flags=FLAGS, **(attributes or {}))
+    made = toy_attributes(num_rows, shard_rows, tables=tables, flags=FLAGS, **(attributes or {}))
     splits = {"train": np.arange(num_rows), "val": np.arange(num_rows)[::-2]}
     create_store(path, made, splits)
     for shard in range(num_shards(made)):

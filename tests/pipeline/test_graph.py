@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.geometry.crop import invert, square_crop_affine, to_corner_origin
+from pipeline.config import CacheConfig
 from pipeline.graph import decode_crops
 from pipeline.source import EncodedBatch
 from tests.pipeline.hand_store import HEIGHT, WIDTH, frame, jpeg
@@ -26,6 +27,10 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
+def config(size_px: int, threads: int = 1) -> CacheConfig:
+    return CacheConfig(size_px=size_px, decode_threads=threads)
+
+
 def crop(encoded: Sequence[bytes], squares: Sequence[Square], size_px: int) -> NDArray[np.uint8]:
     """Crops [n, size_px, size_px, 3], decoded in batches of two."""
     A = square_affines(squares, size_px)
@@ -38,9 +43,7 @@ def crop(encoded: Sequence[bytes], squares: Sequence[Square], size_px: int) -> N
             part = slice(i, i + 2)
             yield [np.frombuffer(e, np.uint8) for e in encoded[part]], start[part], end[part]
 
-    decoded = decode_crops(
-        batches(), size_px=size_px, num_crops=1, batch_size=2, num_threads=1, device=CPU
-    )
+    decoded = decode_crops(batches(), config(size_px), num_crops=1, batch_size=2, device=CPU)
     return torch.cat([batch[0].clone() for batch in decoded]).numpy()
 
 
@@ -153,9 +156,7 @@ def test_decoder_gives_its_threads_back() -> None:
 
     crop([png(frame(0))], [INSIDE[0]], 16)  # DALI keeps one thread for good after its first use
     before = num_threads()
-    decoded = decode_crops(
-        endless(), size_px=16, num_crops=1, batch_size=1, num_threads=2, device=CPU
-    )
+    decoded = decode_crops(endless(), config(16, threads=2), num_crops=1, batch_size=1, device=CPU)
     next(decoded)
     assert num_threads() > before
     decoded.close()
@@ -172,8 +173,6 @@ def test_crops_stay_valid_after_the_decoder_moved_on() -> None:
         for image in images:
             yield [np.frombuffer(png(image), np.uint8)], corner, corner + 40
 
-    kept = list(
-        decode_crops(batches(), size_px=40, num_crops=1, batch_size=1, num_threads=1, device=CPU)
-    )
+    kept = list(decode_crops(batches(), config(40), num_crops=1, batch_size=1, device=CPU))
     for (batch,), image in zip(kept, images, strict=True):
         np.testing.assert_array_equal(batch[0].numpy(), image[10:50, 20:60])
