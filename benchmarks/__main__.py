@@ -41,6 +41,12 @@ COMMANDS = (
         config="benchmarks.config:GpuSuiteConfig",
         summary="everything that needs a GPU, in one go under 9 minutes",
     ),
+    Command(
+        name="readme",
+        module="benchmarks.readme",
+        config="benchmarks.config:ReadmeConfig",
+        summary="write the README's tables of figures from the rows in benchmarks/results",
+    ),
 )
 
 

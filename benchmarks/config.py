@@ -97,3 +97,13 @@ class GpuSuiteConfig:
     """Time for everything; sections that do not fit any more are reported as not run."""
     num: int = 4096
     """Frames of the synthetic store (the CPU dry run takes 64)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadmeConfig:
+    """Where the tables go, and the rows that they show."""
+
+    path: str = "README.md"
+    """The file with the marked tables."""
+    results: str = "benchmarks/results"
+    """Folder of the rows."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import gpu_loader
 from benchmarks.gpu import CannotRun, Suite, measured, run_python
 from benchmarks.store import FRAME_HW, build_store, synthetic_jpegs
 
@@ -199,87 +200,6 @@ def decode_rate(suite: Suite) -> None:
         suite.note("DALI decode 640x480", "decode", "images/s", size / seconds, load=load, b=size)
 
 
-def fill_and_gather(suite: Suite) -> None:
-    """Measure the loader: fill from the synthetic store, then batches out of the cache."""
-    from pipeline.config import AugmentConfig, CacheConfig, PipelineConfig, ViewConfig, ViewKind
-    from pipeline.loader import Loader
-
-    if suite.store is None:
-        raise CannotRun("the synthetic store was not built")
-    batch, cache_px, input_px = (256, 256, 224) if suite.on_gpu else (16, 64, 56)
-    config = PipelineConfig(
-        store=str(suite.store),
-        split="all",
-        batch_size=batch,
-        input_px=input_px,
-        view=ViewConfig(kind=ViewKind.frame),
-        cache=CacheConfig(size_px=cache_px),
-        augment=AugmentConfig(),
-    )
-    begin = time.perf_counter()
-    loader = Loader(config, device=suite.device)
-    rate = suite.num / (time.perf_counter() - begin)
-    suite.note("fill", "decode to cache", "images/s", rate, cache_px=cache_px)
-    batches = iter(loader)
-    seconds = measured(suite, lambda: next(batches))
-    suite.note("gather with labels", "batches", "images/s", seconds.rate(batch), b=batch)
-
-
-def gather_alone(suite: Suite) -> None:
-    """Measure the gather by itself, both codecs, with augmentation drawn once."""
-    from pipeline.augment import draw
-    from pipeline.codec import Codec, allocate, write
-    from pipeline.config import AugmentConfig
-    from pipeline.gather import InputFormat, gather, gather_params
-
-    num, batch, side, out_px = (4096, 256, 256, 224) if suite.on_gpu else (8, 4, 40, 32)
-    dtype = torch.bfloat16 if suite.on_gpu else torch.float32
-    ids = torch.arange(num, device=suite.device)
-    crops = torch.randint(0, 256, (num, side, side, 3), dtype=torch.uint8, device=suite.device)
-    params = draw(AugmentConfig(), 0, 0, ids[:batch])
-    turn = params.rotation_rad
-    rows = torch.stack((turn.cos(), -turn.sin(), turn.sin(), turn.cos()), -1).view(-1, 2, 2)
-    shift = torch.full((batch, 2, 1), (side - out_px) / 2, dtype=rows.dtype, device=suite.device)
-    A_cache_from_input = torch.cat((rows, shift), -1)
-    form = InputFormat(size_px=out_px, mean=(0.5,) * 3, std=(0.25,) * 3, dtype=dtype)
-    for codec in Codec:
-        pixels = allocate(num, side, codec, suite.device)
-        write(pixels, ids, crops)
-        how = gather_params(A_cache_from_input, params, out_px)
-        # Other samples in every call: the GPU's cache would hold one batch.
-        indices = [(torch.randperm(num, device=suite.device)[:batch],) for _ in range(16)]
-        seconds = measured(suite, lambda index, p=pixels, h=how: gather(p, index, h, form), indices)
-        moved = batch * (pixels.nbytes // num + 3 * out_px**2 * dtype.itemsize)
-        suite.note(f"gather {codec.value}", "batches", "images/s", seconds.rate(batch), b=batch)
-        suite.note(f"gather {codec.value}", "bandwidth", "GB/s", seconds.rate(moved / 1e9), b=batch)
-
-
-def train_step_resnet50(suite: Suite) -> None:
-    """Measure forward, backward and update of a ResNet-50 joint regressor on resident data."""
-    from model.config import Head, ModelConfig
-    from model.mano_regressor import ManoRegressor
-
-    batch, side, name = (256, 224, "resnet50") if suite.on_gpu else (4, 32, "resnet10t")
-    config = ModelConfig(backbone=name, pretrained=False, head=Head.joints)
-    model = ManoRegressor(config, input_px=side, mano=None).to(suite.device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    image = torch.randn(batch, 3, side, side, device=suite.device)
-    image = image.contiguous(memory_format=torch.channels_last)
-    K = torch.tensor([[300.0, 0, side / 2], [0, 300, side / 2], [0, 0, 1]], device=suite.device)
-    right = torch.ones(batch, dtype=torch.bool, device=suite.device)
-    joint_set = torch.zeros(batch, dtype=torch.int64, device=suite.device)
-
-    def step() -> None:
-        with torch.autocast(suite.device.type, torch.bfloat16, enabled=suite.on_gpu):
-            out = model(image, K.expand(batch, 3, 3), right, joint_set, right)
-        out.joints_3d.square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    seconds = measured(suite, step)
-    suite.note(f"eager step {name}", "training", "images/s", seconds.rate(batch), b=batch, px=side)
-
-
 SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
     tests_marked_gpu,
     triton_kernel,
@@ -290,9 +210,10 @@ SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
     dali_beside_torch,
     dlpack_lifetime,
     decode_rate,
-    fill_and_gather,
-    gather_alone,
-    train_step_resnet50,
+    gpu_loader.fill_and_stream,
+    gpu_loader.gather_alone,
+    gpu_loader.data_share_of_a_step,
+    gpu_loader.capacity_beside_vit_large,
 )
 
 

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich.console import Console
@@ -42,8 +42,10 @@ class Variant:
     kernel: Any
     types: Mapping[str, str]
     """Triton's type of each argument; those left out are 32-bit integers."""
-    constants: Mapping[str, int | bool]
+    constants: Mapping[str, int | bool | None]
     num_warps: int
+    options: Mapping[str, bool] = field(default_factory=dict)
+    """What else a launch gives the compiler."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,16 +98,25 @@ def variants() -> list[Variant]:
     """Return every specialisation that a configuration can ask for."""
     layouts = itertools.product((False, True), (False, True), _TYPES)
     windows = itertools.product((False, True), (False,), ("bf16",))
-    return [*gather_variants(layouts), *gather_variants(windows, shared=True)]
+    prepared = itertools.product((1, 2), (False, True), (False, True), (False, True))
+    return [
+        *gather_variants(layouts),
+        *gather_variants(windows, shared=True),
+        *prepare_variants(how for how in prepared if how[:2] != (2, True)),
+    ]
 
 
 def few_variants() -> list[Variant]:
     """Return some that cover every codec, layout and type: what tests have time for."""
     chosen = [(False, False, "fp16"), (False, True, "fp32"), (True, True, "bf16")]
-    return [*gather_variants(chosen), *gather_variants([(True, False, "bf16")], shared=True)]
+    return [
+        *gather_variants(chosen),
+        *gather_variants([(True, False, "bf16")], shared=True),
+        *prepare_variants([(1, True, True, False), (2, False, True, True)]),
+    ]
 
 
-_TYPES: Final = ("fp32", "bf16", "fp16")
+_TYPES: Final = ("fp32", "bf16", "fp16", "u8")
 
 
 def gather_variants(
@@ -145,6 +156,44 @@ def gather_variants(
         )
 
 
+_PREPARED: Final = {
+    **dict.fromkeys(("index", "epoch", "sample_id", "joint_set"), "*i64"),
+    **dict.fromkeys(("center_px", "size_px", "A_cache_from_frame"), "*fp64"),
+    **dict.fromkeys(("A_q16", "erase_xyxy", "taps"), "*i32"),
+    **dict.fromkeys(("has_joints", "has_mano", "has_beta", "joint_valid"), "*u1"),
+    **dict.fromkeys(("is_right", "mirrored", "is_real"), "*u1"),
+    "seed": "i64",
+    "frames": "i32",
+    "input_px": "i32",
+}
+"""Types of the preparation's arguments that are neither float32 tensors nor ranges."""
+
+
+def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterator[Variant]:
+    """Yield the preparation for each (hands, mirrors left ones, augments, has frames to hide)."""
+    from pipeline.prepare_triton import NUM_WARPS, OPTIONS, RANGES, prepare_kernel
+
+    for hands, mirror, augments, hides in choices:
+        words = ("mirrored" * mirror, "augmented" * augments, "windows" * hides)
+        absent = {"epoch": augments, "is_real": hides}
+        yield Variant(
+            name=" ".join(filter(None, ("prepare", "hand" if hands == 1 else "frame", *words))),
+            kernel=prepare_kernel,
+            types={
+                name: _PREPARED.get(name.removeprefix("out_"), "*fp32")
+                for name in prepare_kernel.arg_names
+            }
+            | dict.fromkeys((*RANGES, "rotation_rad"), "fp64"),
+            constants={
+                **{name: None for name, given in absent.items() if not given},
+                "HANDS": hands,
+                "MIRROR": mirror,
+            },
+            num_warps=NUM_WARPS,
+            options=OPTIONS,
+        )
+
+
 def compile_all(chosen: list[Variant], targets: Iterable[int] = TARGETS) -> list[Build]:
     """Return the builds of each variant on each target.
 
@@ -174,7 +223,7 @@ def compile_one(variant: Variant, capability: int) -> Build:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, WARP),
-        options={"num_warps": variant.num_warps, "num_stages": 1},
+        options={"num_warps": variant.num_warps, "num_stages": 1, **variant.options},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

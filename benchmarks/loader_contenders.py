@@ -273,7 +273,7 @@ def serve(connection: Connection, contract: str, name: str, source: Source) -> N
     """
     try:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-        torch.set_num_threads(source.workers)
+        torch.set_num_threads(CORES)  # as torch itself would
         cv2.setNumThreads(0)
         begin = time.perf_counter()
         epoch = CONTRACTS[contract][name].make(source)

@@ -55,3 +55,40 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def blank_batch(image: Tensor, num_hands: int) -> Batch:
+    """Return a batch of ``image`` [*b, 3, s, s] in which nothing is labelled.
+
+    It has the shapes and types of a real one, so a step on it takes the memory of a real step.
+    """
+    shape, device = image.shape[:-3], image.device
+    hands = (*shape, num_hands)
+
+    def missing(*size: int) -> Tensor:
+        return torch.full((*hands, *size), torch.nan, device=device)
+
+    def false(*size: int) -> Tensor:
+        return torch.zeros(*size, dtype=torch.bool, device=device)
+
+    eye = torch.eye(3, device=device)
+    number = torch.zeros(shape, dtype=torch.int64, device=device)
+    return Batch(
+        image=image,
+        K=eye.expand(*shape, 3, 3),
+        A_input_from_frame=eye[:2].expand(*shape, 2, 3),
+        R_input_from_cam=eye.expand(*shape, 3, 3),
+        joints_3d=missing(21, 3),
+        joint_valid=false(*hands, 21),
+        theta_rotmat=missing(16, 3, 3),
+        beta=missing(10),
+        transl=missing(3),
+        has_joints=false(*hands),
+        has_mano=false(*hands),
+        has_beta=false(*hands),
+        is_right=~false(*hands),
+        mirrored=false(*shape),
+        joint_set=number,
+        sample_id=number,
+        is_real=~false(*shape),
+    )

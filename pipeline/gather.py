@@ -54,7 +54,7 @@ from pipeline.codec import Pixels, decode
 MAX_TAPS: Final = 8
 UNFILTERED: Final = 1.4
 """Shrink up to which bilinear sampling skips too little to alias visibly."""
-_SLACK: Final = 1e-6
+SLACK: Final = 1e-6
 """So that a shrink by exactly 2 takes 2 taps whatever the last bit of the device's sine."""
 HOST_CHUNK_PX: Final = 1 << 16
 """Input pixels at a time on the CPU, so that intermediates stay in its cache."""
@@ -102,7 +102,7 @@ def gather_params(
     """Return the parameters in the gather's number formats; does not wait for the device."""
     a, b, c, d = A_cache_from_input[..., :2].flatten(-2).unbind(-1)
     shrink = (a * d - b * c).abs().sqrt()
-    taps = (shrink - _SLACK).ceil().clamp(1, MAX_TAPS)
+    taps = (shrink - SLACK).ceil().clamp(1, MAX_TAPS)
     return GatherParams(
         A_q16=(A_cache_from_input * 65536).round().to(torch.int32),
         colour=params.colour,

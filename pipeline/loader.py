@@ -144,17 +144,18 @@ class Loader:
         ]
         labels = _concatenated([load_labels(*view, config.view.kind) for view in views])
         view = _concatenated(self._held.views)
-        self._resident: resident.Resident | None = None
+        self.resident: resident.Resident | None = None
+        """The pixels on the device; None where they are streamed."""
         self._frames: Frames | None = None
         self._skipped: set[int] = set()
         if plan.chosen is None:
             self._frames = frames_of(views, cache)
         else:
             with _progress_bar(" + ".join(["cache " + config.split, *config.mix])) as progress:
-                self._resident = resident.fill(
+                self.resident = resident.fill(
                     views, cache, plan.chosen, self.device, progress=progress
                 )
-            hide_labels(labels, self._resident.skipped)
+            hide_labels(labels, self.resident.skipped)
             self._resources.close()
         self._view: ViewTable = table_to(view, self.device)
         self._labels: LabelTable = table_to(labels, self.device)
@@ -227,7 +228,7 @@ class Loader:
 
     def summary(self) -> str:
         """Return one line about what is held."""
-        names, held = names_of(self.config), self._resident
+        names, held = names_of(self.config), self.resident
         if held is None:
             return f"{len(self._view)} samples of {names}, decoded as they are needed"
         return (
@@ -243,7 +244,7 @@ class Loader:
             stream.close()
         self._open_streams.clear()
         self._resources.close()
-        for name in ("_resident", "_frames", "_view", "_labels", "_fixed"):
+        for name in ("resident", "_frames", "_view", "_labels", "_fixed"):
             setattr(self, name, None)
 
     def __enter__(self) -> Self:
@@ -294,9 +295,9 @@ class Loader:
         """Yield each batch's samples, which are real, and the pixels and rows they are in."""
         if self._frames is None:
             for place, is_real in self._on_device(items):
-                if self._resident is None:  # closed
+                if self.resident is None:  # closed
                     return
-                yield place, is_real, self._resident.pixels, place
+                yield place, is_real, self.resident.pixels, place
             return
         mine, ahead = itertools.tee(items)
         frames_per_item = self._held.place.shape[1]
@@ -356,7 +357,7 @@ class Loader:
         size, dtype = self.config.input_px, self._format.dtype
         if self._is_copy and pixels.rgb is not None:
             rows = pixels.rgb
-            if self._resident is not None:
+            if self.resident is not None:
                 flat = where.flatten()
                 out = self._empty((len(flat), size, size, 3), dtype)
                 rows = torch.index_select(pixels.rgb, 0, flat, out=out)

@@ -28,7 +28,7 @@ from pipeline.config import MixPart, PipelineConfig
 from pipeline.mix import mixed_batch, mixing_unit
 from pipeline.order import check_batch_size, epoch_batches, steps_per_epoch
 from pipeline.source import describe_row
-from pipeline.store.reader import Store, open_store
+from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import ViewTable, build_view, samples_at, split_rows
 from pipeline.windows import (
     DEFAULT_BLOCK,
@@ -218,6 +218,16 @@ def describe_sample(parts: tuple[Part, ...], sample_id: int) -> str:
     if number >= len(parts) or within // NUM_HANDS >= parts[number].store.num_rows:
         raise ValueError(f"no store of this run has a sample {sample_id}")
     return describe_row(parts[number].store, parts[number].view, within // NUM_HANDS)
+
+
+def joint_sets_of(config: PipelineConfig) -> frozenset[JointSet]:
+    """Return what the joints of a configuration's stores are, without opening them.
+
+    Raises:
+        StoreError: If there is no store.
+    """
+    paths = [config.store, *(part.store for part in config.mix.values())]
+    return frozenset(JointSet[read_attributes(Path(path)).joint_set] for path in paths)
 
 
 def content_of(parts: tuple[Part, ...]) -> str:

@@ -25,7 +25,7 @@ def config(path: Path) -> PipelineConfig:
 
 
 def cached_rgb(built: PipelineConfig, device: torch.device) -> Tensor:
-    held = Loader(built, device=device)._resident
+    held = Loader(built, device=device).resident
     assert held is not None
     assert held.pixels.rgb is not None
     return held.pixels.rgb

@@ -631,7 +631,7 @@ def leave_by_exception(how: PipelineConfig) -> None:
 
 def test_a_closed_loader_holds_no_pixels(path: Path) -> None:
     batches = loader(path)
-    held = batches._resident
+    held = batches.resident
     assert held is not None
     assert held.pixels.rgb is not None
     pixels = weakref.ref(held.pixels.rgb)

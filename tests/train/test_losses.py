@@ -157,6 +157,7 @@ def make_batch(b: int) -> Batch:
         mirrored=torch.zeros(b, dtype=torch.bool),
         joint_set=torch.ones(b, dtype=torch.int64),
         sample_id=torch.arange(b),
+        is_real=torch.ones(b, dtype=torch.bool),
     )
 
 

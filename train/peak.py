@@ -1,0 +1,49 @@
+"""How much memory a training step takes, measured before the cache is given the rest."""
+
+import copy
+from typing import Final
+
+import torch
+
+from model.mano_regressor import ManoRegressor
+from pipeline.batch import blank_batch
+from pipeline.loader import DTYPES
+from train.config import RunConfig
+from train.step import build_state, train_step
+
+STEPS: Final = 2
+"""The optimiser's state comes with the first."""
+
+
+def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> int:
+    """Return the peak of the device's memory in a training step, weights included; 0 on a CPU.
+
+    Two steps on blank batches; weights, buffers and random numbers are then what they were.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return 0
+    before = copy.deepcopy(model.state_dict())
+    torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng([device]):
+        rehearse(model, config, world=world)
+    peak = int(torch.cuda.max_memory_allocated(device))
+    model.load_state_dict(before)
+    torch.cuda.empty_cache()
+    return peak - int(sum(value.nbytes for value in before.values()))
+
+
+def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None:
+    """Take the steps; the model's weights change."""
+    pipeline = config.pipeline
+    num = max(1, pipeline.batch_size // world)
+    state = build_state(model, config, num)
+    image = torch.zeros(
+        (num, 3, pipeline.input_px, pipeline.input_px),
+        dtype=DTYPES[pipeline.image_dtype],
+        device=next(model.parameters()).device,
+    )
+    if pipeline.channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    for _ in range(STEPS):
+        train_step(state, blank_batch(image, num_hands=1), config)
