@@ -7,6 +7,7 @@ the root pixel as an offset from the crop's centre, the depth as a multiple of t
 Shape legend: b = batch, s = input side in pixels.
 """
 
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -65,6 +66,13 @@ class ManoRegressor(nn.Module):
         nn.init.normal_(last.weight, std=1e-3)
         nn.init.zeros_(last.bias)
         self.register_buffer("base", torch.zeros(sum(self.sizes)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, *, mano: ManoModels | None) -> "ManoRegressor":
+        """Return a trained network; see ``model.pretrained.load_pretrained``."""
+        from model.pretrained import load_pretrained
+
+        return load_pretrained(folder, mano=mano)
 
     def start_from(self, mean: Float[Tensor, " n"]) -> None:
         """Predict ``mean`` before training: 96 + 10 MANO values, or 63 joint coordinates (metres).

@@ -5,8 +5,6 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
-from omegaconf import MISSING
-
 from model.config import ModelConfig
 from pipeline.config import PipelineConfig
 from train.losses.config import LossConfig
@@ -19,6 +17,15 @@ class Device(Enum):
     """The GPU if there is one, else the CPU; an unusable GPU is an error."""
     cpu = "cpu"
     cuda = "cuda"
+
+
+class CheckpointChoice(Enum):
+    """Which checkpoint of a run."""
+
+    latest = "latest"
+    """The newest one that is whole."""
+    best = "best"
+    """The one with the best score while training."""
 
 
 class Precision(Enum):
@@ -64,6 +71,8 @@ class RunConfig:
         "store": "pipeline.store",
         "split": "pipeline.split",
         "subset": "pipeline.subset",
+        "weight": "pipeline.weight",
+        "mix": "pipeline.mix",
         "batch_size": "pipeline.batch_size",
         "seed": "pipeline.seed",
     }
@@ -71,6 +80,10 @@ class RunConfig:
     run_dir: str | None = None
     """Folder of the run; null makes runs/<date>-<time>. A folder that holds a checkpoint of the
     same configuration is continued."""
+    resume: str | None = None
+    """Folder of a run to continue with its own configuration; store is not needed then. Only steps,
+    *_every, keep_checkpoints, threads, device, mano and store may be given beside it; one that is
+    set to its default counts as not given."""
     mano: str | None = None
     """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null asks HANDLOOM_MANO."""
     device: Device = Device.auto
@@ -87,16 +100,29 @@ class RunConfig:
     """Steps between pictures of predictions; the last step always draws."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step and a signal always write one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept; the best one is kept as well."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice."""
-    pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
+    pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=""))
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("steps", "log_every", "pictures_every", "checkpoint_every"):
+        if self.resume is None and not self.pipeline.store:
+            raise ValueError(
+                "needs store=... (Store directory written by python -m preprocess build-cache.), "
+                "or resume=RUN to continue a run"
+            )
+        if self.resume is not None and self.run_dir is not None:
+            raise ValueError(
+                f"resume={self.resume!r} continues in that folder: leave out run_dir, got "
+                f"{self.run_dir!r}"
+            )
+        cadences = ("log_every", "pictures_every", "checkpoint_every")
+        for name in ("steps", *cadences, "keep_checkpoints"):
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -121,6 +147,8 @@ class EvaluateConfig:
 
     run: str | None = None
     """Folder of a run made by train run; needs store."""
+    checkpoint: CheckpointChoice = CheckpointChoice.latest
+    """Which checkpoint of the run: latest, or best by the score while training."""
     store: str | None = None
     """Store to score the run on."""
     split: str = "evaluation"

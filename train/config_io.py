@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
@@ -17,8 +18,17 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(schema: type[T], plain: dict[str, Any]) -> T:
-    """Return the dataclass that ``to_plain`` took apart, checked against the schema."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    """Return the dataclass that ``to_plain`` took apart, checked against the schema.
+
+    Raises:
+        ValueError: If a key or value is not of this version.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except OmegaConfBaseException as error:
+        raise ValueError(
+            f"a configuration of another version of this code: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(config, schema):
         raise TypeError(f"configuration is {type(config).__name__}, expected {schema.__name__}")
     return config

@@ -18,16 +18,17 @@ from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.loader import Loader
 from pipeline.store.reader import Store, open_store
-from train.checkpoint import config_of, read_checkpoint
+from train.checkpoint import config_of, mean_of, read_checkpoint
 from train.config import EvaluateConfig, Protocol, RunConfig
 from train.device import backbone_dtype, choose_device
+from train.log import say
 from train.mean_pose import MeanPose
 from train.metrics.hand import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
 from train.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.protocols.files import existing
 from train.protocols.report import Report, as_json, show, write_json
-from train.run import build_model, mean_of, required_mano
+from train.run import build_model, required_mano
 from train.step import decode_labels, predict
 
 PROTOCOL: Final = (
@@ -103,7 +104,7 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
 def _evaluate_run(config: EvaluateConfig) -> int:
     assert config.run is not None
     device = choose_device(config.device)
-    payload = read_checkpoint(Path(config.run), device)
+    payload = read_checkpoint(Path(config.run), config.checkpoint, say=say)
     trained = config_of(payload)
     mano = required_mano(trained.model.head, config.mano or trained.mano)
     pipeline = evaluation_pipeline(trained.pipeline, config)
@@ -113,7 +114,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     with contextlib.closing(open_store(pipeline.store)) as store:
         held = _room(store, trained, config)
         loader = Loader(pipeline, device=device, training=False)
-        model = build_model(trained, mano, loader.joint_set, load_weights=False).to(device)
+        model = build_model(trained, mano, loader.joint_sets, load_weights=False).to(device)
         model.load_state_dict(payload["ema"])
         model.eval()
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
@@ -147,6 +148,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         "split": config.split,
         "crop": CROP,
         "camera": CAMERA,
+        "checkpoint": config.checkpoint.name,
         "step": int(payload["step"]),
         "model": asdict(scores),
         "mean_pose": asdict(mean_scores),

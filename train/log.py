@@ -21,10 +21,36 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from train.atomic import replace_file
+
+
+def say(text: str) -> None:
+    """Print one line for people, where no run is being logged."""
+    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def cut_rows(path: Path, step: int) -> None:
+    """Remove the rows of ``log.jsonl`` beyond ``step`` and what a kill left of a last one."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        replace_file(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a row; infinite where the row is torn."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
 
 class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in the run folder; use as a context manager.
 
+    What they hold beyond ``first_step`` is from a run that was killed: it is cut, and comes again.
     On a terminal a progress bar with rate and time left is drawn; otherwise plain lines.
     """
 
@@ -32,8 +58,10 @@ class RunLog:
         self._console = Console()
         self._steps = steps
         self._first = first_step
+        cut_rows(run_dir / "log.jsonl", first_step)
         self._file: IO[str] = (run_dir / "log.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+        # TensorBoard hides what was written for this step and later ones before.
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = time.perf_counter()

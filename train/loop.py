@@ -16,20 +16,20 @@ import torch
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from pipeline.stats import StageClock, share
-from train.checkpoint import save_checkpoint
+from train.checkpoint import NotWrittenError, RunFacts, save_checkpoint
+from train.checkpoint_files import best_step
 from train.config import RunConfig
-from train.config_io import to_plain
 from train.log import RunLog
-from train.mean_pose import MeanPose
 from train.pictures import draw_predictions, write_picture
 from train.step import StepOutput, TrainState, predict, train_step
+from train.weights import write_weights
 
 
 def train(
     state: TrainState,
     loader: Loader,
     config: RunConfig,
-    mean_pose: MeanPose,
+    facts: RunFacts,
     run_dir: Path,
     log: RunLog,
 ) -> bool:
@@ -37,8 +37,8 @@ def train(
 
     Raises:
         DivergedError: If a loss or gradient was not finite; names step and samples.
+        NotWrittenError: If the last checkpoint or the weights could not be written.
     """
-    plain = to_plain(config)
     with stop_on_signal() as stop:
         clock, seen, mark = StageClock(loader.device), 0, time.perf_counter()
         batches = iter(loader)
@@ -62,12 +62,16 @@ def train(
                 _draw(state, batch, config, run_dir, log)
             if state.step % config.checkpoint_every == 0 or last:
                 raise_fault(state)
-                save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
+                _save(state, loader, config, facts, run_dir, log, last=last)
         if stop.asked and state.step < config.steps:
             raise_fault(state)
-            save_checkpoint(run_dir, state, loader.state_dict(), plain, mean_pose)
+            _save(state, loader, config, facts, run_dir, log, last=True)
             log.say(f"{stop.name} at step {state.step}: checkpoint written; run again to continue")
-    return state.step >= config.steps
+    if state.step < config.steps:
+        return False
+    if best_step(run_dir) is None:
+        write_weights(run_dir, state, loader, config, facts)
+    return True
 
 
 class DivergedError(ValueError):
@@ -89,6 +93,28 @@ def raise_fault(state: TrainState) -> None:
         f"loss or gradient not finite in {count} steps, first at step {int(state.fault.step)}: "
         f"{named}; these steps changed no weight. Lower optim.lr or look at the samples"
     )
+
+
+def _save(
+    state: TrainState,
+    loader: Loader,
+    config: RunConfig,
+    facts: RunFacts,
+    run_dir: Path,
+    log: RunLog,
+    *,
+    last: bool,
+) -> None:
+    """Write a checkpoint, and the weights if it is the best; only the last one must not fail."""
+    try:
+        keep = config.keep_checkpoints
+        saved = save_checkpoint(run_dir, state, loader.state_dict(), facts, keep=keep)
+        if saved.is_best:
+            write_weights(run_dir, state, loader, config, facts)
+    except NotWrittenError as error:
+        if last:
+            raise
+        log.say(f"{error}; tried again in {config.checkpoint_every} steps")
 
 
 @torch.no_grad()

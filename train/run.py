@@ -3,7 +3,6 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,56 +12,77 @@ from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, lo
 from model.mano_regressor import ManoRegressor
 from pipeline.config import ViewKind
 from pipeline.loader import Loader
-from train.checkpoint import NAME, read_checkpoint, restore
+from train.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
 from train.config import RunConfig
 from train.config_io import to_plain
 from train.device import choose_device
-from train.log import RunLog
+from train.log import RunLog, say
 from train.loop import train
 from train.manifest import manifest
 from train.mean_pose import MeanPose, measure_mean_pose
+from train.resume import continue_from
 from train.step import TrainState, build_state
 
 
 def main(config: RunConfig) -> int:
     """Train a model on a store.
 
-    Writes a run folder: checkpoint.pt, manifest.json, log.jsonl, tensorboard/, pictures/. SIGINT
-    and SIGTERM write a checkpoint first; the same run_dir then continues where it stopped.
+    Writes a run folder: checkpoints/, weights/, manifest.json, log.jsonl, tensorboard/, pictures/.
+    SIGINT and SIGTERM write a checkpoint first. The same command with the same run_dir continues
+    where the last whole checkpoint stands, after a signal or a kill; so does resume=RUN alone.
+    Exit code 1: the last checkpoint could not be written.
 
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
+    config, payload = continue_from(config, say)
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.pipeline.seed)
     run_dir = Path(config.run_dir or f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}")
-    payload = continue_from(run_dir, config, device)
     mano = required_mano(config.model.head, config.mano)
 
     loader = Loader(config.pipeline, device=device)
-    model = build_model(config, mano, loader.joint_set, load_weights=payload is None).to(device)
+    model = build_model(config, mano, loader.joint_sets, load_weights=payload is None).to(device)
     mean_pose = measure_mean_pose(loader, model) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
     state = build_state(model, config, config.pipeline.batch_size)
+    facts = RunFacts(
+        run_id=new_run_id() if payload is None else payload["run_id"],
+        config=to_plain(config),
+        mean_pose=mean_pose,
+        store_sha256=loader.content_sha256,
+        mano_sha256=mano.sha256 if mano and config.model.head is Head.mano else "",
+    )
     if payload is not None:
-        restore(state, payload)
+        hashes = {"store_sha256": facts.store_sha256, "mano_sha256": facts.mano_sha256}
+        restore(state, payload, **hashes)
         loader.load_state_dict(payload["loader"])
+        del payload  # as large as the state
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    record = manifest(to_plain(config), loader.content_sha256, mano.sha256 if mano else "")
+    record = {"run_id": facts.run_id}
+    record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
     (run_dir / "manifest.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with RunLog(run_dir, config.steps, state.step) as log:
         log.say(_summary(state, loader, device, mean_pose, run_dir))
-        finished = train(state, loader, config, mean_pose, run_dir, log)
+        try:
+            finished = train(state, loader, config, facts, run_dir, log)
+        except NotWrittenError as error:
+            log.say(str(error))
+            return 1
     return 0 if finished else 130
 
 
 def build_model(
-    config: RunConfig, mano: ManoModels | None, joint_set: JointSet, *, load_weights: bool
+    config: RunConfig,
+    mano: ManoModels | None,
+    joint_sets: frozenset[JointSet],
+    *,
+    load_weights: bool,
 ) -> ManoRegressor:
-    """Return the network for the pipeline's input and the store's joint set.
+    """Return the network for the pipeline's input and the stores' joint sets.
 
     Raises:
         ValueError: If the view shows no single hand, or the joint set's regressor is missing.
@@ -72,7 +92,12 @@ def build_model(
             "this model predicts one hand per image: pipeline.view.kind must be hand, got "
             f"{config.pipeline.view.kind.name}"
         )
-    needs_file = config.model.head is Head.mano and joint_set is JointSet.interhand26m
+    if config.pipeline.window.length > 1:
+        raise ValueError(
+            "this model predicts single images: pipeline.window.length must be 1, got "
+            f"{config.pipeline.window.length}"
+        )
+    needs_file = config.model.head is Head.mano and JointSet.interhand26m in joint_sets
     if needs_file and mano is not None and mano.interhand_regressor is None:
         raise ValueError(
             f"the joints of InterHand2.6M need its regressor {INTERHAND_REGRESSOR_FILE}; put the "
@@ -97,43 +122,6 @@ def required_mano(head: Head, path: str | None) -> ManoModels | None:
             "train without MANO with model.head=joints"
         )
     return None if folder is None else load_mano(folder)
-
-
-def continue_from(run_dir: Path, config: RunConfig, device: torch.device) -> dict[str, Any] | None:
-    """Return the checkpoint to continue from, if the folder holds one of this configuration.
-
-    Raises:
-        ValueError: If it was made with another configuration; names the keys.
-    """
-    if not (run_dir / NAME).exists():
-        return None
-    payload = read_checkpoint(run_dir, device)
-    old, new = _flat(json.loads(payload["config"])), _flat(to_plain(config))
-    free = {"run_dir", "steps", "log_every", "pictures_every", "checkpoint_every", "threads"}
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    changed = [key for key in changed if key not in free]
-    if changed:
-        shown = ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
-        raise ValueError(
-            f"{run_dir} holds a run with another configuration ({shown}); use another run_dir "
-            "or the same values"
-        )
-    return payload
-
-
-def mean_of(payload: dict[str, Any]) -> MeanPose:
-    """Return the mean pose kept in a checkpoint."""
-    return MeanPose(**payload["mean_pose"])
-
-
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _summary(

@@ -36,9 +36,9 @@ def config(data: SampleStore, run_dir: Path) -> RunConfig:
 def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: Path) -> None:
     settings = config(freihand, tmp_path)
     loader = Loader(settings.pipeline, device=CUDA)
-    model = build_model(settings, load_mano(freihand.mano), loader.joint_sets, load_weights=True).to(
-        CUDA
-    )
+    model = build_model(
+        settings, load_mano(freihand.mano), loader.joint_sets, load_weights=True
+    ).to(CUDA)
     state = build_state(model, settings, 16)
     assert state.dtype is torch.bfloat16
     batch = next(iter(loader))

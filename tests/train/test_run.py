@@ -55,7 +55,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    payload = read_checkpoint(run_dir, torch.device("cpu"))
+    payload = read_checkpoint(run_dir, say=print)
     return {f"{part}.{k}": v for part in ("model", "ema") for k, v in payload[part].items()}
 
 
@@ -163,7 +163,7 @@ def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(train.loop, "train_step", interrupted)
     assert run(config(freihand, tmp_path / "parts", "steps=12")) == 130
-    assert read_checkpoint(tmp_path / "parts", torch.device("cpu"))["step"] == 9
+    assert read_checkpoint(tmp_path / "parts", say=print)["step"] == 9
     monkeypatch.setattr(train.loop, "train_step", step)
     assert run(config(freihand, tmp_path / "parts", "steps=12")) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")

@@ -1,0 +1,203 @@
+"""Trained weights as a folder: ``model.safetensors`` and ``config.json``.
+
+No array of the licensed MANO files is in it: they are buffers outside the state dict. Who loads a
+MANO model brings the same files. The mean pose that the network starts from is the tensor ``base``.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.config import Head, ModelConfig, Readout
+from model.hand import JointSet
+from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels
+from model.mano_regressor import ManoRegressor
+
+FORMAT: Final = 1
+WEIGHTS_FILE: Final = "model.safetensors"
+CONFIG_FILE: Final = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What an image must be to fit the weights: ``(rgb / 255 - mean) / std`` of a square crop."""
+
+    input_px: int
+    """Side of the crop, pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mirror_left: bool
+    """Left hands are mirrored to look right."""
+    pad: float
+    """Side of the crop over the longer side of the joints' box."""
+    joint_sets: tuple[JointSet, ...]
+    """Which points the 21 joints were in the training labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedConfig:
+    """What ``config.json`` says."""
+
+    model: ModelConfig
+    inputs: InputSpec
+    mano_sha256: str
+    """Of the MANO files the network was trained with; empty without."""
+    step: int
+    """Training step of the weights."""
+
+
+def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) -> None:
+    """Write both files; each is replaced as a whole.
+
+    Args:
+        model: A ``ManoRegressor`` or its averaged copy.
+        folder: Made if absent.
+        config: What the model was built with.
+
+    Raises:
+        OSError: If a write fails; an old file stays then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format": FORMAT,
+        "model": asdict(config.model)
+        | {
+            "head": config.model.head.name,
+            "readout": config.model.readout.name,
+            "weights": None,  # a path of the training machine, and not needed again
+        },
+        "inputs": asdict(config.inputs)
+        | {"joint_sets": [joint_set.name for joint_set in config.inputs.joint_sets]},
+        "mano_sha256": config.mano_sha256,
+        "step": config.step,
+    }
+    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    partial = folder / f"{WEIGHTS_FILE}.tmp"
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{partial} was not written: {error}") from error
+    _put(partial, folder / WEIGHTS_FILE)
+    partial = folder / f"{CONFIG_FILE}.tmp"
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _put(partial, folder / CONFIG_FILE)
+
+
+def read_pretrained_config(folder: Path) -> PretrainedConfig:
+    """Return what ``config.json`` says.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        ValueError: If it is of another format or damaged.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG_FILE}; expected a folder of weights, such as RUN/weights of "
+            "python -m train run"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        found = record["format"]
+        if found == FORMAT:
+            return _parsed(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    raise ValueError(
+        f"{path} has format {found!r}, this code reads {FORMAT}; write the weights again with this "
+        "version"
+    )
+
+
+def load_pretrained(folder: Path, *, mano: ManoModels | None) -> ManoRegressor:
+    """Return the network of a folder on the CPU, in evaluation mode.
+
+    Args:
+        folder: Written by ``save_pretrained``.
+        mano: The MANO files it was trained with; None for a joint head.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged, MANO is missing or another one, or tensors do not fit.
+    """
+    config = read_pretrained_config(folder)
+    if config.model.head is Head.mano:
+        _check_mano(folder, config, mano)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has a {CONFIG_FILE}, but no {WEIGHTS_FILE}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
+    model = ManoRegressor(
+        config.model,
+        input_px=config.inputs.input_px,
+        mano=mano,
+        right_only=config.inputs.mirror_left,
+        load_weights=False,
+    )
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        shown = ", ".join(f"{k}: {expected.get(k)} -> {found.get(k)}" for k in wrong[:4])
+        raise ValueError(
+            f"{path} does not hold the weights that {CONFIG_FILE} describes; {len(wrong)} tensors "
+            f"are missing, too many or of another shape (expected -> found: {shown})"
+        )
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None) -> None:
+    if mano is None:
+        raise ValueError(
+            f"the weights in {folder} predict MANO parameters and need the MANO files: pass "
+            "mano=load_mano(FOLDER)"
+        )
+    if mano.sha256 != config.mano_sha256:
+        raise ValueError(
+            f"the weights in {folder} were trained with other MANO files (sha256 "
+            f"{config.mano_sha256[:12]}, got {mano.sha256[:12]}): the same parameters would be "
+            "another hand; pass the files of the training"
+        )
+    if JointSet.interhand26m in config.inputs.joint_sets and mano.interhand_regressor is None:
+        raise ValueError(
+            f"the weights in {folder} predict the joints of InterHand2.6M; put its regressor "
+            f"{INTERHAND_REGRESSOR_FILE} into the MANO folder"
+        )
+
+
+def _parsed(record: dict[str, Any]) -> PretrainedConfig:
+    model, inputs = dict(record["model"]), dict(record["inputs"])
+    model |= {"head": Head[model["head"]], "readout": Readout[model["readout"]]}
+    inputs |= {"joint_sets": tuple(JointSet[name] for name in inputs["joint_sets"])}
+    inputs |= {name: tuple(inputs[name]) for name in ("mean", "std")}
+    return PretrainedConfig(
+        model=ModelConfig(**model),
+        inputs=InputSpec(**inputs),
+        mano_sha256=record["mano_sha256"],
+        step=record["step"],
+    )
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Move a finished file to its place; both are on the disk then."""
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

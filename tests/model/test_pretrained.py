@@ -1,0 +1,188 @@
+"""Weights in a folder: what is loaded is what was saved, without MANO, or it is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.config import Head, ModelConfig, Readout
+from model.hand import JointSet
+from model.mano_files import ManoModels
+from model.mano_regressor import ManoRegressor
+from model.prediction import HandPrediction
+from model.pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    InputSpec,
+    PretrainedConfig,
+    load_pretrained,
+    read_pretrained_config,
+    save_pretrained,
+)
+
+CONFIG = ModelConfig(backbone="test_resnet", pretrained=False, hidden=16)
+INPUTS = InputSpec(
+    input_px=32,
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
+    mirror_left=True,
+    pad=1.5,
+    joint_sets=(JointSet.freihand,),
+)
+
+
+def about(config: ModelConfig, mano: ManoModels | None) -> PretrainedConfig:
+    sha256 = "" if mano is None else mano.sha256
+    return PretrainedConfig(model=config, inputs=INPUTS, mano_sha256=sha256, step=7)
+
+
+def network(
+    config: ModelConfig, mano: ManoModels | None, *, right_only: bool = True
+) -> ManoRegressor:
+    torch.manual_seed(0)
+    model = ManoRegressor(config, input_px=32, mano=mano, right_only=right_only, load_weights=False)
+    model.start_from(torch.randn(sum(model.sizes) - 3) * 0.1)
+    return model
+
+
+def answer(model: ManoRegressor) -> HandPrediction:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(3, 3, 32, 32, generator=generator)
+    K = torch.tensor([[50.0, 0, 16], [0, 50, 16], [0, 0, 1]]).expand(3, 3, 3)
+    right = torch.tensor([True, True, True])
+    sets = torch.full((3,), int(JointSet.freihand))
+    with torch.inference_mode():
+        prediction: HandPrediction = model.eval()(image, K, right, sets, right)
+    return prediction
+
+
+@pytest.fixture
+def folder(mano: ManoModels, tmp_path: Path) -> Path:
+    save_pretrained(network(CONFIG, mano), tmp_path / "weights", about(CONFIG, mano))
+    return tmp_path / "weights"
+
+
+@pytest.mark.parametrize("readout", list(Readout))
+@pytest.mark.parametrize("head", list(Head))
+def test_a_loaded_network_answers_as_the_saved_one(
+    mano: ManoModels, tmp_path: Path, head: Head, readout: Readout
+) -> None:
+    models = mano if head is Head.mano else None
+    config = replace(CONFIG, head=head, readout=readout)
+    saved = network(config, models).train()
+    saved.backbone(torch.randn(8, 3, 32, 32))  # moves the running statistics
+    save_pretrained(saved, tmp_path, about(config, models))
+    loaded = ManoRegressor.from_pretrained(tmp_path, mano=models)
+    assert not loaded.training
+    assert torch.equal(answer(loaded).joints_3d, answer(saved).joints_3d)
+    assert (answer(loaded).vertices is None) == (head is Head.joints)
+    assert read_pretrained_config(tmp_path) == about(config, models)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_frozen_backbone_comes_back_frozen(tmp_path: Path) -> None:
+    """Published weights are not fetched again, and a path of the training machine is not kept."""
+    published = replace(CONFIG, head=Head.joints, pretrained=True, weights="/home/someone/w.pt")
+    saved = network(published, None)
+    save_pretrained(saved, tmp_path, about(published, None))
+    assert "someone" not in (tmp_path / CONFIG_FILE).read_text()
+    loaded = load_pretrained(tmp_path, mano=None)
+    assert torch.equal(answer(loaded).joints_3d, answer(saved).joints_3d)
+
+
+def pairs(values: np.ndarray) -> np.ndarray:
+    """Return every two neighbouring float32 as one uint64, but those with a zero or equal."""
+    words = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32).astype(np.uint64)
+    first, second = words[:-1], words[1:]
+    telling = (first << 1 != 0) & (second << 1 != 0) & (first != second)
+    both: np.ndarray = (first[telling] << 32) | second[telling]
+    return both
+
+
+@pytest.mark.parametrize("right_only", [True, False])
+def test_no_value_of_mano_is_in_the_file(
+    mano: ManoModels, tmp_path: Path, *, right_only: bool
+) -> None:
+    model = network(CONFIG, mano, right_only=right_only)
+    save_pretrained(model, tmp_path, about(CONFIG, mano))
+    data = (tmp_path / WEIGHTS_FILE).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    written = pairs(np.frombuffer(data[start:], np.float32)[: (len(data) - start) // 4])
+
+    buffers = dict(model.named_buffers())
+    licensed = {name: value for name, value in buffers.items() if name not in model.state_dict()}
+    assert sorted(name for name in licensed if name.startswith("mano.")) == [
+        f"mano.{name}" for name in ("basis", "joints_basis", "joints_rest", "template", "weights")
+    ]
+    arrays = {name: value.float().numpy() for name, value in licensed.items()}
+    for side in (mano.right, mano.left):
+        for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights"):
+            arrays[f"file.{name}"] = getattr(side, name)
+    arrays["file.hands_mean"] = mano.right.hands_mean
+    arrays["file.hands_components"] = mano.right.hands_components
+    for name, values in arrays.items():
+        assert not np.isin(pairs(values), written).any(), name
+    assert np.isin(pairs(model.base.numpy()), written).all(), "the check sees what is there"
+    assert not any(
+        name.startswith(("mano.", "regressors.")) for name in load_file(tmp_path / WEIGHTS_FILE)
+    )
+
+
+def test_another_mano_is_refused(folder: Path, mano: ManoModels) -> None:
+    with pytest.raises(
+        ValueError, match=r"trained with other MANO files \(sha256 \w{12}, got 00000"
+    ):
+        load_pretrained(folder, mano=replace(mano, sha256="0" * 64))
+    with pytest.raises(ValueError, match=r"need the MANO files: pass mano=load_mano\(FOLDER\)"):
+        load_pretrained(folder, mano=None)
+
+
+def test_a_missing_joint_regressor_is_refused(mano: ManoModels, tmp_path: Path) -> None:
+    inputs = replace(INPUTS, joint_sets=(JointSet.interhand26m,))
+    save_pretrained(network(CONFIG, mano), tmp_path, replace(about(CONFIG, mano), inputs=inputs))
+    assert mano.interhand_regressor is None
+    with pytest.raises(ValueError, match=r"put its regressor J_regressor_mano_ih26m.npy"):
+        load_pretrained(tmp_path, mano=mano)
+
+
+def test_another_format_is_refused(folder: Path, mano: ManoModels) -> None:
+    path = folder / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with pytest.raises(ValueError, match="has format 9, this code reads 1"):
+        load_pretrained(folder, mano=mano)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "model": {}}'])
+def test_a_damaged_config_is_refused(folder: Path, mano: ManoModels, text: str) -> None:
+    (folder / CONFIG_FILE).write_text(text)
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        load_pretrained(folder, mano=mano)
+
+
+def test_missing_and_foreign_tensors_are_named(folder: Path, mano: ManoModels) -> None:
+    path = folder / WEIGHTS_FILE
+    tensors = load_file(path)
+    del tensors["mlp.0.bias"]
+    tensors["mlp.2.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    expected = r"2 tensors are .*mlp.0.bias: \(16,\) -> None, mlp.2.bias: \(109,\) -> \(3,\)"
+    with pytest.raises(ValueError, match=expected):
+        load_pretrained(folder, mano=mano)
+
+
+def test_torn_and_missing_files_are_refused(folder: Path, mano: ManoModels) -> None:
+    path = folder / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        load_pretrained(folder, mano=mano)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has a config.json, but no model.safetensors"):
+        load_pretrained(folder, mano=mano)
+    with pytest.raises(
+        FileNotFoundError, match=r"has no config.json; expected a folder of weights"
+    ):
+        load_pretrained(folder.parent, mano=mano)

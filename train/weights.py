@@ -1,0 +1,51 @@
+"""``RUN/weights``: the averaged weights of the best checkpoint, of the last if none is scored."""
+
+from pathlib import Path
+from typing import Final
+
+from model.pretrained import InputSpec, PretrainedConfig, save_pretrained
+from pipeline.config import ImageDtype, PipelineConfig
+from pipeline.loader import Loader
+from train.checkpoint import NotWrittenError, RunFacts
+from train.config import RunConfig
+from train.step import TrainState
+
+FOLDER: Final = "weights"
+
+
+def write_weights(
+    run_dir: Path, state: TrainState, loader: Loader, config: RunConfig, facts: RunFacts
+) -> None:
+    """Write the averaged weights for ``model.pretrained.load_pretrained``.
+
+    Raises:
+        NotWrittenError: If a write fails.
+    """
+    about = PretrainedConfig(
+        model=config.model,
+        inputs=input_spec(config.pipeline, loader),
+        mano_sha256=facts.mano_sha256,
+        step=state.step,
+    )
+    try:
+        save_pretrained(state.ema, run_dir / FOLDER, about)
+    except OSError as error:
+        raise NotWrittenError(
+            f"the weights of step {state.step} were not written to {run_dir / FOLDER}: "
+            f"{error.strerror or error}; the checkpoint has them as well"
+        ) from error
+
+
+def input_spec(pipeline: PipelineConfig, loader: Loader) -> InputSpec:
+    """Return what the network was fed in training."""
+    mean, std = pipeline.mean, pipeline.std
+    if pipeline.image_dtype is ImageDtype.uint8:  # fed as 0..255
+        mean, std = [0.0] * 3, [1 / 255] * 3
+    return InputSpec(
+        input_px=pipeline.input_px,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        mirror_left=pipeline.mirror_left,
+        pad=pipeline.view.pad,
+        joint_sets=tuple(sorted(loader.joint_sets)),
+    )
