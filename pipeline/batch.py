@@ -10,6 +10,7 @@ selects with the masks before any maths.
 """
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -52,9 +53,16 @@ class Batch:
         """Return the number of samples or windows."""
         return len(self.sample_id)
 
+    def with_image(self, image: Tensor) -> "Batch":
+        """Return the batch with another image."""
+        return Batch(**{name: getattr(self, name) for name in _LABELS}, image=image)
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+_LABELS: Final = tuple(f.name for f in fields(Batch) if f.name != "image")
 
 
 def blank_batch(image: Tensor, num_hands: int) -> Batch:

@@ -4,6 +4,7 @@ Fresh memory of 12 MB costs more than copying 12 MB into it: the kernel has to f
 pages (measured, 64 crops of 256 px on 2 cores: 1.90 ms against 0.75 ms).
 """
 
+import math
 import sys
 from typing import Final
 
@@ -16,6 +17,10 @@ MOST_KEPT: Final = 4
 """Blocks kept; a caller who collects more batches than these gets fresh memory."""
 
 
+ALIGNMENT: Final = 64
+"""Bytes of a cache line; a copy to memory that begins within one is a seventh slower."""
+
+
 class HostPool:
     """Gives tensors whose memory comes back when the last view of it is gone."""
 
@@ -24,12 +29,14 @@ class HostPool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return an uninitialised contiguous tensor."""
-        num_bytes = dtype.itemsize * int(np.prod(shape))
+        num_bytes = dtype.itemsize * math.prod(shape)
         # Every storage that torch makes of an array holds one reference to it.
         for i in range(len(self._blocks)):
             if _references(self._blocks, i) == _UNHELD and len(self._blocks[i]) >= num_bytes:
                 return _tensor(self._blocks[i], num_bytes, shape, dtype)
-        block = np.empty(num_bytes, np.uint8)
+        block = np.empty(num_bytes + ALIGNMENT, np.uint8)
+        first = -block.ctypes.data % ALIGNMENT
+        block = block[first : first + num_bytes]
         if len(self._blocks) < MOST_KEPT:
             self._blocks.append(block)
         return _tensor(block, num_bytes, shape, dtype)
@@ -38,7 +45,10 @@ class HostPool:
 def _tensor(
     block: NDArray[np.uint8], num_bytes: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    return torch.from_numpy(block)[:num_bytes].view(dtype).view(shape)
+    memory = torch.from_numpy(block)
+    if len(block) > num_bytes:
+        memory = memory[:num_bytes]
+    return memory.view(dtype).view(shape)
 
 
 def _references(blocks: list[NDArray[np.uint8]], i: int) -> int:

@@ -15,26 +15,23 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Int64
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline import memory, resident
+from pipeline.assemble import Assembler, Chosen
 from pipeline.batch import Batch
 from pipeline.codec import Codec, Pixels
-from pipeline.config import ImageDtype, OnBadImage, PipelineConfig
-from pipeline.gather import GatherParams, InputFormat, gather
-from pipeline.host_pool import HostPool
-from pipeline.labels import LabelTable, hide_labels, load_labels
-from pipeline.packed import Packed, pack
-from pipeline.prepare import prepare, without_labels
+from pipeline.config import OnBadImage, PipelineConfig
+from pipeline.labels import hide_labels, load_labels
 from pipeline.samples import (
     content_of,
     describe_sample,
@@ -44,16 +41,12 @@ from pipeline.samples import (
     order_of,
 )
 from pipeline.stream import Frames, frames_of, stream_crops
-from pipeline.view import ViewTable, table_to, upload
+from pipeline.view import concatenated, table_to, upload
 
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 2
-DTYPES: Final = {kind: getattr(torch, kind.value) for kind in ImageDtype}
 STEPS_AT_ONCE: Final = 64
 """Steps whose sample numbers go to the device in one copy."""
-PACK_AT_ONCE: Final = 4096
-"""Samples whose labels are moved at a time before they are packed."""
-IDENTITY_Q16: Final = ((65536, 0, 0), (0, 65536, 0))
 
 
 class Loader:
@@ -115,14 +108,6 @@ class Loader:
             self._batch_size = max(1, config.batch_size // world)
             self._held = held_by(self._order, self._parts)
             self._has_windows = self._held.place.shape[1] > 1
-            self._format = InputFormat(
-                size_px=config.input_px,
-                mean=(config.mean[0], config.mean[1], config.mean[2]),
-                std=(config.std[0], config.std[1], config.std[2]),
-                dtype=DTYPES[config.image_dtype],
-                channels_last=config.channels_last,
-            )
-            self._host_pool = HostPool()
             self._load(model_bytes)
             on_error.pop_all()
         self._epoch, self._step = 0, 0
@@ -142,8 +127,8 @@ class Loader:
         views = [
             (part.store, view) for part, view in zip(self._parts, self._held.views, strict=True)
         ]
-        labels = _concatenated([load_labels(*view, config.view.kind) for view in views])
-        view = _concatenated(self._held.views)
+        labels = concatenated([load_labels(*view, config.view.kind) for view in views])
+        view = concatenated(self._held.views)
         self.resident: resident.Resident | None = None
         """The pixels on the device; None where they are streamed."""
         self._frames: Frames | None = None
@@ -157,12 +142,12 @@ class Loader:
                 )
             hide_labels(labels, self.resident.skipped)
             self._resources.close()
-        self._view: ViewTable = table_to(view, self.device)
-        self._labels: LabelTable = table_to(labels, self.device)
-        self._fixed: tuple[Packed[GatherParams], Packed[Batch]] | None = None
-        self._is_copy = False
-        if not self.training or config.augment.is_off:
-            self._fix_labels()
+        self._assembler = Assembler(
+            table_to(view, self.device),
+            table_to(labels, self.device),
+            config,
+            augments=self.training and not config.augment.is_off,
+        )
         log.info("%s", self.summary())
 
     def __len__(self) -> int:
@@ -185,8 +170,8 @@ class Loader:
 
     def label_batches(self) -> Iterator[Batch]:
         """Yield every sample of this rank once, unaugmented; ``image`` has no pixels."""
-        for place, is_real in self._on_device(self._in_order()):
-            yield self._prepared(place, None, is_real)[1]
+        for chosen in self._chosen(self._in_order()):
+            yield self._assembler.labels(chosen)
 
     def describe(self, sample_id: int) -> str:
         """Return what a person needs to find the sample: row, sequence, camera, frame, store.
@@ -230,7 +215,8 @@ class Loader:
         """Return one line about what is held."""
         names, held = names_of(self.config), self.resident
         if held is None:
-            return f"{len(self._view)} samples of {names}, decoded as they are needed"
+            num = sum(len(view) for view in self._held.views)
+            return f"{num} samples of {names}, decoded as they are needed"
         return (
             f"cached {len(held.pixels)} samples of {names}: {decimal(held.pixels.nbytes)} on "
             f"{self.device} as {held.pixels.codec.value}, {held.num_images} images at "
@@ -244,7 +230,7 @@ class Loader:
             stream.close()
         self._open_streams.clear()
         self._resources.close()
-        for name in ("resident", "_frames", "_view", "_labels", "_fixed"):
+        for name in ("resident", "_frames", "_assembler"):
             setattr(self, name, None)
 
     def __enter__(self) -> Self:
@@ -265,14 +251,13 @@ class Loader:
         numbers = self._numbers(epoch, step, endless=endless)
         items = self._items(epoch, step, endless=endless)
         for (epoch_, step_), located in zip(numbers, self._located(items), strict=False):
-            place, is_real, pixels, where = located
+            chosen, pixels, where = located
             draw = self._order.draw_number(epoch_, step_) if self.training else None
-            how, batch = self._prepared(place, draw, is_real)
-            image = self._image(pixels, where, how)
+            batch = self._assembler.batch(chosen, pixels, where, draw)
             self._epoch, self._step = epoch_, step_ + 1
             if self._step == len(self):
                 self._epoch, self._step = epoch_ + 1, 0
-            yield replace(batch, image=image)
+            yield batch
 
     def _numbers(self, epoch: int, step: int, *, endless: bool) -> Iterator[tuple[int, int]]:
         for e in itertools.count(epoch) if endless else (epoch,):
@@ -291,13 +276,13 @@ class Loader:
 
     def _located(
         self, items: Iterator[Int64[Tensor, " b"]]
-    ) -> Iterator[tuple[Int64[Tensor, "*b"], Bool[Tensor, "*b"] | None, Pixels, Tensor]]:
-        """Yield each batch's samples, which are real, and the pixels and rows they are in."""
+    ) -> Iterator[tuple[Chosen, Pixels, Int64[Tensor, "*b"] | None]]:
+        """Yield each batch's samples, and the pixels and rows they are in."""
         if self._frames is None:
-            for place, is_real in self._on_device(items):
+            for chosen in self._chosen(items):
                 if self.resident is None:  # closed
                     return
-                yield place, is_real, self.resident.pixels, place
+                yield chosen, self.resident.pixels, chosen.place
             return
         mine, ahead = itertools.tee(items)
         frames_per_item = self._held.place.shape[1]
@@ -312,89 +297,29 @@ class Loader:
         self._open_streams.append(crops)
         try:
             known = 0
-            for (place, is_real), crop in zip(self._on_device(mine, 1), crops, strict=False):
+            # Crops first: what cannot be decoded is known before its labels are looked up.
+            for crop, item in zip(crops, mine, strict=False):
                 if len(self._skipped) > known:
                     known = len(self._skipped)
-                    self._hide(torch.tensor(sorted(self._skipped)))
-                where = torch.arange(len(crop), device=self.device).view(place.shape)
-                yield place, is_real, Pixels(codec=Codec.rgb, rgb=crop), where
+                    self._assembler.hide(torch.tensor(sorted(self._skipped)))
+                chosen = next(self._chosen(iter([item])))
+                yield chosen, Pixels(codec=Codec.rgb, rgb=crop), None
         finally:
             crops.close()
             self._open_streams = [other for other in self._open_streams if other is not crops]
 
-    def _on_device(
-        self, items: Iterator[Int64[Tensor, " b"]], steps: int = STEPS_AT_ONCE
-    ) -> Iterator[tuple[Int64[Tensor, "*b"], Bool[Tensor, "*b"] | None]]:
-        """Yield each batch's samples on the device, and which of them are real if not all are."""
-        while some := list(itertools.islice(items, steps)):
-            lengths = [len(item) for item in some]
+    def _chosen(self, items: Iterator[Int64[Tensor, " b"]]) -> Iterator[Chosen]:
+        """Yield each batch's samples on the device, some steps in one copy."""
+        while some := list(itertools.islice(items, STEPS_AT_ONCE)):
             item = torch.cat(some)
             place, is_real = self._held.place[item], self._held.is_real[item]
             if not self._has_windows:
                 place = place[:, 0]
-            all_real = bool(is_real.all())
-            places = torch.split(upload(place, self.device), lengths)
-            real = (
-                [None] * len(some)
-                if all_real
-                else torch.split(upload(is_real, self.device), lengths)
+            yield from self._assembler.choose(
+                upload(place, self.device),
+                None if is_real.all() else upload(is_real, self.device),
+                [len(item) for item in some],
             )
-            yield from zip(places, real, strict=True)
-
-    def _prepared(
-        self, place: Int64[Tensor, "*b"], draw: int | None, is_real: Bool[Tensor, "*b"] | None
-    ) -> tuple[GatherParams, Batch]:
-        """Return how to gather the samples, and the batch without pixels; never waits."""
-        if self._fixed is not None:
-            how, batch = self._fixed[0].at(place), self._fixed[1].at(place)
-            return how, batch if is_real is None else without_labels(batch, is_real)
-        number = None if draw is None else torch.full((), draw, device=self.device)
-        return prepare(self._view, self._labels, place, number, self.config, is_real=is_real)
-
-    def _image(
-        self, pixels: Pixels, where: Int64[Tensor, "*b"], how: GatherParams
-    ) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
-        size, dtype = self.config.input_px, self._format.dtype
-        if self._is_copy and pixels.rgb is not None:
-            rows = pixels.rgb
-            if self.resident is not None:
-                flat = where.flatten()
-                out = self._empty((len(flat), size, size, 3), dtype)
-                rows = torch.index_select(pixels.rgb, 0, flat, out=out)
-            return rows.view(*where.shape, size, size, 3).movedim(-1, -3)
-        if self._format.channels_last:
-            out = self._empty((*where.shape, size, size, 3), dtype).movedim(-1, -3)
-        else:
-            out = self._empty((*where.shape, 3, size, size), dtype)
-        return gather(pixels, where, how, self._format, out=out)
-
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self.device.type == "cpu":
-            return self._host_pool.empty(shape, dtype)
-        return torch.empty(shape, dtype=dtype, device=self.device)
-
-    def _fix_labels(self) -> None:
-        """Move the labels of every sample once: without augmentation they never change."""
-        everything = torch.arange(len(self._view), device=self.device)
-        done = [
-            prepare(self._view, self._labels, some, None, self.config)
-            for some in torch.split(everything, PACK_AT_ONCE)
-        ]
-        how = _concatenated([params for params, _ in done])
-        self._fixed = pack(how), pack(_concatenated([batch for _, batch in done]))
-        identity = torch.tensor(IDENTITY_Q16, dtype=torch.int32, device=self.device)
-        self._is_copy = (
-            self._format.dtype is torch.uint8
-            and self._format.channels_last
-            and self.config.input_px == self._cache.size_px
-            and bool((how.A_q16 == identity).all())
-        )
-
-    def _hide(self, samples: Int64[Tensor, " m"]) -> None:
-        """Take the labels of samples back that turned out to have no image."""
-        hide_labels(self._labels, samples)
-        if self._fixed is not None:
-            self._fix_labels()
 
     def _identity(self) -> dict[str, Any]:
         order = self._order
@@ -405,15 +330,6 @@ class Loader:
             "weights": list(order.weights) if order.is_mixture else None,
             "window_length": self._held.place.shape[1],
         }
-
-
-def _concatenated(tables: Any) -> Any:
-    """Return tables of one kind one after another."""
-    first = tables[0]
-    if len(tables) == 1:
-        return first
-    columns = {f.name: torch.cat([getattr(t, f.name) for t in tables]) for f in fields(first)}
-    return replace(first, **columns)
 
 
 @contextmanager

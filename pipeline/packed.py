@@ -4,8 +4,7 @@ Batches whose labels are the same in every epoch are looked up, not computed; wi
 columns the calls alone would cost as much as copying the pixels.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic
 
 import torch
@@ -16,38 +15,42 @@ from pipeline.view import Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Packed(Generic[Table]):
-    """A table whose columns share blocks [n, width] by element type."""
+class _Block:
+    """Columns of one element type side by side."""
 
-    empty: Table
-    """The table without rows; says which columns there are."""
-    blocks: dict[torch.dtype, Tensor]
+    rows: Tensor
+    """[n, width]."""
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed(Generic[Table]):
+    """A table whose columns share blocks by element type."""
+
+    kind: type[Table]
+    blocks: tuple[_Block, ...]
 
     def at(self, index: Int64[Tensor, "*b"]) -> Table:
         """Return rows; columns are views with the rows' stride."""
         flat, columns = index.flatten(), {}
-        for dtype, block in self.blocks.items():
-            shapes = _shapes(self.empty, dtype)
-            widths = [shape.numel() for shape in shapes.values()]
-            pieces = torch.split(block.index_select(0, flat), widths, -1)
-            for (name, shape), piece in zip(shapes.items(), pieces, strict=True):
-                columns[name] = piece.view(*index.shape, *shape)
-        return dataclasses.replace(self.empty, **columns)
+        for block in self.blocks:
+            pieces = block.rows.index_select(0, flat).split_with_sizes(block.widths, -1)
+            for name, shape, piece in zip(block.names, block.shapes, pieces, strict=True):
+                columns[name] = piece.view(index.shape + shape)
+        return self.kind(**columns)
 
 
 def pack(table: Table) -> Packed[Table]:
     """Return the table as blocks; a copy."""
-    names = [field.name for field in dataclasses.fields(table)]
-    empty = dataclasses.replace(table, **{name: getattr(table, name)[:0] for name in names})
-    blocks = {}
-    for dtype in {getattr(table, name).dtype for name in names}:
-        shapes = _shapes(table, dtype)
-        columns = [getattr(table, name) for name in shapes]
-        columns = [column.reshape(len(column), column[0].numel()) for column in columns]
-        blocks[dtype] = torch.cat(columns, -1) if len(columns) > 1 else columns[0].clone()
-    return Packed(empty=empty, blocks=blocks)
-
-
-def _shapes(table: Table, dtype: torch.dtype) -> dict[str, torch.Size]:
-    columns = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
-    return {name: c.shape[1:] for name, c in columns.items() if c.dtype is dtype}
+    columns = {field.name: getattr(table, field.name) for field in fields(table)}
+    blocks = []
+    for dtype in dict.fromkeys(column.dtype for column in columns.values()):
+        some = {name: column for name, column in columns.items() if column.dtype is dtype}
+        shapes = tuple(column.shape[1:] for column in some.values())
+        widths = tuple(shape.numel() for shape in shapes)
+        flat = [c.reshape(len(c), width) for c, width in zip(some.values(), widths, strict=True)]
+        rows = torch.cat(flat, -1)
+        blocks.append(_Block(rows=rows, names=tuple(some), shapes=shapes, widths=widths))
+    return Packed(kind=type(table), blocks=tuple(blocks))

@@ -6,6 +6,7 @@ the frame the border pixel is repeated, in the cache and in the gather: unlike a
 makes no edge that the data does not have.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -59,6 +60,21 @@ def samples_at(table: Table, index: Int64[Tensor, " b"]) -> Table:
 def table_to(table: Table, device: torch.device) -> Table:
     """Return ``table`` on ``device``."""
     return replace(table, **{f.name: getattr(table, f.name).to(device) for f in fields(table)})
+
+
+def concatenated(tables: Sequence[Table]) -> Table:
+    """Return tables of one kind one after another."""
+    if len(tables) == 1:
+        return tables[0]
+    names = [f.name for f in fields(tables[0])]
+    return replace(tables[0], **{n: torch.cat([getattr(t, n) for t in tables]) for n in names})
+
+
+def split(table: Table, lengths: Sequence[int]) -> list[Table]:
+    """Return the parts of a table; undoes ``concatenated``."""
+    names = [f.name for f in fields(table)]
+    parts = zip(*(getattr(table, n).split_with_sizes(lengths) for n in names), strict=True)
+    return [type(table)(**dict(zip(names, part, strict=True))) for part in parts]
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from model.mano_regressor import ManoRegressor
 from pipeline.batch import blank_batch
-from pipeline.loader import DTYPES
+from pipeline.assemble import DTYPES
 from train.config import RunConfig
 from train.step import build_state, train_step
 

@@ -543,8 +543,8 @@ def test_frames_as_they_are(tmp_path: Path, codec: CacheCodec, *, training: bool
         augment=AugmentConfig(**dict.fromkeys(RANGES, 0.0)),
     )
     copied, gathered = (Loader(how, device=CPU, training=training) for _ in range(2))
-    assert copied._is_copy
-    gathered._is_copy = False
+    assert copied._assembler.copies
+    gathered._assembler._is_copy = False
     ours, theirs = take(copied, 5), take(gathered, 5)
     assert ours[0].image.shape == (4, 3, 64, 64)
     assert ours[0].image.is_contiguous(memory_format=torch.channels_last)
