@@ -3,10 +3,11 @@
 Shape legend: n = cached samples, c = side of the cached crops, *b = batch [b] or windows [b, t],
 m = all its samples, s = side of the input, ch = channels of a plane.
 
-``gather_eager`` is the reference, and what a CPU runs; ``pipeline.gather_triton`` is the same as
-one kernel. Up to the blend everything is integer, so that any implementation that follows these
-lines gives the same bits. For sample ``k`` of the batch, with ``P = pixels[index[k]]``,
-``A = A_q16[k]``, ``n = taps[k]`` and input pixel ``(u, v)`` (column, row; from 0)::
+``gather_eager`` is the reference; ``pipeline.gather_triton`` is the same as one kernel for a GPU,
+``pipeline.gather_native`` as machine code for a CPU. Up to the blend everything is integer, so that
+any implementation that follows these lines gives the same bits. For sample ``k`` of the batch, with
+``P = pixels[index[k]]``, ``A = A_q16[k]``, ``n = taps[k]`` and input pixel ``(u, v)`` (column, row;
+from 0)::
 
     X = A[0,0] * u + A[0,1] * v + A[0,2]        int32, 16 fractional bits; Y with A[1,:]
     X8 = (X + 128) >> 8                         8 fractional bits; arithmetic shift
@@ -42,6 +43,7 @@ A pixel is erased if ``x0 <= u < x1`` and ``y0 <= v < y1`` of ``erase_xyxy[k]``.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Final
 
 import torch
@@ -50,6 +52,7 @@ from torch import Tensor
 
 from pipeline.augment import AugmentParams
 from pipeline.codec import Pixels, decode
+from pipeline.host_pool import HostPool
 
 MAX_TAPS: Final = 8
 UNFILTERED: Final = 1.4
@@ -137,6 +140,10 @@ def gather(
         from pipeline import gather_triton
 
         return gather_triton.gather(pixels, index, params, form, out=out)
+    from pipeline import gather_native
+
+    if gather_native.available():
+        return gather_native.gather(pixels, index, params, form, out=out)
     return gather_eager(pixels, index, params, form, out=out)
 
 
@@ -229,20 +236,27 @@ def recolour(
 
     Multiply and add instead of a matrix product: that would be rounded to TF32 where allowed.
     """
-    r, g, b = warped
+    scale, black, white = _channels(form, out.device)
+    m0, m1, m2, m3 = (colour * scale)[..., None, None].unbind(2)  # [m, 3, 1, 1] each
+    r, g, b = (channel[:, None] for channel in warped)
     in_place = form.dtype is torch.float32 and not form.channels_last  # an eighth faster
-    for i, (scale, black, white) in enumerate(form.scale_black_white()):
-        m0, m1, m2, m3 = (colour[:, i, :, None, None] * scale).unbind(1)
-        value = out[:, i] if in_place else torch.empty_like(r)
-        torch.addcmul(m3 + black, m0, r, out=value).addcmul_(m1, g).addcmul_(m2, b)
-        value.clamp_(black, white)
-        if form.dtype is torch.uint8:
-            value.add_(0.5)  # the cast rounds down
-        if not in_place:
-            out[:, i] = value
+    value = out if in_place else _scratch(out.shape, r)
+    torch.addcmul(m3 + black, m0, r, out=value).addcmul_(m1, g).addcmul_(m2, b)
+    value.clamp_(black, white)
+    if form.dtype is torch.uint8:
+        value.add_(0.5)  # the cast rounds down
+    if not in_place:
+        out.copy_(value)
     for image, box in zip(out, erase_xyxy.tolist(), strict=True):
         x0, y0, x1, y1 = (max(0, edge) for edge in box)
         image[:, y0:y1, x0:x1] = 0
+
+
+@cache
+def _channels(form: InputFormat, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``scale_black_white`` as tensors [3, 1, 1], the scale as [3, 1]."""
+    rows = torch.tensor(form.scale_black_white(), device=device)
+    return rows[:, :1], rows[:, 1, None, None], rows[:, 2, None, None]
 
 
 def _filtered(
@@ -256,9 +270,10 @@ def _filtered(
     half: bool = False,
 ) -> Float32[Tensor, "ch m s s"]:
     """Return the rounded mean of ``taps`` x ``taps`` values, 0..255."""
+    levels = _levels(plane, index)
 
     def value(position: Tensor) -> Tensor:
-        return _blend(plane, index, (position - 32768) >> 1 if half else position)
+        return _blend(levels, (position - 32768) >> 1 if half else position)
 
     if taps == 1:
         return value(position).add_(0.5).floor_()
@@ -269,30 +284,61 @@ def _filtered(
     return total.add_(taps * taps * 32768).floor_divide_(taps * taps * 65536).float()
 
 
+def _levels(
+    plane: UInt8[Tensor, "n c c ch"], index: Int64[Tensor, " m"]
+) -> Float32[Tensor, "m c c ch"]:
+    """Return crops as floats: fewer conversions than of the four pixels for each of the input's."""
+    shape = (len(index), *plane.shape[1:])
+    crops = torch.index_select(plane, 0, index, out=_scratch(shape, plane))
+    return _scratch(shape, plane, torch.float32).copy_(crops)
+
+
 def _blend(
-    plane: UInt8[Tensor, "n c c ch"], index: Int64[Tensor, " m"], position: Int32[Tensor, "m 2 s s"]
+    levels: Float32[Tensor, "m c c ch"], position: Int32[Tensor, "m 2 s s"]
 ) -> Float32[Tensor, "ch m s s"]:
     """Return ``value / 65536``, exactly.
 
     The four pixels are always neighbours: a position beyond the border is moved to it, and on the
     last pixel the blend is of the last two with all weight on the last.
     """
-    side, channels = plane.shape[1], plane.shape[3]
-    position = ((position + 128) >> 8).clamp_(0, (side - 1) * 256)  # 8 fractional bits
-    corner = (position >> 8).clamp_(max=side - 2)
-    fx, fy = position.sub_(corner, alpha=256).float().mul_(1 / 256).unbind(1)
+    num, side, _, channels = levels.shape
+    position = _add(position, 128).bitwise_right_shift_(8)  # 8 fractional bits
+    position.clamp_(0, (side - 1) * 256)
+    corner = _scratch(position.shape, position)
+    torch.bitwise_right_shift(position, 8, out=corner).clamp_(max=side - 2)
+    fraction = _scratch(position.shape, position, torch.float32)
+    fx, fy = fraction.copy_(position.sub_(corner, alpha=256)).mul_(1 / 256).unbind(1)
     x, y = corner.unbind(1)
-    first = (index * (side * side * channels))[:, None, None]  # int64: caches exceed 2^31 bytes
-    at = (y * (side * channels)).add_(x, alpha=channels).add(first).flatten()
-    # One index for all bytes of the four pixels: each is read through a view shifted to it.
-    texels = plane.view(-1)
-    found = texels.new_empty((4, channels, len(at)))
-    for k, column, row in itertools.product(range(channels), (0, 1), (0, 1)):
-        shift = (row * side + column) * channels + k
-        torch.index_select(texels[shift:], 0, at, out=found[2 * row + column, k])
-    left_top, right_top, left_low, right_low = found.float().view(4, channels, *x.shape)
-    top: Tensor = left_top.lerp_(right_top, fx)
-    return top.lerp_(left_low.lerp_(right_low, fx), fy)
+    step = side * channels
+    first = torch.arange(num, dtype=torch.int32, device=levels.device) * (side * step)
+    left_top = _scratch(x.shape, x)
+    torch.mul(y, step, out=left_top).add_(x, alpha=channels).add_(first[:, None, None])
+    corners = torch.tensor((0, channels, step, step + channels), dtype=torch.int32)
+    at = _scratch((4, left_top.numel()), x)
+    torch.add(corners.to(x.device)[:, None], left_top.view(-1), out=at)
+    found = _scratch((channels, *at.shape), levels)
+    texels = levels.view(-1)
+    for k in range(channels):
+        torch.index_select(texels[k:], 0, at.view(-1), out=found[k].view(-1))
+    first_row, second_row = found.view(channels, 2, 2, *x.shape).unbind(1)
+    top: Tensor = first_row[:, 0].lerp_(first_row[:, 1], fx)
+    return top.lerp_(second_row[:, 0].lerp_(second_row[:, 1], fx), fy)
+
+
+def _add(left: Tensor, right: Tensor | int) -> Tensor:
+    """Return the sum of tensors of one type, the first as large as both."""
+    return torch.add(left, right, out=_scratch(left.shape, left))
+
+
+def _scratch(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised tensor; on a CPU of memory that was used before."""
+    dtype = dtype or like.dtype
+    if like.device.type == "cpu":
+        return _SCRATCH.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+_SCRATCH: Final = HostPool(most_kept=16)
 
 
 def _per_sample(params: GatherParams, index: Int64[Tensor, "*b"]) -> GatherParams:

@@ -6,8 +6,8 @@ from typing import Final
 import torch
 
 from model.mano_regressor import ManoRegressor
-from pipeline.batch import blank_batch
 from pipeline.assemble import DTYPES
+from pipeline.batch import blank_batch
 from train.config import RunConfig
 from train.step import build_state, train_step
 
