@@ -85,7 +85,10 @@ def _cached(source: Source) -> tuple[Pixels, ViewTable]:
 
 
 def bytes_loader(codec: CacheCodec, source: Source) -> Epoch:
-    """Return the loader without augmentation, frames as they are, with its labels."""
+    """Return the loader without augmentation, frames as they are, with its labels.
+
+    Beside a consumer that keeps one core busy, the other one makes the next batch.
+    """
     config = PipelineConfig(
         store=source.store,
         split="all",
@@ -96,6 +99,7 @@ def bytes_loader(codec: CacheCodec, source: Source) -> Epoch:
         channels_last=True,
         view=ViewConfig(kind=ViewKind.frame),
         cache=CacheConfig(size_px=FRAME_PX, decode_threads=source.workers, codec=codec),
+        read_ahead=int(source.workers < CORES),
         augment=AugmentConfig(
             rotation_deg=0, scale=0, shift=0, gain=0, brightness=0, contrast=0, saturation=0
         ),
@@ -123,6 +127,7 @@ def train_loader(source: Source) -> Epoch:
         batch_size=BATCH,
         seed=source.seed,
         input_px=INPUT_PX,
+        read_ahead=int(source.workers < CORES),
         view=ViewConfig(kind=ViewKind.frame),
         cache=CacheConfig(size_px=FRAME_PX, decode_threads=source.workers),
         augment=AUGMENT,

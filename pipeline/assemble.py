@@ -135,6 +135,13 @@ class Assembler:
             out = self._empty(*shape, 3, size, size)
         return batch.with_image(gather(pixels, where, how, self._format, out=out))
 
+    def change(self, config: PipelineConfig, *, augments: bool) -> None:
+        """Go on with another seed or augmentation."""
+        self._config = config
+        self._is_copy, self._fixed = False, None
+        if not augments:
+            self._fix()
+
     def hide(self, samples: Int64[Tensor, " m"]) -> None:
         """Take the labels of samples back that turned out to have no image."""
         hide_labels(self._labels, samples)

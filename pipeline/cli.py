@@ -267,8 +267,8 @@ def _options(schema: type[Any], prefix: str = "") -> Iterator[Option]:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from _options(hint, f"{prefix}{field.name}.")
             continue
-        if typing.get_origin(hint) is dict:  # by name, of dataclasses
-            entry = typing.get_args(hint)[1]
+        entry = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+        if dataclasses.is_dataclass(entry) and isinstance(entry, type):
             yield from _options(entry, f"{prefix}{field.name}.{PLACEHOLDER}.")
             continue
         default = field.default

@@ -248,6 +248,9 @@ class PipelineConfig:
     channels_last: bool = False
     """Memory format of the images: NHWC behind the same [b, 3, s, s]; what cuDNN convolutions like
     best."""
+    read_ahead: int = 0
+    """Batches made ahead in a thread, on a CPU with cores to spare. A GPU makes them in its own
+    time anyway."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Mean of red, green, blue in 0..1, subtracted from the input; ImageNet's by default."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -263,6 +266,7 @@ class PipelineConfig:
             raise ValueError(f"weight must be a positive number, got {self.weight}")
         _check("batch_size", self.batch_size, at_least=1)
         _check("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        _check("read_ahead", self.read_ahead, at_least=0)
         _check("input_px", self.input_px, at_least=8, at_most=MAX_CACHE_PX)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:

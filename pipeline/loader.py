@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -32,6 +32,7 @@ from pipeline.batch import Batch
 from pipeline.codec import Codec, Pixels
 from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.labels import hide_labels, load_labels
+from pipeline.read_ahead import read_ahead
 from pipeline.samples import (
     content_of,
     describe_sample,
@@ -93,7 +94,7 @@ class Loader:
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
-        self._open_streams: list[Generator[Any]] = []
+        self._running: list[Generator[Batch]] = []
         self._resources = ExitStack()
         with ExitStack() as on_error:
             on_error.callback(self.close)
@@ -181,6 +182,28 @@ class Loader:
         """
         return describe_sample(self._parts, sample_id)
 
+    def change(self, config: PipelineConfig) -> None:
+        """Go on with another batch size, seed or augmentation, from the next epoch on.
+
+        Nothing is decoded again. Without a change in these, nothing happens.
+
+        Raises:
+            ValueError: If the batch size does not fit.
+        """
+        old = self.config
+        wanted = replace(
+            old, batch_size=config.batch_size, seed=config.seed, augment=config.augment
+        )
+        if wanted == old:
+            return
+        order = replace(self._order, batch_size=wanted.batch_size, seed=wanted.seed)
+        order.check()
+        self.config, self._order = wanted, order
+        self._batch_size = max(1, wanted.batch_size // order.world)
+        self._assembler.change(wanted, augments=self.training and not wanted.augment.is_off)
+        if (self._epoch, self._step) != (0, 0):
+            self._epoch, self._step = self._epoch + bool(self._step), 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is: the next batch is ``step`` of ``epoch``."""
         return {
@@ -226,9 +249,9 @@ class Loader:
 
     def close(self) -> None:
         """Free the device's memory, the decoder and the files; iterators then end."""
-        for stream in self._open_streams:
-            stream.close()
-        self._open_streams.clear()
+        for batches in self._running:
+            batches.close()
+        self._running.clear()
         self._resources.close()
         for name in ("resident", "_frames", "_assembler"):
             setattr(self, name, None)
@@ -249,15 +272,27 @@ class Loader:
     def _run(self, epoch: int, step: int, *, endless: bool) -> Iterator[Batch]:
         """Yield batches from (epoch, step) on; the state follows what is yielded."""
         numbers = self._numbers(epoch, step, endless=endless)
+        batches = self._batches(epoch, step, endless=endless)
+        if self.config.read_ahead and self.device.type == "cpu":
+            batches = read_ahead(batches, self.config.read_ahead)
+        self._running.append(batches)
+        try:
+            for (epoch_, step_), batch in zip(numbers, batches, strict=False):
+                self._epoch, self._step = epoch_, step_ + 1
+                if self._step == len(self):
+                    self._epoch, self._step = epoch_ + 1, 0
+                yield batch
+        finally:
+            batches.close()
+            self._running = [other for other in self._running if other is not batches]
+
+    def _batches(self, epoch: int, step: int, *, endless: bool) -> Generator[Batch]:
         items = self._items(epoch, step, endless=endless)
-        for (epoch_, step_), located in zip(numbers, self._located(items), strict=False):
-            chosen, pixels, where = located
-            draw = self._order.draw_number(epoch_, step_) if self.training else None
-            batch = self._assembler.batch(chosen, pixels, where, draw)
-            self._epoch, self._step = epoch_, step_ + 1
-            if self._step == len(self):
-                self._epoch, self._step = epoch_ + 1, 0
-            yield batch
+        numbers = self._numbers(epoch, step, endless=endless)
+        with closing(self._located(items)) as located:
+            for (epoch_, step_), (chosen, pixels, where) in zip(numbers, located, strict=False):
+                draw = self._order.draw_number(epoch_, step_) if self.training else None
+                yield self._assembler.batch(chosen, pixels, where, draw)
 
     def _numbers(self, epoch: int, step: int, *, endless: bool) -> Iterator[tuple[int, int]]:
         for e in itertools.count(epoch) if endless else (epoch,):
@@ -276,7 +311,7 @@ class Loader:
 
     def _located(
         self, items: Iterator[Int64[Tensor, " b"]]
-    ) -> Iterator[tuple[Chosen, Pixels, Int64[Tensor, "*b"] | None]]:
+    ) -> Generator[tuple[Chosen, Pixels, Int64[Tensor, "*b"] | None]]:
         """Yield each batch's samples, and the pixels and rows they are in."""
         if self._frames is None:
             for chosen in self._chosen(items):
@@ -294,8 +329,7 @@ class Loader:
             self.device,
             self._skipped,
         )
-        self._open_streams.append(crops)
-        try:
+        with closing(crops):
             known = 0
             # Crops first: what cannot be decoded is known before its labels are looked up.
             for crop, item in zip(crops, mine, strict=False):
@@ -304,9 +338,6 @@ class Loader:
                     self._assembler.hide(torch.tensor(sorted(self._skipped)))
                 chosen = next(self._chosen(iter([item])))
                 yield chosen, Pixels(codec=Codec.rgb, rgb=crop), None
-        finally:
-            crops.close()
-            self._open_streams = [other for other in self._open_streams if other is not crops]
 
     def _chosen(self, items: Iterator[Int64[Tensor, " b"]]) -> Iterator[Chosen]:
         """Yield each batch's samples on the device, some steps in one copy."""

@@ -521,6 +521,43 @@ def test_a_stream_names_changed_bytes(tmp_path: Path) -> None:
         take(Loader(streamed(config(path)), device=CPU), 7)
 
 
+# --- read ahead, change ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [CacheCodec.rgb, CacheCodec.stream])
+def test_batches_made_ahead_are_the_same(path: Path, codec: CacheCodec) -> None:
+    how = config(path, cache=CacheConfig(size_px=56, decode_threads=1, codec=codec))
+    plain, ahead = (
+        Loader(how, device=CPU),
+        Loader(dataclasses.replace(how, read_ahead=2), device=CPU),
+    )
+    before = num_threads()
+    running = iter(ahead)
+    for expected in itertools.islice(plain, 10):
+        assert_same([next(running)], [expected])
+        assert ahead.state_dict() == plain.state_dict()
+    assert num_threads() > before
+    ahead.close()
+    assert list(running) == []
+
+
+def test_a_change_of_the_batch_begins_with_the_next_epoch(path: Path) -> None:
+    how = config(path)
+    larger = dataclasses.replace(how, batch_size=8, augment=AugmentConfig(rotation_deg=5))
+    batches = Loader(how, device=CPU)
+    take(batches, 3)
+    batches.change(dataclasses.replace(how))
+    assert batches.state_dict()["step"] == 3
+    batches.change(larger)
+    assert (batches.state_dict()["epoch"], batches.state_dict()["step"]) == (1, 0)
+    assert_same(take(batches, 3), list(Loader(larger, device=CPU).epoch(1)))
+    off = dataclasses.replace(how, augment=AugmentConfig(**dict.fromkeys(RANGES, 0.0)))
+    batches.change(off)
+    assert_same(take(batches, 3), itertools.islice(Loader(off, device=CPU).epoch(2), 3))
+    with pytest.raises(ValueError, match="batch_size must be at most 30"):
+        batches.change(dataclasses.replace(how, batch_size=31))
+
+
 # --- bytes as they are ----------------------------------------------------------------------------
 
 
