@@ -52,6 +52,8 @@ def build_backbone(
         ) from error
     if config.pretrained:
         freeze_batch_norm(backbone)
+    if config.checkpoint_activations:
+        checkpoint_activations(backbone, config.backbone)
     for weight in backbone.parameters():
         if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -76,6 +78,21 @@ def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:
         return timm.create_model(name, img_size=input_px, **options)
     except TypeError:
         return timm.create_model(name, **options)
+
+
+def checkpoint_activations(backbone: Any, name: str) -> None:
+    """Keep no activations of the backbone's blocks for the backward pass.
+
+    Raises:
+        ValueError: If the model cannot do without them.
+    """
+    try:
+        backbone.set_grad_checkpointing(enable=True)
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"model.checkpoint_activations: {name!r} cannot compute activations again; use another "
+            "backbone or a smaller batch"
+        ) from error
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

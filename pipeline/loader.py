@@ -34,9 +34,10 @@ from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.labels import hide_labels, load_labels
 from pipeline.read_ahead import read_ahead
 from pipeline.samples import (
+    Part,
     content_of,
     describe_sample,
-    held_by,
+    held,
     names_of,
     open_parts,
     order_of,
@@ -107,7 +108,8 @@ class Loader:
             if training:
                 self._order.check()  # before the long fill
             self._batch_size = max(1, config.batch_size // world)
-            self._held = held_by(self._order, self._parts)
+            items = self._order.owned() if training else self._order.share()
+            self._held = held(items, self._parts)
             self._has_windows = self._held.place.shape[1] > 1
             self._load(model_bytes)
             on_error.pop_all()
@@ -150,6 +152,15 @@ class Loader:
             augments=self.training and not config.augment.is_off,
         )
         log.info("%s", self.summary())
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The stores and what is used of them."""
+        return self._parts
+
+    def steps_per_epoch(self, config: PipelineConfig) -> int:
+        """Return the batches of an epoch with the batch size of ``config``."""
+        return replace(self._order, batch_size=config.batch_size).steps_per_epoch()
 
     def __len__(self) -> int:
         """Return the batches of an epoch (training) or of the split (evaluation)."""

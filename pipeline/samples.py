@@ -120,8 +120,12 @@ class Order:
             share = mixed_batch(self.sizes, self.weights, self.batch_size, self.seed, number, **who)
             yield item_at[share]
 
+    def share(self) -> Int64[Tensor, " m"]:
+        """Return this rank's items where every one comes once, in order: neighbours together."""
+        return torch.arange(sum(self.sizes)).tensor_split(self.world)[self.rank]
+
     def owned(self) -> Int64[Tensor, " m"]:
-        """Return the items that this rank ever sees, ascending.
+        """Return the items that this rank ever sees in training, ascending.
 
         Raises:
             ValueError: If the ranks do not divide the virtual shards.
@@ -191,9 +195,8 @@ def order_of(
     )
 
 
-def held_by(order: Order, parts: tuple[Part, ...]) -> Held:
-    """Return what the order's rank holds; frames that its windows share are held once."""
-    items = order.owned()
+def held(items: Int64[Tensor, " m"], parts: tuple[Part, ...]) -> Held:
+    """Return what a rank with these items holds; frames that its windows share are held once."""
     place = torch.cat([torch.full_like(part.windows.index, -1) for part in parts])
     is_real = torch.cat([part.windows.is_real for part in parts])
     views, num_samples, start = [], 0, 0

@@ -5,63 +5,103 @@
         batch = next(batches)
     with clock.stage("step"):
         train_step(batch)
-    shares = clock.read()        # at a log point
+    clock.end_lap()
+    laps = clock.read()          # at a log point
 
-On the CPU a stage is wall time; on a GPU it is the time between two events on the current stream.
+On the CPU a stage is wall time. On a GPU it is the time between two events on the current stream:
+the GPU's work and its waiting for the host, but not the host's waiting that the GPU never notices.
 """
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 import torch
 
-
-@dataclass(kw_only=True, slots=True)
-class _Stage:
-    seconds: float = 0.0
-    pending: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
+Lap: TypeAlias = dict[str, float]
+"""Seconds per stage of one step."""
+MOST_PENDING: Final = 1024
+"""Laps whose events are kept; beyond, those that are over are read, which takes 5 us each."""
 
 
 class StageClock:
-    """Adds up the time of named stages."""
+    """Times named stages, lap by lap."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
-        self._stages: dict[str, _Stage] = {}
+        self._lap: list[tuple[str, torch.Event, torch.Event]] = []
+        self._pending: deque[list[tuple[str, torch.Event, torch.Event]]] = deque()
+        self._free: list[torch.Event] = []
+        self._seconds: Lap = {}
+        self._laps: list[Lap] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body."""
-        stage = self._stages.setdefault(name, _Stage())
+        """Time the body as part of the lap; a stage entered twice adds up."""
         if self._on_gpu:
-            begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
+            begin, end = self._event(), self._event()
             begin.record()
             try:
                 yield
             finally:
                 end.record()
-                stage.pending.append((begin, end))
+                self._lap.append((name, begin, end))
         else:
             start = time.perf_counter()
             try:
                 yield
             finally:
-                stage.seconds += time.perf_counter() - start
+                seconds = time.perf_counter() - start
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def read(self) -> dict[str, float]:
-        """Return the seconds per stage since the last reading; what still runs counts next time."""
-        seconds = {}
-        for name, stage in self._stages.items():
-            done = [pair for pair in stage.pending if pair[1].query()]
-            stage.pending = [pair for pair in stage.pending if not pair[1].query()]
-            stage.seconds += sum(begin.elapsed_time(end) for begin, end in done) / 1000
-            seconds[name], stage.seconds = stage.seconds, 0.0
-        return seconds
+    def end_lap(self) -> None:
+        """Begin the next lap."""
+        if self._on_gpu:
+            self._pending.append(self._lap)
+            self._lap = []
+            if len(self._pending) > MOST_PENDING:
+                self._collect()
+        else:
+            self._laps.append(self._seconds)
+            self._seconds = {}
+
+    def read(self) -> list[Lap]:
+        """Return the laps since the last reading; one that still runs comes with the next."""
+        self._collect()
+        laps, self._laps = self._laps, []
+        return laps
+
+    def drop(self) -> None:
+        """Forget all laps, the one that is being run as well."""
+        for marks in (self._lap, *self._pending):
+            self._recycle(marks)
+        self._lap, self._seconds, self._laps = [], {}, []
+        self._pending.clear()
+
+    def _event(self) -> torch.Event:
+        if self._free:
+            return self._free.pop()
+        return torch.Event(self._device, enable_timing=True)
+
+    def _collect(self) -> None:
+        """Turn events that have passed into seconds."""
+        while self._pending and all(end.query() for _, _, end in self._pending[0]):
+            marks, lap = self._pending.popleft(), Lap()
+            for name, begin, end in marks:
+                lap[name] = lap.get(name, 0.0) + begin.elapsed_time(end) / 1000
+            self._laps.append(lap)
+            self._recycle(marks)
+
+    def _recycle(self, marks: list[tuple[str, torch.Event, torch.Event]]) -> None:
+        for _, begin, end in marks:
+            self._free += (begin, end)
 
 
-def share(seconds: dict[str, float], name: str) -> float:
+def share(laps: Iterable[Lap], name: str) -> float:
     """Return the part of all time that stage ``name`` took; 0 if nothing was timed."""
-    total = sum(seconds.values())
-    return seconds.get(name, 0.0) / total if total > 0 else 0.0
+    laps = list(laps)
+    total = sum(sum(lap.values()) for lap in laps)
+    return sum(lap.get(name, 0.0) for lap in laps) / total if total > 0 else 0.0

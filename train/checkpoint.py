@@ -159,6 +159,7 @@ def restore(
         kept["lr"].copy_(group["lr"])
         group.update(kept)
     state.step = int(payload["step"])
+    state.clock.fill_(state.step)
     set_rng_state(payload["rng"])
 
 

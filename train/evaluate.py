@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from model.config import Head
 from model.prediction import HandPrediction
@@ -23,13 +22,15 @@ from train.config import EvaluateConfig, Protocol, RunConfig
 from train.device import backbone_dtype, choose_device
 from train.log import say
 from train.mean_pose import MeanPose
+from train.mesh import decode_labels
 from train.metrics.hand import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
 from train.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.protocols.files import existing
 from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, required_mano
-from train.step import decode_labels, predict
+from train.step import predict
+from train.validate import add_scores
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
@@ -125,8 +126,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 prediction = predict(model, batch, dtype)
                 has_mesh = prediction.vertices is not None
                 truth = decode_labels(model.mano, batch).vertices if has_mesh else None
-                _score(ours, prediction, batch, truth)
-                _score(baseline, _mean_prediction(mean_pose, batch), batch, truth)
+                add_scores(ours, prediction, batch, truth)
+                add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
                 if held is not None:
                     on_store.gather(held, prediction, batch, truth)
             if i == 0:
@@ -199,27 +200,6 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
     assert config.store is not None
     return dataclasses.replace(
         trained, store=config.store, split=config.split, subset=1.0, batch_size=config.batch_size
-    )
-
-
-def _score(
-    scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, truth: Tensor | None
-) -> None:
-    """Add a batch; ``truth`` [b, h, 778, 3] is the mesh of its labels."""
-    valid = (batch.joint_valid & batch.has_joints[..., None])[:, 0]
-    keep = valid.any(-1)
-    joints, target = prediction.joints_3d[keep, 0], batch.joints_3d[keep, 0]
-    if prediction.vertices is None or truth is None:
-        scores.update(joints, target, valid[keep])
-        return
-    has_mesh = (batch.has_mano & batch.has_beta)[keep, 0]
-    scores.update(
-        joints,
-        target,
-        valid[keep],
-        vertices=prediction.vertices[keep, 0],
-        target_vertices=truth[keep, 0],
-        has_vertices=has_mesh,
     )
 
 

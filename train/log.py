@@ -104,7 +104,8 @@ class RunLog:
             self._board.add_scalar(name, value, step)
         shown = {k: v for k, v in values.items() if not k.startswith("seen/")}
         line = " ".join(
-            f"{name.removeprefix('loss/')}={value:.4g}" for name, value in shown.items()
+            f"{name.removeprefix('loss/').removeprefix('meter/')}={value:.4g}"
+            for name, value in shown.items()
         )
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, line=line)
@@ -116,3 +117,22 @@ class RunLog:
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Show a picture in TensorBoard."""
         self._board.add_image(name, image, step, dataformats="HWC")
+
+
+class NoLog(RunLog):
+    """Says and writes nothing: the log of every rank but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Do nothing."""

@@ -1,5 +1,7 @@
 """The mean hand of the training set: where the network starts, and the baseline to beat."""
 
+import functools
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,8 @@ from model.hand import NUM_JOINTS, NUM_VERTICES, ROOT
 from model.mano import regress_joints
 from model.mano_regressor import ManoRegressor
 from pipeline.loader import Loader
-from train.step import decode_hands
+from train.distributed import ALONE, Ranks, gathered
+from train.mesh import decode_hands
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +43,8 @@ class MeanPose:
         return torch.cat([self.theta_rot6d, self.beta])
 
 
-def measure_mean_pose(loader: Loader, model: ManoRegressor) -> MeanPose:
-    """Average the labels of every training hand, without touching an image.
+def measure_mean_pose(loader: Loader, model: ManoRegressor, ranks: Ranks = ALONE) -> MeanPose:
+    """Average the labels of every training hand of all ranks, without touching an image.
 
     Meshes are decoded with the model's own MANO layer; a joint-head model has none.
     """
@@ -69,6 +72,10 @@ def measure_mean_pose(loader: Loader, model: ManoRegressor) -> MeanPose:
         theta_sum += rotmat_to_rot6d(batch.theta_rotmat)[known].flatten(1).double().sum(0).cpu()
         beta_sum += batch.beta[known].double().sum(0).cpu()
         num_mano += int(known.sum())
+    sums = (joints_sum, joints_count, vertices_sum, theta_sum, beta_sum, num_hands, num_mano)
+    joints_sum, joints_count, vertices_sum, theta_sum, beta_sum, num_hands, num_mano = (
+        functools.reduce(operator.add, parts) for parts in zip(*gathered(sums, ranks), strict=True)
+    )
     if num_hands == 0:
         raise ValueError(
             f"split {loader.config.split!r} of {loader.config.store} has no hand with a valid "

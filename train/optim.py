@@ -1,49 +1,131 @@
-"""Parameter groups, the schedule and averaged weights."""
+"""Parameter groups and averaged weights."""
 
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimConfig
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRule:
+    """How parameters of a group are trained."""
+
+    lr_share: float
+    """Learning rate over that of the schedule."""
+    weight_decay: float
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return fused AdamW; parameters with fewer than two axes (biases, norms) do not decay.
+    """Return fused AdamW over the groups of ``rule_of``.
 
-    The learning rate is a tensor, so that a captured step can be replayed with a new one.
+    Learning rates are tensors, so that a captured step can be replayed with new ones.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    device = trained[0].device
-    lr = torch.tensor(config.lr, device=device)
-    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+    depth = _layers(model)
+    groups: dict[GroupRule, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(rule_of(name, parameter, depth, config), []).append(parameter)
+    device = next(model.parameters()).device
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": rule.weight_decay,
+                "lr": torch.tensor(config.lr * rule.lr_share, device=device),
+                "lr_share": rule.lr_share,
+            }
+            for rule, parameters in groups.items()
+        ],
+        betas=(config.beta1, config.beta2),
+        fused=True,
+        capturable=device.type == "cuda",
+    )
 
 
-def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of ``step`` (0-based): linear warm-up, then cosine."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return config.lr * (config.final_lr_share + (1.0 - config.final_lr_share) * cosine)
+def rule_of(
+    name: str, parameter: nn.Parameter, depth: dict[str, int], config: OptimConfig
+) -> GroupRule:
+    """Return how a parameter is trained.
+
+    Parameters with fewer than two axes (biases, norms), position embeddings and tokens do not
+    decay. The backbone has ``backbone_lr`` times the learning rate, and each of its layers
+    ``layer_decay`` times that of the layer above it (as BEiT and MAE are fine-tuned).
+    """
+    plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+    share = 1.0
+    if name.startswith("backbone."):
+        layer = _layer_of(name, depth)
+        share = config.backbone_lr * config.layer_decay ** (max(depth.values()) - layer)
+    return GroupRule(lr_share=share, weight_decay=0.0 if plain else config.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Write ``lr`` into the optimizer's tensors, in place."""
+    """Write ``lr`` times each group's share into the optimizer's tensors, in place."""
     for group in optimizer.param_groups:
-        group["lr"].fill_(lr)
+        group["lr"].fill_(lr * group["lr_share"])
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def update_ema(ema: nn.Module, model: nn.Module, step: Tensor, decay: float) -> None:
     """Move the averaged weights towards the model; buffers are copied.
 
     The decay grows as (1 + step) / (10 + step), so that the first steps do not linger.
+
+    Args:
+        ema: The averaged model.
+        model: The trained one.
+        step: From 0, on the device: a replayed graph reads it again.
+        decay: Largest decay.
     """
-    weight = 1.0 - min(decay, (1.0 + step) / (10.0 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), weight)
-    torch._foreach_copy_(list(ema.buffers()), list(model.buffers()))
+    weight = 1.0 - torch.clamp((1.0 + step) / (10.0 + step), max=decay)
+    averaged: list[Tensor] = list(ema.parameters())
+    trained: list[Tensor] = list(model.parameters())
+    moves = torch._foreach_sub(trained, averaged)  # noqa: SLF001 - torch's own optimisers' way
+    torch._foreach_mul_(moves, weight)
+    torch._foreach_add_(averaged, moves)
+    if buffers := list(ema.buffers()):
+        torch._foreach_copy_(buffers, list(model.buffers()))
+
+
+def _layers(model: nn.Module) -> dict[str, int]:
+    """Return the number of every layer of the backbone, from the input on; 0 is the stem."""
+    backbone = getattr(model, "backbone", None)
+    found: dict[str, int] = {"": 0}
+    if backbone is None:
+        return found
+    for name, module in backbone.named_modules():
+        is_stack = isinstance(module, nn.Sequential | nn.ModuleList)
+        last = name.rpartition(".")[2]
+        if is_stack and (last in ("blocks", "layers", "stages") or last.startswith("layer")):
+            for child, _ in module.named_children():
+                found[f"backbone.{name}.{child}."] = len(found)
+    return found
+
+
+def _layer_of(name: str, depth: dict[str, int]) -> int:
+    inside = [layer for prefix, layer in depth.items() if prefix and name.startswith(prefix)]
+    if inside:
+        return max(inside)
+    last_norm = "norm" in name.split(".")[1] or name.split(".")[1] in ("fc_norm", "head")
+    return max(depth.values()) if last_norm else 0
+
+
+def parameters_of(model: nn.Module, prefixes: list[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of the modules that ``prefixes`` name.
+
+    Raises:
+        ValueError: If a name has no parameter; lists what there is.
+    """
+    for prefix in prefixes:
+        named = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if name == prefix or name.startswith(f"{prefix}.")
+        ]
+        if not named:
+            known = sorted({name.partition(".")[0] for name, _ in model.named_parameters()})
+            raise ValueError(f"no parameters in a module {prefix!r}; there are {', '.join(known)}")
+        yield from named

@@ -1,6 +1,7 @@
 """How much memory a training step takes, measured before the cache is given the rest."""
 
 import copy
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -9,6 +10,7 @@ from model.mano_regressor import ManoRegressor
 from pipeline.assemble import DTYPES
 from pipeline.batch import blank_batch
 from train.config import RunConfig
+from train.stages import resolve_stages
 from train.step import build_state, train_step
 
 STEPS: Final = 2
@@ -37,6 +39,7 @@ def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None
     """Take the steps; the model's weights change."""
     pipeline = config.pipeline
     num = max(1, pipeline.batch_size // world)
+    (stage,) = resolve_stages(replace(config, stages={}), lambda _: 1)
     state = build_state(model, config, num)
     image = torch.zeros(
         (num, 3, pipeline.input_px, pipeline.input_px),
@@ -46,4 +49,4 @@ def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None
     if pipeline.channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
     for _ in range(STEPS):
-        train_step(state, blank_batch(image, num_hands=1), config)
+        train_step(state, blank_batch(image, num_hands=1), config, stage)

@@ -1,8 +1,11 @@
 """``python -m train run``: build the parts from the configuration and start the loop."""
 
+import functools
 import json
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,16 +15,21 @@ from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, lo
 from model.mano_regressor import ManoRegressor
 from pipeline.config import ViewKind
 from pipeline.loader import Loader
+from pipeline.samples import joint_sets_of
 from train.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
 from train.config import RunConfig
 from train.config_io import to_plain
 from train.device import choose_device
-from train.log import RunLog, say
-from train.loop import train
+from train.distributed import Ranks, joined_ranks, local_device, shared
+from train.log import NoLog, RunLog, say
+from train.loop import Run, train
 from train.manifest import manifest
 from train.mean_pose import MeanPose, measure_mean_pose
+from train.peak import step_bytes
 from train.resume import continue_from
+from train.stages import resolve_stages, stage_at
 from train.step import TrainState, build_state
+from train.validate import shared_with_training, validation_pipeline
 
 
 def main(config: RunConfig) -> int:
@@ -36,20 +44,38 @@ def main(config: RunConfig) -> int:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
     config, payload = continue_from(config, say)
-    device = choose_device(config.device)
+    device = local_device(choose_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.pipeline.seed)
-    run_dir = Path(config.run_dir or f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}")
-    mano = required_mano(config.model.head, config.mano)
+    with joined_ranks(device) as ranks, ExitStack() as stack:
+        return _run(config, payload, device, ranks, stack)
 
-    loader = Loader(config.pipeline, device=device)
-    model = build_model(config, mano, loader.joint_sets, load_weights=payload is None).to(device)
-    mean_pose = measure_mean_pose(loader, model) if payload is None else mean_of(payload)
+
+def _run(
+    config: RunConfig,
+    payload: dict[str, Any] | None,
+    device: torch.device,
+    ranks: Ranks,
+    stack: ExitStack,
+) -> int:
+    torch.manual_seed(config.pipeline.seed)
+    name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    run_dir = Path(shared(config.run_dir or name, ranks))
+    mano = required_mano(config.model.head, config.mano)
+    joint_sets = joint_sets_of(config.pipeline)
+    model = build_model(config, mano, joint_sets, load_weights=payload is None).to(device)
+
+    open_loader = functools.partial(Loader, device=device, rank=ranks.rank, world=ranks.world)
+    needed = step_bytes(model, config, world=ranks.world)
+    loader = stack.enter_context(open_loader(config.pipeline, model_bytes=needed))
+    stages = resolve_stages(config, loader.steps_per_epoch)
+    mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
-    state = build_state(model, config, config.pipeline.batch_size)
+    done = 0 if payload is None else int(payload["step"])
+    stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
+    state = build_state(model, config, stage.pipeline.batch_size // ranks.world, ranks)
     facts = RunFacts(
-        run_id=new_run_id() if payload is None else payload["run_id"],
+        run_id=shared(new_run_id(), ranks) if payload is None else payload["run_id"],
         config=to_plain(config),
         mean_pose=mean_pose,
         store_sha256=loader.content_sha256,
@@ -58,17 +84,37 @@ def main(config: RunConfig) -> int:
     if payload is not None:
         hashes = {"store_sha256": facts.store_sha256, "mano_sha256": facts.mano_sha256}
         restore(state, payload, **hashes)
+        loader.change(stage.pipeline)
         loader.load_state_dict(payload["loader"])
         del payload  # as large as the state
+    validation = None
+    if config.validation.split is not None:
+        held_out = validation_pipeline(config)
+        validation = stack.enter_context(open_loader(held_out, training=False))
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    record = {"run_id": facts.run_id}
-    record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
-    (run_dir / "manifest.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with RunLog(run_dir, config.steps, state.step) as log:
+    if ranks.is_first:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = {"run_id": facts.run_id}
+        record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
+        text = json.dumps(record, indent=2) + "\n"
+        (run_dir / "manifest.json").write_text(text, encoding="utf-8")
+    with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
         log.say(_summary(state, loader, device, mean_pose, run_dir))
+        for warning in [] if validation is None else shared_with_training(loader, validation):
+            log.say(f"warning: {warning}")
         try:
-            finished = train(state, loader, config, facts, run_dir, log)
+            finished = train(
+                state,
+                Run(
+                    config=config,
+                    stages=stages,
+                    loader=loader,
+                    validation=validation,
+                    facts=facts,
+                    folder=run_dir,
+                    log=log,
+                ),
+            )
         except NotWrittenError as error:
             log.say(str(error))
             return 1

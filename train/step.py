@@ -6,29 +6,26 @@ which stops the run.
 """
 
 import copy
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from model.mano import ManoLayer
 from model.mano_regressor import ManoRegressor
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from train.config import RunConfig
 from train.device import backbone_dtype
-from train.losses.total import LossTerms, MeshTarget, total_loss
-from train.optim import build_optimizer, learning_rate, set_learning_rate, update_ema
-
-
-@dataclass(kw_only=True, slots=True)
-class Fault:
-    """The first bad step since the last log point, on the device."""
-
-    count: Tensor
-    step: Tensor
-    sample_id: Tensor
-    """Samples of that batch with a non-finite loss term first; -1 where the sample is fine."""
+from train.distributed import ALONE, Ranks, any_, parallel
+from train.fault import Fault, no_fault, note_fault
+from train.losses.config import LossConfig
+from train.losses.total import LossTerms, total_loss
+from train.mesh import decode_labels
+from train.optim import build_optimizer, set_learning_rate, update_ema
+from train.schedule import learning_rate
+from train.stages import Stage, freeze, trainable_names, training_mode
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,11 +33,17 @@ class TrainState:
     """Everything that a step changes."""
 
     model: ManoRegressor
+    net: nn.Module
+    """The model as it is called: compiled, and with gradients averaged over ranks."""
     ema: nn.Module
     optimizer: torch.optim.AdamW
     fault: Fault
     dtype: torch.dtype
     """Arithmetic of the backbone."""
+    trainable: frozenset[str]
+    ranks: Ranks
+    clock: Tensor
+    """``step`` on the device."""
     step: int = 0
 
 
@@ -54,18 +57,37 @@ class StepOutput:
     lr: float
 
 
-def build_state(model: ManoRegressor, config: RunConfig, batch_size: int) -> TrainState:
-    """Return a fresh state at step 0."""
+def build_state(
+    model: ManoRegressor, config: RunConfig, batch_size: int, ranks: Ranks = ALONE
+) -> TrainState:
+    """Return a fresh state at step 0; ``batch_size`` is this rank's.
+
+    Raises:
+        ValueError: If the model cannot be trained on several ranks; says why.
+    """
     device = next(model.parameters()).device
-    ema = copy.deepcopy(model).requires_grad_(requires_grad=False).eval()
-    fault = Fault(
-        count=torch.zeros((), dtype=torch.int64, device=device),
-        step=torch.full((), -1, dtype=torch.int64, device=device),
-        sample_id=torch.full((batch_size,), -1, dtype=torch.int64, device=device),
+    trainable = trainable_names(model)
+    return TrainState(
+        model=model,
+        net=model,
+        ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
+        optimizer=build_optimizer(model, config.optim),
+        fault=no_fault(batch_size, device),
+        dtype=backbone_dtype(config.precision, device),
+        trainable=trainable,
+        ranks=ranks,
+        clock=torch.zeros((), dtype=torch.int64, device=device),
     )
-    optimizer = build_optimizer(model, config.optim)
-    dtype = backbone_dtype(config.precision, device)
-    return TrainState(model=model, ema=ema, optimizer=optimizer, fault=fault, dtype=dtype)
+
+
+def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
+    """Freeze what the stage freezes, and wrap the model for its ranks and the compiler."""
+    freeze(state.model, stage.freeze, state.trainable)
+    state.net = parallel(state.model, state.ranks)
+    if config.compile and state.clock.device.type == "cuda":
+        state.net = torch.compile(state.net)  # type: ignore[assignment]
+    local = stage.pipeline.batch_size // state.ranks.world
+    state.fault = no_fault(local, state.clock.device)
 
 
 def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPrediction:
@@ -79,58 +101,64 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
         return prediction
 
 
-@torch.no_grad()
-def decode_hands(mano: ManoLayer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the labels' vertices [b, h, 778, 3] and posed skeleton [b, h, 16, 3], metres.
-
-    Rows without MANO hold the rest hand.
-    """
-    known = batch.has_mano & batch.has_beta  # [b, h]
-    identity = torch.eye(3, device=known.device)
-    theta = torch.where(known[..., None, None, None], batch.theta_rotmat, identity)
-    beta = batch.beta.where(known[..., None], 0.0)
-    transl = batch.transl.where(known[..., None], 0.0)
-    right = batch.is_right | batch.mirrored[:, None]
-    vertices, skeleton = mano(
-        theta.flatten(0, 1), beta.flatten(0, 1), transl.flatten(0, 1), right.flatten(0, 1)
-    )
-    return vertices.unflatten(0, known.shape), skeleton.unflatten(0, known.shape)
-
-
-def decode_labels(mano: ManoLayer, batch: Batch) -> MeshTarget:
-    """Return the ground-truth mesh of the batch; rows without MANO hold the rest hand."""
-    vertices, _ = decode_hands(mano, batch)
-    return MeshTarget(vertices=vertices)
-
-
-def train_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput:
+def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
     """Take one optimiser step and return what happened, without waiting for the device."""
-    lr = learning_rate(state.step, config.steps, config.optim)
+    within = state.step - stage.begin
+    lr = learning_rate(within, stage.steps, config.optim, peak=stage.lr)
     set_learning_rate(state.optimizer, lr)
-    state.model.train()
-    prediction = predict(state.model, batch, state.dtype)
+    training_mode(state.model, stage.freeze)
+    losses, terms = [], []
+    for part in _parts(batch, config.accumulate):
+        loss, some = losses_of(state, part, stage.loss)
+        torch.autograd.backward(loss * (len(part) / len(batch)))
+        losses.append(loss.detach() * (len(part) / len(batch)))
+        terms.append(some)
+    loss, merged = torch.stack(losses).sum(), _merged(terms)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
+    bad = any_((~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float(), state.ranks)
+    state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    note_fault(state.fault, bad > 0, merged.finite, batch.sample_id, state.clock)
+    update_ema(state.ema, state.model, state.clock, config.ema_decay)
+    state.clock += 1
+    state.step += 1
+    return StepOutput(loss=loss, terms=merged, grad_norm=grad_norm.detach(), lr=lr)
+
+
+def losses_of(state: TrainState, batch: Batch, weights: LossConfig) -> tuple[Tensor, LossTerms]:
+    """Return the scalar to minimise and its terms."""
+    prediction = predict(state.net, batch, state.dtype)
     mesh = None
     if prediction.vertices is not None:
         mesh = decode_labels(state.model.mano, batch)
-    loss, terms = total_loss(prediction, batch, mesh, config.loss)
-    torch.autograd.backward(loss)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
-    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
-    state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # read by fused AdamW
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    _note_fault(state, terms.finite, batch, bad)
-    update_ema(state.ema, state.model, state.step, config.ema_decay)
-    state.step += 1
-    return StepOutput(loss=loss.detach(), terms=terms, grad_norm=grad_norm.detach(), lr=lr)
+    return total_loss(prediction, batch, mesh, weights)
 
 
-@torch.no_grad()
-def _note_fault(state: TrainState, finite: Tensor, batch: Batch, bad: Tensor) -> None:
-    """Keep step and samples of the first bad step; ``finite`` [b] says which samples are fine."""
-    fault = state.fault
-    first = bad & (fault.count == 0)
-    ids = torch.where(finite, -1, batch.sample_id)
-    fault.sample_id.copy_(torch.where(first, ids, fault.sample_id))
-    fault.step.copy_(torch.where(first, state.step, fault.step))
-    fault.count.add_(bad)
+def _parts(batch: Batch, number: int) -> Iterator[Batch]:
+    """Yield the batch in ``number`` parts of equal or nearly equal length."""
+    if number == 1:
+        yield batch
+        return
+    columns = [getattr(batch, f.name).tensor_split(number) for f in fields(batch)]
+    names = [f.name for f in fields(batch)]
+    for part in zip(*columns, strict=True):
+        if len(part[0]):
+            yield Batch(**dict(zip(names, part, strict=True)))
+
+
+def _merged(terms: list[LossTerms]) -> LossTerms:
+    """Return the terms of a batch from those of its parts."""
+    if len(terms) == 1:
+        return terms[0]
+    finite = torch.cat([part.finite for part in terms])
+    shares = [len(part.finite) / len(finite) for part in terms]
+
+    def mean(kind: str) -> dict[str, Tensor]:
+        parts = [getattr(part, kind) for part in terms]
+        return {
+            name: torch.stack([p[name] * s for p, s in zip(parts, shares, strict=True)]).sum()
+            for name in parts[0]
+        }
+
+    return dataclasses.replace(terms[0], values=mean("values"), seen=mean("seen"), finite=finite)

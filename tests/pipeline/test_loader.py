@@ -32,7 +32,6 @@ from pipeline.config import (
 )
 from pipeline.loader import Loader
 from pipeline.resident import BadImageError
-from pipeline.stats import StageClock, share
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import open_store
 from pipeline.store.shard import shard_path
@@ -178,6 +177,19 @@ def test_evaluation_is_every_sample_once_in_order_unaugmented(path: Path) -> Non
     assert_same(first, list(batches))
     other_seed = dataclasses.replace(config(path), seed=99)
     assert_same(first, list(Loader(other_seed, device=CPU, training=False)))
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_ranks_share_an_evaluation(path: Path, world: int) -> None:
+    """Any number of them, whatever the number of samples."""
+    how = config(path)
+    alone = [i for part in ids(Loader(how, device=CPU, training=False)) for i in part]
+    shares = [
+        [i for part in ids(Loader(how, device=CPU, training=False, rank=r, world=world))
+         for i in part]
+        for r in range(world)
+    ]  # fmt: skip
+    assert [i for share in shares for i in share] == alone
 
 
 def test_evaluation_ignores_skip(tmp_path: Path) -> None:
@@ -726,20 +738,3 @@ def test_config_survives_omegaconf() -> None:
     changed = OmegaConf.merge(node, {"store": "s", "view": {"kind": "frame"}, "batch_size": 8})
     made = OmegaConf.to_object(changed)
     assert made == PipelineConfig(store="s", view=ViewConfig(kind=ViewKind.frame), batch_size=8)
-
-
-# --- stats ----------------------------------------------------------------------------------------
-
-
-def test_stage_clock_adds_up_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 1.0, 5.0, 8.0, 10.0, 11.0])
-    monkeypatch.setattr("pipeline.stats.time.perf_counter", lambda: next(now))
-    clock = StageClock(CPU)
-    for name in ("data", "step", "data"):
-        with clock.stage(name):
-            pass
-    seconds = clock.read()
-    assert seconds == {"data": 2.0, "step": 3.0}
-    assert share(seconds, "data") == 0.4
-    assert clock.read() == {"data": 0.0, "step": 0.0}
-    assert share({}, "data") == 0.0

@@ -99,10 +99,10 @@ def test_everything_is_put_back(
     """Seen from inside the loop: the next run begins with the state after 4 steps."""
     seen: list[dict[str, Any]] = []
 
-    def look(state: TrainState, loader: Any, *rest: Any) -> bool:
-        before = snapshot(state, loader)
-        finished = train_loop(state, loader, *rest)
-        seen.extend([before, snapshot(state, loader)])
+    def look(state: TrainState, run: Any) -> bool:
+        before = snapshot(state, run.loader)
+        finished = train_loop(state, run)
+        seen.extend([before, snapshot(state, run.loader)])
         return finished
 
     def step(*arguments: Any) -> Any:
@@ -122,7 +122,8 @@ def snapshot(state: TrainState, loader: Any) -> dict[str, Any]:
     parts = (state.model.state_dict(), state.ema.state_dict(), state.optimizer.state_dict())
     tensors = [torch.utils._pytree.tree_map(clone, part) for part in parts]
     position = dict(loader.state_dict())
-    return {"parts": tensors, "loader": position, "rng": torch.get_rng_state(), "step": state.step}
+    steps = (state.step, int(state.clock))
+    return {"parts": tensors, "loader": position, "rng": torch.get_rng_state(), "step": steps}
 
 
 def clone(value: Any) -> Any:

@@ -13,6 +13,7 @@ from pipeline.loader import Loader
 from tests.conftest import SampleStore
 from train.config import RunConfig
 from train.run import build_model
+from train.stages import resolve_stages
 from train.step import build_state, train_step
 
 pytestmark = pytest.mark.gpu
@@ -40,19 +41,20 @@ def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: 
         settings, load_mano(freihand.mano), loader.joint_sets, load_weights=True
     ).to(CUDA)
     state = build_state(model, settings, 16)
+    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     assert state.dtype is torch.bfloat16
     batch = next(iter(loader))
-    first = float(train_step(state, batch, settings).loss)
+    first = float(train_step(state, batch, settings, stage).loss)
     for _ in range(3):
-        train_step(state, batch, settings)
+        train_step(state, batch, settings, stage)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        output = train_step(state, batch, settings)
+        output = train_step(state, batch, settings, stage)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for _ in range(30):
-        output = train_step(state, batch, settings)
+        output = train_step(state, batch, settings, stage)
     assert float(output.loss) < 0.8 * first
     assert int(state.fault.count) == 0
 

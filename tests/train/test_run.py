@@ -18,9 +18,11 @@ from pipeline.loader import Loader
 from tests.conftest import SampleStore
 from train.checkpoint import read_checkpoint
 from train.config import EvaluateConfig, RunConfig
+from train.distributed import ALONE
 from train.evaluate import main as evaluate
-from train.loop import DivergedError, raise_fault
+from train.fault import DivergedError, raise_fault
 from train.run import main as run
+from train.stages import resolve_stages
 from train.step import build_state, train_step
 
 SMALL = [
@@ -183,19 +185,20 @@ def test_a_nan_label_is_named_and_changes_no_weight(freihand: SampleStore, tmp_p
     loader = Loader(settings.pipeline, device=torch.device("cpu"))
     model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
     state = build_state(model, settings, 8)
+    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     batch = next(iter(loader))
-    train_step(state, batch, settings)
+    train_step(state, batch, settings, stage)
     before = {name: p.clone() for name, p in state.model.named_parameters()}
 
     poisoned = batch.joints_3d.clone()
     poisoned[3, 0, 5] = float("nan")
-    train_step(state, replace(batch, joints_3d=poisoned), settings)
+    train_step(state, replace(batch, joints_3d=poisoned), settings, stage)
 
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     expected = rf"in 1 steps, first at step 1: samples \[{int(batch.sample_id[3])}\]"
     with pytest.raises(DivergedError, match=expected):
-        raise_fault(state)
-    train_step(state, batch, settings)  # the next good step trains on
+        raise_fault(state.fault, ALONE, loader)
+    train_step(state, batch, settings, stage)  # the next good step trains on
     after = dict(state.model.named_parameters())
     assert not torch.equal(after["mlp.0.weight"], before["mlp.0.weight"])
 

@@ -1,0 +1,151 @@
+"""One process or many: ranks made by torchrun, gradients averaged, one writer.
+
+    torchrun --nproc-per-node 8 -m train run store=... batch_size=2048
+
+Every rank holds its share of the samples and of every global batch, so the batches are those of one
+process whatever the number of ranks.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.prediction import HandPrediction
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    """Number of the process on its machine, and of its GPU."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun there is this one.
+
+    Raises:
+        ValueError: If the environment is torchrun's but not whole.
+    """
+    if "RANK" not in os.environ:
+        yield ALONE
+        return
+    missing = [
+        name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(f"RANK is set, but {', '.join(missing)} is not; start with torchrun")
+    ranks = Ranks(
+        rank=int(os.environ["RANK"]),
+        world=int(os.environ["WORLD_SIZE"]),
+        local=int(os.environ["LOCAL_RANK"]),
+    )
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Return this rank's GPU; other devices are as they are."""
+    if device.type != "cuda":
+        return device
+    local = int(os.environ.get("LOCAL_RANK", device.index or 0))
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def shared(value: T, ranks: Ranks) -> T:
+    """Return the first rank's value."""
+    if ranks.world == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def gathered(value: T, ranks: Ranks) -> list[T]:
+    """Return every rank's value, on every rank."""
+    if ranks.world == 1:
+        return [value]
+    values: list[T] = [value] * ranks.world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def average_(values: Tensor, ranks: Ranks) -> Tensor:
+    """Replace numbers by their mean over the ranks."""
+    if ranks.world > 1:
+        dist.all_reduce(values)
+        values /= ranks.world
+    return values
+
+
+def any_(flag: Tensor, ranks: Ranks) -> Tensor:
+    """Replace a number by the largest of all ranks."""
+    if ranks.world > 1:
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag
+
+
+def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return the model with averaged gradients; alone, the model itself.
+
+    Raises:
+        ValueError: If a BatchNorm would see other statistics on every rank.
+    """
+    if ranks.world == 1:
+        return model
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        and any(p.requires_grad for p in module.parameters())
+    ]
+    if norms:
+        raise ValueError(
+            f"{len(norms)} BatchNorms (first: {norms[0]}) in training mode would see other "
+            "statistics on every rank; use published weights (model.pretrained=true freezes them), "
+            "a backbone without BatchNorm (a ViT, or resnet50_gn), or one process"
+        )
+    device = next(model.parameters()).device
+    _show_outputs_to_torch()
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        static_graph=True,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # constants: BatchNorm is frozen or refused
+    )
+
+
+@cache
+def _show_outputs_to_torch() -> None:
+    """Make the network's output a tree of tensors to torch.
+
+    With a static graph the gradients of the first step are averaged by a hook on the outputs; on an
+    output that torch cannot look into there is none, and the ranks go apart without a word.
+    """
+    torch.export.register_dataclass(HandPrediction)
