@@ -1,0 +1,79 @@
+"""Every recipe composes, teaches in its first lines, and trains (with a small network)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from pipeline.cli import compose
+from tests.conftest import SampleStore
+from tests.train.test_run import log_of
+from train.config import RunConfig
+from train.run import main as run
+
+RECIPES = sorted(RunConfig.EXPERIMENTS.glob("*.yaml"))
+PUBLISHED = ("freihand_resnet50", "freihand_vits", "interhand", "mix")
+
+
+def test_the_recipes_that_the_readme_promises_are_there() -> None:
+    assert {path.stem for path in RECIPES} >= {*PUBLISHED, "quickstart", "overfit", "soak"}
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES])
+def test_a_recipe_opens_with_its_command_and_time(recipe: str) -> None:
+    first, command, *rest = (RunConfig.EXPERIMENTS / f"{recipe}.yaml").read_text().splitlines()
+    assert first == "# @package _global_"
+    assert command.startswith(f"# python -m train run experiment={recipe} store=")
+    opening = "\n".join(line for line in rest if line.startswith("#"))
+    assert "Time:" in opening
+    if recipe in PUBLISHED:
+        assert "To beat" in opening
+        assert "unverified" in opening
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_recipe_trains(
+    recipe: str, freihand: SampleStore, interhand: SampleStore, tmp_path: Path
+) -> None:
+    """As it stands but for the size of network, batch and input, and its length."""
+    store = interhand if recipe == "interhand" else freihand
+    settings: Any = compose(RunConfig, [f"experiment={recipe}", "store=x"] + (
+        ["mix.interhand.store=y"] if recipe == "mix" else []
+    ))  # fmt: skip
+    assert timm.is_model(settings.model.backbone)
+    assert settings.model.pretrained
+    backbone = "test_vit" if "vit" in settings.model.backbone else "test_resnet"
+    words = [
+        f"experiment={recipe}",
+        f"store={store.store}",
+        f"mano={store.mano}",
+        f"run_dir={tmp_path / 'run'}",
+        f"model.backbone={backbone}",
+        "model.pretrained=false",
+        "model.hidden=16",
+        "pipeline.input_px=32",
+        "pipeline.cache.size_px=40",
+        "batch_size=8",
+        "log_every=1",
+        "precision=fp32",
+        "device=cpu",
+    ]
+    if settings.stages:
+        words += ["stages.head.epochs=0.3", "stages.all.epochs=0.3"]
+    else:
+        words += ["steps=2"]
+    if recipe == "mix":
+        words += [f"mix.interhand.store={interhand.store}", f"mano={interhand.mano}"]
+    assert run(compose(RunConfig, words)) == 0
+    assert any("validation/pa_mpjpe_mm" in row for row in log_of(tmp_path / "run"))
+
+
+def test_published_weights_offline_name_the_way_out(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    words = ["experiment=freihand_vits", f"store={freihand.store}", f"mano={freihand.mano}"]
+    with pytest.raises(ValueError, match=r"local file with model\.weights=PATH"):
+        run(compose(RunConfig, [*words, f"run_dir={tmp_path / 'run'}", "device=cpu"]))
