@@ -17,6 +17,7 @@ from train.checkpoint_index import Score
 from train.config import RunConfig
 from train.distributed import average_
 from train.fault import raise_fault
+from train.graph import GraphedStep
 from train.log import RunLog
 from train.meters import Meters
 from train.pictures import draw_predictions, write_picture
@@ -49,6 +50,7 @@ def train(state: TrainState, run: Run) -> bool:
     """
     config, log, end = run.config, run.log, run.stages[-1].end
     with stop_on_signal(state.ranks) as stop, Meters(state, config) as meters:
+        take_step = GraphedStep() if config.graph and state.clock.is_cuda else train_step
         stage: Stage | None = None
         batches: Iterator[Batch] = iter(())
         while state.step < end and not stop.asked_by_any(state.step):
@@ -62,7 +64,7 @@ def train(state: TrainState, run: Run) -> bool:
             with meters.stage("data"):
                 batch = next(batches)
             with meters.stage("step"):
-                output = train_step(state, batch, config, stage)
+                output = take_step(state, batch, config, stage)
             meters.add(len(batch))
             last = state.step == end
 
@@ -132,7 +134,7 @@ def read(state: TrainState, output: StepOutput) -> dict[str, float]:
     named |= {f"seen/{name}": share for name, share in terms.seen.items()}
     values = average_(torch.stack([value.float() for value in named.values()]), state.ranks)
     numbers = dict(zip(named, values.tolist(), strict=True))
-    return numbers | {"grad_norm": float(output.grad_norm), "lr": output.lr}
+    return numbers | {"grad_norm": float(output.grad_norm), "lr": float(output.lr)}
 
 
 def probed(loader: Loader) -> Iterator[Batch]:

@@ -48,6 +48,10 @@ def main(config: RunConfig) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     with joined_ranks(device) as ranks, ExitStack() as stack:
+        if config.graph and ranks.world > 1:
+            raise ValueError(
+                f"graph=true is for one process, got {ranks.world} ranks; leave it out"
+            )
         return _run(config, payload, device, ranks, stack)
 
 

@@ -54,7 +54,8 @@ class StepOutput:
     loss: Tensor
     terms: LossTerms
     grad_norm: Tensor
-    lr: float
+    lr: Tensor
+    """Of the head."""
 
 
 def build_state(
@@ -103,13 +104,27 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
     """Take one optimiser step and return what happened, without waiting for the device."""
+    before_step(state, config, stage)
+    output = device_step(state, batch, config, stage.loss)
+    state.step += 1
+    return output
+
+
+def before_step(state: TrainState, config: RunConfig, stage: Stage) -> None:
+    """Set what a step reads from the host: learning rates and modes."""
     within = state.step - stage.begin
     lr = learning_rate(within, stage.steps, config.optim, peak=stage.lr)
     set_learning_rate(state.optimizer, lr)
     training_mode(state.model, stage.freeze)
+
+
+def device_step(
+    state: TrainState, batch: Batch, config: RunConfig, weights: LossConfig
+) -> StepOutput:
+    """Do a step's work on the device; a CUDA graph of it can be replayed."""
     losses, terms = [], []
     for part in _parts(batch, config.accumulate):
-        loss, some = losses_of(state, part, stage.loss)
+        loss, some = losses_of(state, part, weights)
         torch.autograd.backward(loss * (len(part) / len(batch)))
         losses.append(loss.detach() * (len(part) / len(batch)))
         terms.append(some)
@@ -122,7 +137,7 @@ def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage)
     note_fault(state.fault, bad > 0, merged.finite, batch.sample_id, state.clock)
     update_ema(state.ema, state.model, state.clock, config.ema_decay)
     state.clock += 1
-    state.step += 1
+    lr = state.optimizer.param_groups[-1]["lr"]
     return StepOutput(loss=loss, terms=merged, grad_norm=grad_norm.detach(), lr=lr)
 
 

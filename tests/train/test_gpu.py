@@ -1,5 +1,6 @@
 """The training step on a GPU: bf16, no waiting, the same mesh as the CPU's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from model.mano_files import load_mano
 from pipeline.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
-from train.config import RunConfig
+from train.config import Precision, RunConfig
+from train.graph import GraphedStep
 from train.run import build_model
 from train.stages import resolve_stages
 from train.step import build_state, train_step
@@ -57,6 +59,36 @@ def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: 
         output = train_step(state, batch, settings, stage)
     assert float(output.loss) < 0.8 * first
     assert int(state.fault.count) == 0
+
+
+def test_a_graph_of_the_step_is_the_step(freihand: SampleStore, tmp_path: Path) -> None:
+    """The same losses and weights as eager steps; no waiting in replays."""
+    settings = replace(config(freihand, tmp_path), precision=Precision.fp32)
+    torch.backends.cudnn.deterministic = True
+    found = []
+    for step in (train_step, GraphedStep()):
+        torch.manual_seed(0)
+        loader = Loader(settings.pipeline, device=CUDA)
+        mano = load_mano(freihand.mano)
+        model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
+        state = build_state(model, settings, 16)
+        (stage,) = resolve_stages(settings, loader.steps_per_epoch)
+        batches, losses = iter(loader), []
+        for i in range(24):
+            batch = next(batches)
+            if i == 12:
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+            output = step(state, batch, settings, stage)
+            torch.cuda.set_sync_debug_mode("default")
+            losses.append(float(output.loss))
+        found.append((losses, {n: p.detach().clone() for n, p in model.named_parameters()}, state))
+    torch.backends.cudnn.deterministic = False
+    (eager, weights, one), (graphed, others, two) = found
+    assert one.step == two.step == int(one.clock) == int(two.clock) == 24
+    assert graphed == pytest.approx(eager, rel=1e-3)
+    for name, expected in weights.items():
+        assert (others[name] - expected).abs().max() <= 2e-3 * expected.abs().max() + 1e-4, name
 
 
 def test_the_mano_layer_agrees_with_the_cpu(freihand: SampleStore) -> None:

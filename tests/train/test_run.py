@@ -230,4 +230,6 @@ def test_every_experiment_composes() -> None:
     names = sorted(path.stem for path in RunConfig.EXPERIMENTS.glob("*.yaml"))
     assert {"overfit", "quickstart"} <= set(names)
     for name in names:
-        assert isinstance(compose(RunConfig, [f"experiment={name}", "store=x"]), RunConfig)
+        words = [f"experiment={name}", "store=x"]
+        words += ["mix.interhand.store=y"] if name == "mix" else []
+        assert isinstance(compose(RunConfig, words), RunConfig)

@@ -35,7 +35,10 @@ class Toy(nn.Module):
         )
         self.mlp = nn.Linear(32, 63)
         if kind == "frozen":
-            self.backbone[1].running_mean.normal_(0, 0.1)
+            norm = self.backbone[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            norm.running_mean.normal_(0, 0.1)
             freeze_batch_norm(self.backbone)
 
     def forward(self, image: Any, *_: Any) -> HandPrediction:
@@ -75,8 +78,8 @@ def main(store: str, out: Path) -> None:
     found: dict[str, dict[str, torch.Tensor]] = {}
     with joined_ranks(CPU) as ranks:
         for kind in ("vit", "frozen"):
-            share = {"rank": ranks.rank, "world": ranks.world}
-            batches = iter(Loader(config.pipeline, device=CPU, **share))
+            who = ranks.rank, ranks.world
+            batches = iter(Loader(config.pipeline, device=CPU, rank=who[0], world=who[1]))
             state = state_of(kind, config, ranks, torch.float32)
             first: dict[str, torch.Tensor] = {}
             state.optimizer.register_step_pre_hook(
