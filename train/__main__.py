@@ -23,6 +23,18 @@ COMMANDS = (
         config="train.config:EvaluateConfig",
         summary="score a run on a split, beside the mean pose of its training set",
     ),
+    Command(
+        name="predict",
+        module="train.predict",
+        config="train.config:PredictConfig",
+        summary="predict the hands of images or a video of your own",
+    ),
+    Command(
+        name="doctor",
+        module="train.doctor",
+        config="train.doctor_config:DoctorConfig",
+        summary="check driver, GPU, libraries, kernels, disk, store and MANO of this machine",
+    ),
 )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from model.config import ModelConfig
 from pipeline.config import PipelineConfig
@@ -37,29 +37,126 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Schedule(Enum):
+    """Shape of the learning rate after the warm-up; ``train.schedule`` has the formulas."""
+
+    cosine = "cosine"
+    warm_restarts = "warm_restarts"
+    one_cycle = "one_cycle"
+    constant = "constant"
+
+
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW and its schedule; with stages each has its own."""
 
     lr: float = 3e-4
     """Peak learning rate."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; biases and norms have none."""
+    """Decoupled weight decay; biases, norms, position embeddings and tokens have none."""
+    beta1: float = 0.9
+    """Decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Decay of the squared gradient's mean."""
+    schedule: Schedule = Schedule.cosine
+    """Shape of the learning rate after the warm-up."""
     warmup_steps: int = 100
     """Steps from 0 to the peak."""
     final_lr_share: float = 0.01
     """Learning rate at the last step, as a share of the peak."""
+    cycle_steps: int = 1000
+    """warm_restarts: steps of the first cycle."""
+    cycle_growth: float = 2.0
+    """warm_restarts: length of a cycle over that of the one before."""
+    backbone_lr: float = 1.0
+    """Learning rate of the backbone, as a share of the head's."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer of the backbone over that of the layer above it; 1 = all equal."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr must be positive, got {self.lr}")
-        if self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm must be positive, got {self.clip_norm}")
+        for name in ("lr", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name} must be positive, got {getattr(self, name)}")
         if self.warmup_steps < 0:
             raise ValueError(f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("backbone_lr", "layer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
+        if self.cycle_steps < 1 or self.cycle_growth < 1:
+            raise ValueError(
+                "optim.cycle_steps and optim.cycle_growth must be at least 1, got "
+                f"{self.cycle_steps} and {self.cycle_growth}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class StageConfig:
+    """Part of a run. What is null stays as the run has it."""
+
+    steps: int = 0
+    """Its length; or"""
+    epochs: float = 0.0
+    """its length in passes over the training set."""
+    lr: float | None = None
+    """Peak learning rate; null = optim.lr. The schedule starts anew with every stage."""
+    batch_size: int | None = None
+    """Samples per step; null = batch_size."""
+    augment: float = 1.0
+    """Strength: all ranges of pipeline.augment times this."""
+    freeze: list[str] = field(default_factory=list)
+    """Modules that are not trained, for example [backbone]."""
+    loss: dict[str, float] = field(default_factory=dict)
+    """Weights of loss terms that differ, for example {theta: 1.0}."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.steps < 0 or self.epochs < 0 or self.augment < 0:
+            raise ValueError(
+                "a stage's steps, epochs and augment must not be negative, got "
+                f"{self.steps}, {self.epochs}, {self.augment}"
+            )
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"a stage's lr must be positive, got {self.lr}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    """Scores on held-out samples while the run goes on, with the averaged weights."""
+
+    split: str | None = None
+    """Row list to score, for example val; null = no validation."""
+    store: str | None = None
+    """Store of that split; null = the training store."""
+    subset: float = 1.0
+    """Share of the split's rows, evenly spaced over its sequences."""
+    every: int = 1000
+    """Steps between scores; the last step is always scored."""
+    batch_size: int = 64
+    """Samples per batch, over all ranks."""
+    metric: str = "pa_mpjpe_mm"
+    """Score whose smallest value makes the best checkpoint; one of train.metrics.hand."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.every <= 0 or self.batch_size <= 0:
+            raise ValueError(
+                "validation.every and validation.batch_size must be positive, got "
+                f"{self.every} and {self.batch_size}"
+            )
+        if self.metric not in VALIDATION_METRICS:
+            raise ValueError(
+                f"validation.metric must be one of {', '.join(VALIDATION_METRICS)}, got "
+                f"{self.metric!r}"
+            )
+
+
+VALIDATION_METRICS: Final = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,7 +188,7 @@ class RunConfig:
     precision: Precision = Precision.auto
     """Arithmetic of the backbone; auto is bf16 where the processor computes it natively."""
     steps: int = 20_000
-    """Optimiser steps in all."""
+    """Optimiser steps in all; with stages, they say."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are evaluated; warmed up from 0."""
     log_every: int = 50
@@ -104,6 +201,20 @@ class RunConfig:
     """Newest checkpoints that are kept; the best one is kept as well."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice."""
+    accumulate: int = 1
+    """Parts that a batch is split into, one forward and backward after another: less memory, the
+    same step (but for BatchNorm in training mode)."""
+    compile: bool = True
+    """Compile network and losses on a GPU with torch.compile."""
+    graph: bool = False
+    """Replay the whole step as one CUDA graph on a GPU: for small networks, whose launches cost more
+    than their work. One process only."""
+    probe: bool = False
+    """Train on one batch again and again, without data: the ceiling that the loader is measured
+    against. Nothing is saved."""
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    """Stages of the run, by names of your own, in this order; none = one of steps."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=""))
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -122,7 +233,7 @@ class RunConfig:
                 f"{self.run_dir!r}"
             )
         cadences = ("log_every", "pictures_every", "checkpoint_every")
-        for name in ("steps", *cadences, "keep_checkpoints"):
+        for name in ("steps", *cadences, "keep_checkpoints", "accumulate"):
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -192,3 +303,63 @@ class EvaluateConfig:
             raise ValueError("export=... writes the predictions of a run: give run=... store=...")
         if self.root_depth and self.protocol is not Protocol.interhand26m:
             raise ValueError("root_depth=... belongs to protocol=interhand26m")
+
+
+class Side(Enum):
+    """Which hand an image without boxes shows."""
+
+    right = "right"
+    left = "left"
+    both = "both"
+    """Unknown: predicted twice, once as each."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig:
+    """Predict the hands of one's own images."""
+
+    run: str = "???"
+    """Folder of a run made by train run, or a folder of weights."""
+    images: str = "???"
+    """Folder of images, one image, or a video."""
+    boxes: str | None = None
+    """JSON file {"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}, around the joints; for
+    a video the frame's number is the name. null takes the whole image as the crop of one hand."""
+    side: Side | None = None
+    """Without boxes: which hand it is; null = right."""
+    intrinsics: str | None = None
+    """fx,fy,cx,cy in pixels, or a JSON file with one 3x3 matrix or one by name; null assumes
+    fov_deg."""
+    fov_deg: float = 60.0
+    """Field of view of the longer side of an image, degrees, where intrinsics are not given."""
+    every: int = 1
+    """Take every N-th frame of a video, or image of a folder."""
+    joint_set: str | None = None
+    """What the 21 joints mean, for example smplx or freihand; null = as in training."""
+    meshes: bool = False
+    """Also write a mesh of every hand, meshes/*.obj; needs MANO."""
+    pictures: bool = True
+    """Draw the hands over the images, pictures/*.jpg."""
+    mano: str | None = None
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null takes the run's, else HANDLOOM_MANO."""
+    device: Device = Device.auto
+    """Where to run."""
+    precision: Precision = Precision.auto
+    """Arithmetic of the backbone."""
+    batch_size: int = 32
+    """Hands per batch."""
+    out: str | None = None
+    """Folder for predictions.json, pictures and meshes; null takes RUN/predict-<name of images>."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("every", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 1 <= self.fov_deg < 180:
+            raise ValueError(f"fov_deg must lie in [1, 180), got {self.fov_deg}")
+        if self.boxes is not None and self.side is not None:
+            raise ValueError(
+                f"boxes={self.boxes!r} says the side of every hand: leave out side, got "
+                f"{self.side.name}"
+            )

@@ -19,7 +19,7 @@ from train.distributed import average_
 from train.fault import raise_fault
 from train.graph import GraphedStep
 from train.log import RunLog
-from train.meters import Meters
+from train.meters import Meters, bottleneck
 from train.pictures import draw_predictions, write_picture
 from train.stages import Stage, stage_at
 from train.step import StepOutput, TrainState, enter_stage, predict, train_step
@@ -51,6 +51,7 @@ def train(state: TrainState, run: Run) -> bool:
     config, log, end = run.config, run.log, run.stages[-1].end
     with stop_on_signal(state.ranks) as stop, Meters(state, config) as meters:
         take_step = GraphedStep() if config.graph and state.clock.is_cuda else train_step
+        costs: dict[str, float] = {}
         stage: Stage | None = None
         batches: Iterator[Batch] = iter(())
         while state.step < end and not stop.asked_by_any(state.step):
@@ -59,6 +60,7 @@ def train(state: TrainState, run: Run) -> bool:
                 run.loader.change(stage.pipeline)
                 enter_stage(state, stage, config)
                 batches = probed(run.loader) if config.probe else iter(run.loader)
+                meters.skip()
                 if len(run.stages) > 1:
                     log.say(f"stage {stage.name}: steps {stage.begin} to {stage.end}")
             with meters.stage("data"):
@@ -70,11 +72,13 @@ def train(state: TrainState, run: Run) -> bool:
 
             if state.step % config.log_every == 0 or last:
                 values = read(state, output)  # waits for the device
-                costs = {f"meter/{name}": value for name, value in meters.read().items()}
-                log.scalars(state.step, values | costs)
+                costs = meters.read()
+                named = {f"meter/{name}": value for name, value in costs.items()}
+                log.scalars(state.step, values | named)
                 raise_fault(state.fault, state.ranks, run.loader)
             if state.step % config.pictures_every == 0 or last:
                 draw(state, batch, run)
+                meters.skip()
             validates = run.validation and (state.step % config.validation.every == 0 or last)
             if validates or state.step % config.checkpoint_every == 0 or last:
                 raise_fault(state.fault, state.ranks, run.loader)
@@ -84,6 +88,8 @@ def train(state: TrainState, run: Run) -> bool:
             raise_fault(state.fault, state.ranks, run.loader)
             save(state, run, None, last=True)
             log.say(f"{stop.name} at step {state.step}: checkpoint written; run again to continue")
+    if config.probe and costs:
+        log.say(f"probe: {costs['samples_per_s']:.0f} samples/s at most; {bottleneck(costs)}")
     if state.step < end:
         return False
     if state.ranks.is_first and not config.probe and best_step(run.folder) is None:

@@ -64,7 +64,10 @@ def test_what_the_loop_costs(
 
 
 def test_a_probe_trains_on_one_batch_and_saves_nothing(
-    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    freihand: SampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen = []
 
@@ -80,3 +83,4 @@ def test_a_probe_trains_on_one_batch_and_saves_nothing(
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "weights").exists()
     assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 5]
+    assert "samples/s at most; " in capsys.readouterr().out.splitlines()[-1]

@@ -107,7 +107,7 @@ def test_frozen_modules_are_neither_trained_nor_in_training_mode() -> None:
 
 def test_what_was_never_trained_stays_so() -> None:
     model = small()
-    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)
+    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)  # noqa: FBT003
     trainable = trainable_names(model)
     freeze(model, ("backbone",), trainable)
     freeze(model, (), trainable)
@@ -185,7 +185,7 @@ def groups_of(model: nn.Module, **words: float) -> dict[str, tuple[float, float]
 def test_every_trained_parameter_is_in_one_group() -> None:
     model = small()
     assert set(groups_of(model)) == {name for name, _ in model.named_parameters()}
-    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)
+    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)  # noqa: FBT003
     assert "mlp.0.bias" not in groups_of(model)
 
 
