@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

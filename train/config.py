@@ -207,8 +207,8 @@ class RunConfig:
     compile: bool = True
     """Compile network and losses on a GPU with torch.compile."""
     graph: bool = False
-    """Replay the whole step as one CUDA graph on a GPU: for small networks, whose launches cost more
-    than their work. One process only."""
+    """Replay the whole step as one CUDA graph on a GPU: for small networks, whose launches cost
+    more than their work. One process only."""
     probe: bool = False
     """Train on one batch again and again, without data: the ceiling that the loader is measured
     against. Nothing is saved."""

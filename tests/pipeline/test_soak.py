@@ -50,8 +50,9 @@ def memory_by_epoch(
             for _ in range(len(loader)):
                 image = next(batches).image
             if leak is not None:
-                leak.append(image[:16].clone())
-            gc.collect()
+                leak.append(image.clone())
+            if epoch % 10 == 0:  # a quarter of a second each
+                gc.collect()
             memory.append(host_memory_mb())
             if epoch == WARM_EPOCHS:
                 files = num_files()
@@ -85,11 +86,11 @@ def test_a_hundred_epochs_take_no_memory(tmp_path: Path, codec: CacheCodec) -> N
     assert found < 0.2
 
 
-def test_a_leak_of_half_a_megabyte_shows(tmp_path: Path) -> None:
-    """The measurement itself, on a small set: flat without a leak, steep with one."""
+def test_a_leak_shows(tmp_path: Path) -> None:
+    """The measurement itself, on a small set: 64 inputs of 56 px kept per epoch are 2.4 MB."""
     path = hand_store(tmp_path / "s.zarr", 128, shard_rows=64)
     flat = slope(memory_by_epoch(path, CacheCodec.rgb, WARM_EPOCHS + 20))
     kept: list[torch.Tensor] = []
     steep = slope(memory_by_epoch(path, CacheCodec.rgb, WARM_EPOCHS + 20, kept))
-    assert flat < 0.2
-    assert steep > 0.4  # 16 inputs of 56 px, 0.6 MB
+    assert flat < 1.0  # twenty epochs beside other tests' garbage; the soak fits ninety
+    assert steep > 2.0

@@ -9,7 +9,8 @@ import torch
 
 import train.loop
 from tests.conftest import SampleStore
-from tests.train.test_run import config, log_of
+from tests.train.test_checkpoint import config
+from tests.train.test_run import log_of
 from train.log import RunLog
 from train.losses.total import LossTerms
 from train.run import main as run
@@ -82,5 +83,5 @@ def test_a_probe_trains_on_one_batch_and_saves_nothing(
     assert all(ids == seen[0] for ids in seen)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "weights").exists()
-    assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 5]
+    assert [row["step"] for row in log_of(tmp_path)] == [1, 2, 3, 4, 5]
     assert "samples/s at most; " in capsys.readouterr().out.splitlines()[-1]

@@ -72,8 +72,10 @@ def test_a_recipe_trains(
 def test_published_weights_offline_name_the_way_out(
     freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
     words = ["experiment=freihand_vits", f"store={freihand.store}", f"mano={freihand.mano}"]
     with pytest.raises(ValueError, match=r"local file with model\.weights=PATH"):
         run(compose(RunConfig, [*words, f"run_dir={tmp_path / 'run'}", "device=cpu"]))

@@ -13,7 +13,8 @@ from model.config import Head, ModelConfig
 from model.mano_regressor import ManoRegressor
 from pipeline.cli import compose
 from tests.conftest import SampleStore
-from tests.train.test_run import config, losses, weights
+from tests.train.test_checkpoint import config
+from tests.train.test_run import losses, weights
 from train.config import OptimConfig, RunConfig, StageConfig
 from train.optim import build_optimizer
 from train.run import main as run
@@ -141,10 +142,10 @@ def test_a_run_goes_through_its_stages(
     monkeypatch.setattr(train.loop, "train_step", look)
     assert run(config(freihand, tmp_path / "run", *STAGES)) == 0
     assert seen == [("head", 8, False)] * 4 + [("all", 16, True)] * 5 + [("fine", 8, True)] * 3
-    assert sorted(losses(tmp_path / "run")) == [2, 4, 6, 8, 10, 12]
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
 
 
-@pytest.mark.parametrize("stop", [3, 4, 7, 9, 10])
+@pytest.mark.parametrize("stop", [4, 7, 9])
 def test_a_run_stopped_in_any_stage_resumes_bitwise(
     freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:

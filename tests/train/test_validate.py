@@ -9,7 +9,8 @@ import torch
 from pipeline.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
-from tests.train.test_run import config, log_of
+from tests.train.test_checkpoint import config
+from tests.train.test_run import log_of
 from train.checkpoint import read_checkpoint
 from train.config import CheckpointChoice, EvaluateConfig, RunConfig
 from train.evaluate import main as evaluate
