@@ -139,7 +139,7 @@ def test_entries_of_a_dict_come_to_be_by_their_keys() -> None:
     ("word", "expected"),
     [
         ("mix.fh.weight=2", r"needs mix\.fh\.store=\.\.\. \(Store directory"),
-        ("mix.fh.wieght=2", r"unknown option 'mix.fh.wieght'; did you mean '.*mix.NAME.weight'"),
+        ("mix.fh.weights=2", r"unknown option 'mix.fh.weights'; did you mean '.*mix.NAME.weight'"),
         ("mix.fh=2", r"unknown option 'mix.fh'; choose from: mix.NAME.store, mix.NAME.split"),
         ("mix=2", "unknown option 'mix'; choose from: mix.NAME.store"),
         ("mix.fh.store.x=2", "unknown option 'mix.fh.store.x'"),
