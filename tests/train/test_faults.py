@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train.loop
-from pipeline import loader as loading
+from pipeline import memory
 from pipeline.cli import front_door
 from pipeline.store.reader import Store
 from pipeline.store.shard import shard_path
@@ -152,7 +152,7 @@ def test_a_device_too_small_for_its_cache_streams_and_says_so(
     freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(loading.memory, "available_bytes", lambda device: 10)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     with caplog.at_level("INFO"):
         assert run(config(freihand, tmp_path / "run", "steps=3")) == 0
     assert any(message.startswith("stream: 64 samples on a device") for message in caplog.messages)
