@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import gpu_loader
+from benchmarks import gpu_loader, gpu_training
 from benchmarks.gpu import CannotRun, Suite, measured, run_python
 from benchmarks.store import FRAME_HW, build_store, synthetic_jpegs
 
@@ -214,6 +214,8 @@ SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
     gpu_loader.gather_alone,
     gpu_loader.data_share_of_a_step,
     gpu_loader.capacity_beside_vit_large,
+    gpu_training.training_runs,
+    gpu_training.training_by_dataloader,
 )
 
 

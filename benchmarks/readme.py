@@ -118,6 +118,35 @@ GPU: Final = (
         text="{p50:.0f} % of a bare DALI decode",
         aim="85 %",
     ),
+    *(
+        Figure(
+            what=f"`{recipe}`: {what}",
+            bench="gpu",
+            variant=f"{recipe}, loop",
+            metric=metric,
+            text=text,
+            aim=aim,
+        )
+        for recipe in ("freihand_resnet50", "freihand_vits")
+        for what, metric, text, aim in (
+            ("training", "samples_per_s", "{p50:,.0f} samples/s", ""),
+            (
+                "of the ceiling, one batch again and again",
+                "of the cached batch's ceiling",
+                "{p50:.1f} %",
+                "99 %",
+            ),
+            ("share of the time waiting for data", "data_share", "{p50:.2%}", "under 0.5 %"),
+            ("NVML utilisation", "gpu_util", "{p50:.0%}", "97 %"),
+        )
+    ),
+    Figure(
+        what="ResNet-50 fed by a 16-worker DataLoader (cv2)",
+        bench="gpu",
+        variant=r"DataLoader, cv2, \d+ workers, resnet50",
+        metric="training",
+        text="{p50:,.0f} samples/s",
+    ),
     Figure(
         what="ViT-L step beside 400,000 frames of 256 px",
         bench="gpu",

@@ -2,19 +2,24 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import train.loop
 from model.geometry.rotation import axis_angle_to_rotmat
 from model.mano import ManoLayer
 from model.mano_files import load_mano
 from pipeline.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
+from train.checkpoint import read_checkpoint
 from train.config import Precision, RunConfig
 from train.graph import GraphedStep
+from train.peak import step_bytes
 from train.run import build_model
+from train.run import main as run
 from train.stages import resolve_stages
 from train.step import build_state, train_step
 
@@ -23,6 +28,10 @@ CUDA = torch.device("cuda", 0)
 
 
 def config(data: SampleStore, run_dir: Path) -> RunConfig:
+    return run_config(data, run_dir)
+
+
+def run_config(data: SampleStore, run_dir: Path, *more: str) -> RunConfig:
     words = [
         "experiment=quickstart",
         f"store={data.store}",
@@ -30,6 +39,7 @@ def config(data: SampleStore, run_dir: Path) -> RunConfig:
         f"run_dir={run_dir}",
         "batch_size=16",
         "device=cuda",
+        *more,
     ]
     built = compose(RunConfig, words)
     assert isinstance(built, RunConfig)
@@ -89,6 +99,56 @@ def test_a_graph_of_the_step_is_the_step(freihand: SampleStore, tmp_path: Path) 
     assert graphed == pytest.approx(eager, rel=1e-3)
     for name, expected in weights.items():
         assert (others[name] - expected).abs().max() <= 2e-3 * expected.abs().max() + 1e-4, name
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_run_killed_and_continued(freihand: SampleStore, tmp_path: Path, *, graph: bool) -> None:
+    """Weights within 1e-3 of the largest: sums on a GPU come in any order, bf16 has 8 bits."""
+
+    class Killed(BaseException):
+        pass
+
+    words = ["steps=24", "checkpoint_every=1", "log_every=1", f"graph={str(graph).lower()}"]
+    words += ["compile=false"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(run_config(freihand, whole, *words)) == 0
+    for stop in (5, 13):
+        with pytest.MonkeyPatch.context() as patch:
+            save = train.loop.save
+
+            def die(
+                state: Any, *rest: Any, stop: int = stop, save: Any = save, **more: Any
+            ) -> None:
+                save(state, *rest, **more)
+                if state.step == stop:
+                    raise Killed
+
+            patch.setattr(train.loop, "save", die)
+            with pytest.raises(Killed):
+                run(run_config(freihand, parts, *words))
+    assert run(run_config(freihand, parts, *words)) == 0
+    one, two = (read_checkpoint(folder, say=pytest.fail) for folder in (whole, parts))
+    assert one["step"] == two["step"] == 24
+    assert one["loader"] == two["loader"]
+    for name, expected in one["ema"].items():
+        if expected.is_floating_point():
+            difference = (two["ema"][name] - expected).abs().max()
+            assert difference <= 1e-3 * expected.abs().max() + 1e-4, name
+
+
+def test_a_step_has_a_measured_peak(freihand: SampleStore, tmp_path: Path) -> None:
+    """The plan leaves the step's memory free; measuring it changes nothing of the model."""
+    settings = config(freihand, tmp_path)
+    loader = Loader(settings.pipeline, device=CUDA)
+    mano = load_mano(freihand.mano)
+    model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.cuda.get_rng_state()
+    peak = step_bytes(model, settings)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.cuda.get_rng_state(), drawn)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert 3 * weights < peak < 16 * 2**30
 
 
 def test_the_mano_layer_agrees_with_the_cpu(freihand: SampleStore) -> None:
