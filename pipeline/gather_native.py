@@ -115,7 +115,7 @@ def available() -> bool:
         return False
     try:
         _library()
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
         reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         log.warning(
             "the gather runs on the CPU in plain torch, which is slower: %s", reason.strip()

@@ -158,6 +158,14 @@ class Loader:
         """The stores and what is used of them."""
         return self._parts
 
+    def check(self, config: PipelineConfig) -> None:
+        """Refuse a batch size that ``change`` could not go on with.
+
+        Raises:
+            ValueError: Says what fits.
+        """
+        replace(self._order, batch_size=config.batch_size).check()
+
     def steps_per_epoch(self, config: PipelineConfig) -> int:
         """Return the batches of an epoch with the batch size of ``config``."""
         return replace(self._order, batch_size=config.batch_size).steps_per_epoch()
@@ -178,7 +186,6 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from ``first_step`` on; the state follows."""
         yield from self._run(epoch, first_step, endless=False)
-        self._epoch, self._step = epoch + 1, 0
 
     def label_batches(self) -> Iterator[Batch]:
         """Yield every sample of this rank once, unaugmented; ``image`` has no pixels."""
@@ -257,6 +264,11 @@ class Loader:
             f"{held.num_images / held.seconds:.0f}/s, "
             f"{held.num_bytes / held.seconds / 1e9:.2f} GB/s of JPEG"
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the pixels on the device; 0 where they are streamed."""
+        return 0 if self.resident is None else self.resident.pixels.nbytes
 
     def close(self) -> None:
         """Free the device's memory, the decoder and the files; iterators then end."""

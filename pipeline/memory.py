@@ -7,6 +7,7 @@ when it works.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -27,6 +28,8 @@ from pipeline.source import PREFETCH
 from pipeline.view import samples_at
 
 GIB: Final = 2**30
+CGROUP: Final = Path("/sys/fs/cgroup")
+"""Where a container's limit stands."""
 MODEL_MARGIN: Final = 0.05
 DECODER_FIXED_BYTES: Final = GIB
 """Context and scratch of the decoder beside its batches; an estimate until it is measured."""
@@ -164,7 +167,11 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     lines = Path("/proc/meminfo").read_text()
-    return int(lines.split("MemAvailable:")[1].split()[0]) * 1024
+    found = int(lines.split("MemAvailable:")[1].split()[0]) * 1024
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        found = min(found, int(most) - int(used.read_text()))
+    return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of a machine share it
 
 
 def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> None:

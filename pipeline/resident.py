@@ -117,6 +117,7 @@ def _fill_view(
                     row, plan = plan.row[:num], plan[num:]
                     yield row, None
         except RuntimeError as error:
+            require_memory(error)
             # The decoder says neither which image nor, read ahead, exactly which batch.
             near = plan[: (1 + PREFETCH) * config.decode_batch]
             bad = _find_bad_image(store, view, near, config, pixels.device)
@@ -125,6 +126,12 @@ def _fill_view(
             require_skipping(describe_row(store, view, int(near.row[bad])), config, error)
             yield near.row[bad : bad + 1], near.sample[bad][near.sample[bad] >= 0]
             plan = plan[np.delete(np.arange(len(plan.row)), bad)]
+
+
+def require_memory(error: RuntimeError) -> None:
+    """Raise an error that is not an image's: memory that ran out."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+        raise error
 
 
 def require_skipping(what: str, config: CacheConfig, error: Exception) -> None:

@@ -51,7 +51,7 @@ def plan_images(store: Store, view: ViewTable, cache_px: int) -> ImagePlan:
         view.row.numpy()[order], return_index=True, return_inverse=True, return_counts=True
     )
     turn = np.arange(len(order)) - first[image]  # 0 for the first sample of its image, 1 ...
-    sample = np.full((len(row), count.max()), -1)
+    sample = np.full((len(row), count.max(initial=1)), -1)
     sample[image, turn] = order
 
     # A sample that is not there decodes the first one's square again.
@@ -126,6 +126,6 @@ def describe_row(store: Store, view: ViewTable, row: int) -> str:
 
 
 def largest_frame(store: Store, rows: Int64[np.ndarray, " m"]) -> tuple[int, int]:
-    """Return the largest height and the largest width of some rows."""
-    height, width = store.image_index.size_hw[rows].max(0).tolist()
+    """Return the largest height and the largest width of some rows; 0 of none."""
+    height, width = store.image_index.size_hw[rows].max(0, initial=0).tolist()
     return height, width

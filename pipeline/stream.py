@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.config import CacheConfig
 from pipeline.graph import decode_crops
-from pipeline.resident import require_skipping
+from pipeline.resident import require_memory, require_skipping
 from pipeline.source import (
     KEPT_BATCHES,
     EncodedBatch,
@@ -108,6 +108,7 @@ def stream_crops(
                         decoded[torch.tensor(black)] = 0
                     yield decoded
         except RuntimeError as error:
+            require_memory(error)
             bad = _find_bad(frames, list(ahead), config, device, skipped)
             if bad is None:
                 raise

@@ -7,7 +7,7 @@ process whatever the number of ranks.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -118,18 +118,9 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """
     if ranks.world == 1:
         return model
-    norms = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-        and any(p.requires_grad for p in module.parameters())
-    ]
-    if norms:
-        raise ValueError(
-            f"{len(norms)} BatchNorms (first: {norms[0]}) in training mode would see other "
-            "statistics on every rank; use published weights (model.pretrained=true freezes them), "
-            "a backbone without BatchNorm (a ViT, or resnet50_gn), or one process"
-        )
+    require_same_statistics(
+        model, {n for n, p in model.named_parameters() if p.requires_grad}, ranks
+    )
     device = next(model.parameters()).device
     _show_outputs_to_torch()
     return DistributedDataParallel(
@@ -139,6 +130,26 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # constants: BatchNorm is frozen or refused
     )
+
+
+def require_same_statistics(model: nn.Module, trained: Set[str], ranks: Ranks) -> None:
+    """Refuse a trained BatchNorm on several ranks.
+
+    Raises:
+        ValueError: Says what to use instead.
+    """
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        and any(f"{name}.{own}" in trained for own, _ in module.named_parameters())
+    ]
+    if norms and ranks.world > 1:
+        raise ValueError(
+            f"{len(norms)} BatchNorms (first: {norms[0]}) in training mode would see other "
+            "statistics on every rank; use published weights (model.pretrained=true freezes them), "
+            "a backbone without BatchNorm (a ViT, or resnet50_gn), or one process"
+        )
 
 
 @cache

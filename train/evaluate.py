@@ -199,7 +199,12 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
     """Return the run's pipeline pointed at the store and split to score."""
     assert config.store is not None
     return dataclasses.replace(
-        trained, store=config.store, split=config.split, subset=1.0, batch_size=config.batch_size
+        trained,
+        store=config.store,
+        split=config.split,
+        subset=1.0,
+        mix={},
+        batch_size=config.batch_size,
     )
 
 

@@ -56,6 +56,7 @@ def train(state: TrainState, run: Run) -> bool:
         batches: Iterator[Batch] = iter(())
         while state.step < end and not stop.asked_by_any(state.step):
             if stage is None or state.step == stage.end:
+                raise_fault(state.fault, state.ranks, run.loader)  # a stage begins with a new one
                 stage = stage_at(run.stages, state.step)
                 run.loader.change(stage.pipeline)
                 enter_stage(state, stage, config)
@@ -79,7 +80,9 @@ def train(state: TrainState, run: Run) -> bool:
             if state.step % config.pictures_every == 0 or last:
                 draw(state, batch, run)
                 meters.skip()
-            validates = run.validation and (state.step % config.validation.every == 0 or last)
+            validates = run.validation is not None and (
+                state.step % config.validation.every == 0 or last
+            )
             if validates or state.step % config.checkpoint_every == 0 or last:
                 raise_fault(state.fault, state.ranks, run.loader)
                 save(state, run, validate(state, run) if validates else None, last=last)

@@ -38,7 +38,8 @@ def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> in
 def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None:
     """Take the steps; the model's weights change."""
     pipeline = config.pipeline
-    num = max(1, pipeline.batch_size // world)
+    sizes = [stage.batch_size or pipeline.batch_size for stage in config.stages.values()]
+    num = max(1, max(sizes, default=pipeline.batch_size) // world)
     (stage,) = resolve_stages(replace(config, stages={}), lambda _: 1)
     state = build_state(model, config, num)
     image = torch.zeros(

@@ -20,14 +20,14 @@ from train.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, res
 from train.config import RunConfig
 from train.config_io import to_plain
 from train.device import choose_device
-from train.distributed import Ranks, joined_ranks, local_device, shared
+from train.distributed import Ranks, gathered, joined_ranks, local_device, shared
 from train.log import NoLog, RunLog, say
 from train.loop import Run, train
 from train.manifest import manifest
 from train.mean_pose import MeanPose, measure_mean_pose
 from train.peak import step_bytes
 from train.resume import continue_from
-from train.stages import resolve_stages, stage_at
+from train.stages import require_trainable, resolve_stages, stage_at
 from train.step import TrainState, build_state
 from train.validate import shared_with_training, validation_pipeline
 
@@ -52,6 +52,12 @@ def main(config: RunConfig) -> int:
             raise ValueError(
                 f"graph=true is for one process, got {ranks.world} ranks; leave it out"
             )
+        steps = gathered(None if payload is None else int(payload["step"]), ranks)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the ranks found checkpoints of different steps ({steps}): run_dir must be one "
+                "folder that all of them see"
+            )
         return _run(config, payload, device, ranks, stack)
 
 
@@ -73,6 +79,9 @@ def _run(
     needed = step_bytes(model, config, world=ranks.world)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=needed))
     stages = resolve_stages(config, loader.steps_per_epoch)
+    for one in stages:  # now, not when its turn comes
+        loader.check(one.pipeline)
+        require_trainable(model, one, ranks)
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
     done = 0 if payload is None else int(payload["step"])
@@ -94,7 +103,8 @@ def _run(
     validation = None
     if config.validation.split is not None:
         held_out = validation_pipeline(config)
-        validation = stack.enter_context(open_loader(held_out, training=False))
+        beside = needed + loader.held_bytes
+        validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)

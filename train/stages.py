@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.config import AugmentConfig, PipelineConfig
 from train.config import RunConfig, StageConfig
+from train.distributed import Ranks, require_same_statistics
 from train.losses.config import LossConfig
 from train.optim import parameters_of
 
@@ -72,6 +73,20 @@ def freeze(model: nn.Module, names: tuple[str, ...], trainable: frozenset[str]) 
     frozen = {name for name, _ in parameters_of(model, list(names))}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable and name not in frozen)
+
+
+def require_trainable(model: nn.Module, stage: Stage, ranks: Ranks) -> None:
+    """Refuse a stage that trains nothing, or what several ranks cannot train.
+
+    Raises:
+        ValueError: If a frozen module is not there, nothing is left, or a BatchNorm would see
+            other statistics on every rank.
+    """
+    frozen = {name for name, _ in parameters_of(model, list(stage.freeze))}
+    left = trainable_names(model) - frozen
+    if not left:
+        raise ValueError(f"stages.{stage.name}.freeze leaves nothing to train")
+    require_same_statistics(model, left, ranks)
 
 
 def trainable_names(model: nn.Module) -> frozenset[str]:

@@ -97,7 +97,8 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
     with torch.autocast(batch.image.device.type, dtype, enabled=lower):
         is_right = batch.is_right[:, 0]
         decode_right = is_right | batch.mirrored
-        image = batch.image if lower else batch.image.float()
+        fits = lower and batch.image.is_floating_point()
+        image = batch.image if fits else batch.image.float()
         prediction: HandPrediction = model(image, batch.K, decode_right, batch.joint_set, is_right)
         return prediction
 

@@ -27,10 +27,10 @@ class Stop:
             return self.asked
         if step % ASK_EVERY:
             return False
-        names = gathered(self.name, self.ranks)
-        self.name = next(filter(None, names), "")
-        self.asked = bool(self.name)
-        return self.asked
+        found = next(filter(None, gathered(self.name, self.ranks)), "")
+        if found:  # a signal of this very moment, not yet in found, is told next time
+            self.name, self.asked = found, True
+        return bool(found)
 
 
 @contextmanager

@@ -390,6 +390,22 @@ def test_ranks_share_a_mixture(path: Path, other: Path) -> None:
         assert sorted(whole.sample_id.tolist()) == sorted(together)
 
 
+@pytest.mark.parametrize("codec", [CacheCodec.rgb, CacheCodec.stream])
+@pytest.mark.parametrize("world", [2, 5])
+def test_ranks_share_an_evaluation_of_a_mixture(
+    path: Path, other: Path, codec: CacheCodec, world: int
+) -> None:
+    """Some of them have nothing of one store."""
+    how = mixture(path, other, cache=CacheConfig(size_px=56, decode_threads=1, codec=codec))
+    alone = [i for part in ids(Loader(how, device=CPU, training=False)) for i in part]
+    shares = [
+        [i for part in ids(Loader(how, device=CPU, training=False, rank=r, world=world))
+         for i in part]
+        for r in range(world)
+    ]  # fmt: skip
+    assert [i for share in shares for i in share] == alone
+
+
 def test_a_sample_of_a_mixture_is_described(path: Path, other: Path) -> None:
     batches = Loader(mixture(path, other), device=CPU)
     assert batches.describe(10) == (
@@ -657,7 +673,8 @@ def test_nothing_runs_behind_the_loader(path: Path) -> None:
     before = num_threads(), num_files()
     batches = iter(loader(path))
     next(batches)
-    assert (num_threads(), num_files()) == before
+    assert num_threads() <= before[0]
+    assert num_files() <= before[1]  # garbage of other tests may have gone in between
 
 
 def test_a_stream_left_early_ends_its_decoder(path: Path) -> None:

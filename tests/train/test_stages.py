@@ -16,9 +16,17 @@ from tests.conftest import SampleStore
 from tests.train.test_checkpoint import config
 from tests.train.test_run import losses, weights
 from train.config import OptimConfig, RunConfig, StageConfig
+from train.distributed import Ranks
 from train.optim import build_optimizer
 from train.run import main as run
-from train.stages import freeze, resolve_stages, stage_at, trainable_names, training_mode
+from train.stages import (
+    freeze,
+    require_trainable,
+    resolve_stages,
+    stage_at,
+    trainable_names,
+    training_mode,
+)
 from train.step import train_step
 
 
@@ -104,6 +112,23 @@ def test_frozen_modules_are_neither_trained_nor_in_training_mode() -> None:
         ValueError, match=r"no parameters in a module 'back'; there are backbone, mlp"
     ):
         freeze(model, ("back",), trainable)
+
+
+def test_a_later_stage_is_checked_at_the_start(freihand: SampleStore, tmp_path: Path) -> None:
+    first = ["stages.a.steps=1"]
+    for word, message in (
+        ("stages.b.freeze=[backbone,mlp]", r"stages\.b\.freeze leaves nothing to train"),
+        ("stages.b.freeze=[bakbone]", "no parameters in a module 'bakbone'"),
+        ("stages.b.batch_size=65", "batch_size must be at most 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(config(freihand, tmp_path, *first, "stages.b.steps=1", word))
+    settings = compose(RunConfig, ["store=x", "stages.a.steps=1", "stages.a.freeze=[backbone]"])
+    (frozen,) = resolve_stages(settings, lambda _: 1)
+    require_trainable(small(), frozen, Ranks(world=2))
+    (whole,) = resolve_stages(compose(RunConfig, ["store=x"]), lambda _: 1)
+    with pytest.raises(ValueError, match=r"BatchNorms .* in training mode"):
+        require_trainable(small(), whole, Ranks(world=2))
 
 
 def test_what_was_never_trained_stays_so() -> None:

@@ -13,6 +13,7 @@ from tests.train.test_checkpoint import config
 from tests.train.test_run import log_of
 from train.checkpoint import read_checkpoint
 from train.config import CheckpointChoice, EvaluateConfig, RunConfig
+from train.evaluate import evaluation_pipeline
 from train.evaluate import main as evaluate
 from train.run import main as run
 from train.validate import shared_with_training, validation_pipeline
@@ -98,3 +99,12 @@ def test_a_metric_without_meshes_is_one_sentence(freihand: SampleStore, tmp_path
     words = [*VALIDATED, "validation.metric=mpvpe_mm", "model.head=joints", "steps=3"]
     with pytest.raises(ValueError, match=r"mpvpe_mm needs meshes.*use mpjpe_mm or"):
         run(config(freihand, tmp_path, *words))
+
+
+def test_the_stores_of_a_mixture_are_not_scored(freihand: SampleStore, tmp_path: Path) -> None:
+    words = [f"mix.other.store={freihand.store}", "validation.split=evaluation"]
+    trained = config(freihand, tmp_path, *words)
+    assert trained.pipeline.mix
+    scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store))
+    assert evaluation_pipeline(trained.pipeline, scored).mix == {}
+    assert validation_pipeline(trained).mix == {}
