@@ -95,7 +95,7 @@ class Loader:
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
-        self._running: list[Generator[Batch]] = []
+        self._running: list[Generator[tuple[int, int, Batch]]] = []
         self._resources = ExitStack()
         with ExitStack() as on_error:
             on_error.callback(self.close)
@@ -294,13 +294,12 @@ class Loader:
 
     def _run(self, epoch: int, step: int, *, endless: bool) -> Iterator[Batch]:
         """Yield batches from (epoch, step) on; the state follows what is yielded."""
-        numbers = self._numbers(epoch, step, endless=endless)
         batches = self._batches(epoch, step, endless=endless)
         if self.config.read_ahead and self.device.type == "cpu":
             batches = read_ahead(batches, self.config.read_ahead)
         self._running.append(batches)
         try:
-            for (epoch_, step_), batch in zip(numbers, batches, strict=False):
+            for epoch_, step_, batch in batches:
                 self._epoch, self._step = epoch_, step_ + 1
                 if self._step == len(self):
                     self._epoch, self._step = epoch_ + 1, 0
@@ -309,13 +308,16 @@ class Loader:
             batches.close()
             self._running = [other for other in self._running if other is not batches]
 
-    def _batches(self, epoch: int, step: int, *, endless: bool) -> Generator[Batch]:
+    def _batches(
+        self, epoch: int, step: int, *, endless: bool
+    ) -> Generator[tuple[int, int, Batch]]:
+        """Yield epoch, step and batch."""
         items = self._items(epoch, step, endless=endless)
         numbers = self._numbers(epoch, step, endless=endless)
         with closing(self._located(items)) as located:
             for (epoch_, step_), (chosen, pixels, where) in zip(numbers, located, strict=False):
                 draw = self._order.draw_number(epoch_, step_) if self.training else None
-                yield self._assembler.batch(chosen, pixels, where, draw)
+                yield epoch_, step_, self._assembler.batch(chosen, pixels, where, draw)
 
     def _numbers(self, epoch: int, step: int, *, endless: bool) -> Iterator[tuple[int, int]]:
         for e in itertools.count(epoch) if endless else (epoch,):

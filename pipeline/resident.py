@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from pipeline.config import CacheConfig, OnBadImage
 from pipeline.graph import decode_crops
 from pipeline.source import (
     PREFETCH,
+    EncodedBatch,
     ImagePlan,
     are_whole_frames,
     describe_row,
@@ -164,13 +165,23 @@ def _find_bad_image(
     store: Store, view: ViewTable, plan: ImagePlan, config: CacheConfig, device: torch.device
 ) -> int | None:
     """Return the first image that does not decode alone."""
-    for i in range(len(plan.row)):
-        one = encoded_batches(store, view, plan[i : i + 1], 1)
+    alone = (encoded_batches(store, view, plan[i : i + 1], 1) for i in range(len(plan.row)))
+    return first_undecodable(alone, config, plan.sample.shape[1], device)
+
+
+def first_undecodable(
+    images: Iterable[Iterator[EncodedBatch]],
+    config: CacheConfig,
+    num_crops: int,
+    device: torch.device,
+) -> int | None:
+    """Return which of some images, a batch each, is the first that does not decode."""
+    for i, one in enumerate(images):
         try:
             for _ in decode_crops(
                 one,
                 replace(config, decode_threads=1),
-                num_crops=plan.sample.shape[1],
+                num_crops=num_crops,
                 batch_size=1,
                 device=device,
             ):

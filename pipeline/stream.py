@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.config import CacheConfig
 from pipeline.graph import decode_crops
-from pipeline.resident import require_memory, require_skipping
+from pipeline.resident import first_undecodable, require_memory, require_skipping
 from pipeline.source import (
     KEPT_BATCHES,
     EncodedBatch,
@@ -160,19 +160,7 @@ def _find_bad(
     skipped: set[int],
 ) -> int | None:
     """Return the first sample whose image does not decode alone."""
-    for sample in torch.cat(batches).tolist() if batches else ():
-        if sample in skipped:
-            continue
-        one = _encoded(frames, iter([torch.tensor([sample])]), deque(), set())
-        try:
-            for _ in decode_crops(
-                one,
-                replace(config, decode_threads=1),
-                num_crops=1,
-                batch_size=1,
-                device=device,
-            ):
-                pass
-        except RuntimeError:
-            return int(sample)
-    return None
+    samples = [i for batch in batches for i in batch.tolist() if i not in skipped]
+    alone = (_encoded(frames, iter([torch.tensor([i])]), deque(), set()) for i in samples)
+    bad = first_undecodable(alone, config, 1, device)
+    return None if bad is None else int(samples[bad])
