@@ -18,6 +18,12 @@ COMMANDS = (
         summary="read rates of the store beside tensorstore, zarr-python and a plain memory copy",
     ),
     Command(
+        name="preprocess",
+        module="benchmarks.preprocess",
+        config="benchmarks.config:PreprocessBenchConfig",
+        summary="images of a build: copied, recoded and transcoded, beside the bare library calls",
+    ),
+    Command(
         name="mano",
         module="benchmarks.mano",
         config="benchmarks.config:ManoBenchConfig",

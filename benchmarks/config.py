@@ -32,6 +32,28 @@ class StoreBenchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PreprocessBenchConfig:
+    """How many files, and how long they are measured."""
+
+    out: str = "build/bench/preprocess"
+    """Folder for files, copies and a store; replaced."""
+    num: int = 4000
+    """Files passed through; a tenth of them is recoded, a fortieth transcoded."""
+    seed: int = 0
+    """Of the pictures."""
+    results: str = "benchmarks/results/preprocess.jsonl"
+    """File that the rows are appended to."""
+    min_time_s: float = 8.0
+    """Time measured per variant."""
+    repeats: int = 9
+    """Turns of each variant."""
+
+    def __post_init__(self) -> None:
+        if self.num < NUM_SHARDS:
+            raise ValueError(f"num must be at least {NUM_SHARDS}, got {self.num}")
+
+
+@dataclass(kw_only=True, slots=True)
 class ManoBenchConfig:
     """How many hands, and how long they are measured."""
 

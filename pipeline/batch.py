@@ -1,7 +1,7 @@
 """The one batch type: the contract between the pipeline and every trainer.
 
 Shape legend: *b = batch [b], or [b, t] where samples are windows of t frames; h = hands (hand view:
-1; frame view: slot 0 right, slot 1 left), s = input side in pixels.
+1; other views: slot 0 right, slot 1 left), s = input side in pixels.
 
 "Input" names the pixels and the camera that the network sees. A label point obeys
 ``p_input = R_input_from_cam @ p_cam`` and projects with ``K``; a pixel obeys
@@ -44,7 +44,7 @@ class Batch:
     joint_set: Int64[Tensor, "*b"]
     """Value of ``model.hand.JointSet``."""
     sample_id: Int64[Tensor, "*b"]
-    """Row of the store times two plus the hand slot (hand view), or times two (frame view); in a
+    """Row of the store times two plus the hand slot (hand view), or times two (other views); in a
     mixture plus the number of the store times 2^40. ``Loader.describe`` puts it in words."""
     is_real: Bool[Tensor, "*b"]
     """False: beyond the end of its run a window repeats the last frame; no label mask is set."""

@@ -200,7 +200,7 @@ def _override(
         if value not in names:
             raise UsageError(f"unknown experiment {value!r}; {nearest(value, names)}")
         return f"experiment={value}"
-    full = _full_key(bare, aliases)
+    full = bare if bare in options else _full_key(bare, aliases)
     option = options.get(full) or options.get(_with_placeholder(full))
     if option is None:
         group = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]

@@ -22,6 +22,8 @@ class ViewKind(Enum):
 
     hand = "hand"
     """A square crop around one hand; a frame with two hands is two samples."""
+    hand_object = "hand_object"
+    """A square crop around a frame's hands and the object they act on, with both hand slots."""
     frame = "frame"
     """The whole frame with both hand slots, letterboxed."""
 
@@ -83,15 +85,18 @@ class ViewConfig:
     """Which part of which frames becomes a sample."""
 
     kind: ViewKind = ViewKind.hand
-    """hand: a square crop per hand. frame: the whole frame, letterboxed."""
+    """hand: a square crop per hand. hand_object: a square crop per frame, around its hands and the
+    object they act on: the grasped one, else the nearest to the hands, else all objects. frame: the
+    whole frame, letterboxed."""
     pad: float = 1.5
-    """Side of the input crop over the longer side of the joints' box (hand view). Joints leave out
-    flesh and context; 1.5 shows the whole hand and part of the forearm."""
+    """Side of the input crop over the longer side of the box (not in the frame view). The box of a
+    hand is that of its joints, which leave out flesh and context; 1.5 shows the whole hand and part
+    of the forearm."""
     margin: float = 1.25
-    """Side of the cached crop over the side of the input crop (hand view). Turning, shifting and
-    growing the crop within it shows real pixels instead of repeated border pixels."""
+    """Side of the cached crop over the side of the input crop (not in the frame view). Turning,
+    shifting and growing the crop within it shows real pixels instead of repeated border pixels."""
     require_joints: bool = False
-    """Leave out hands without any annotated joint (frame view: frames without any)."""
+    """Leave out hands without any annotated joint (other views: frames without any)."""
     exclude_flags: list[str] = field(default_factory=list)
     """Quality flags of the store whose rows are left out in training; evaluation keeps them, as the
     official denominators do."""

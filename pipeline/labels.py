@@ -1,6 +1,6 @@
 """Labels on the device, and how they move with the pixels.
 
-Shape legend: n = samples, b = batch, h = hands (hand view: 1; frame view: 2).
+Shape legend: n = samples, b = batch, h = hands (hand view: 1; other views: 2).
 
 The in-plane turn and the mirror of the crop become a 3D map of the camera frame,
 ``R_input_from_cam``; scale, shift and crop become ``K``. Then the projection of the moved labels is

@@ -20,7 +20,7 @@ from model.geometry.crop import square_crop_affine
 from model.hand import NUM_HANDS
 from pipeline.config import ViewConfig, ViewKind
 from pipeline.store.reader import Store
-from pipeline.store.schema import FLAGS
+from pipeline.store.schema import FLAGS, NUM_OBJECTS
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class ViewTable:
     row: Int64[Tensor, " n"]
     """Row of the store."""
     sample_id: Int64[Tensor, " n"]
-    """Row times two plus the hand slot (hand view), or times two (frame view)."""
+    """Row times two plus the hand slot (hand view), or times two (other views)."""
     center_px: Float64[Tensor, "n 2"]
     """Centre of the input square, frame pixels."""
     size_px: Float64[Tensor, " n"]
@@ -102,8 +102,9 @@ def build_view(
 ) -> ViewTable:
     """Return the samples of ``rows``.
 
-    hand: one per row and hand with a finite box; the square is the box's centre and ``pad`` times
-    its longer side. frame: one per row; the square is the whole frame, its longer side.
+    hand: one per row and hand with a finite box. hand_object: one per row with a box of a hand or
+    an object, around all hands and the object they act on. The square has the box's centre and
+    ``pad`` times its longer side. frame: one per row; the square is the frame's longer side.
 
     Args:
         store: The open store.
@@ -124,18 +125,19 @@ def build_view(
         row = np.repeat(rows, NUM_HANDS)
         slot = np.tile(np.arange(NUM_HANDS), len(rows))
         left_out = {reason: np.repeat(out, NUM_HANDS) for reason, out in left_out.items()}
+        sample_id, has_joints = 2 * row + slot, store.label("has_joints")[row, slot]
         box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
-        center, side = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(-1)
-        left_out["without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
-        size, margin, sample_id = side * config.pad, config.margin, 2 * row + slot
-        has_joints = store.label("has_joints")[row, slot]
     else:
-        row, sample_id, margin = rows, 2 * rows, 1.0
-        height_width = store.image_index.size_hw[row].astype(np.float64)
-        center, size = (height_width[:, ::-1] - 1) / 2, height_width.max(-1)
+        row, sample_id = rows, 2 * rows
         has_joints = np.logical_or.reduce(store.label("has_joints")[row], -1)
+        is_frame = config.kind is ViewKind.frame
+        box = _frame_box(store, row) if is_frame else _hand_object_box(store, row)
     if config.require_joints:
         left_out["without joints"] = ~has_joints
+    center, side = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(-1)
+    left_out["without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
+    pad, margin = (1.0, 1.0) if config.kind is ViewKind.frame else (config.pad, config.margin)
+    size = side * pad
     kept = ~np.logical_or.reduce(list(left_out.values()))
     if not kept.any():
         reasons = ", ".join(f"{int(out.sum())} {reason}" for reason, out in left_out.items())
@@ -148,3 +150,32 @@ def build_view(
         size_px=size_px,
         A_cache_from_frame=square_crop_affine(center_px, size_px * margin, cache_px),
     )
+
+
+def _frame_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the outer edges of each frame [n, 4]."""
+    far = store.image_index.size_hw[rows][:, ::-1].astype(np.float64) - 0.5
+    return np.concatenate((np.full_like(far, -0.5), far), -1)
+
+
+def _hand_object_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the box [n, 4] around all hands of a row and the object they act on; NaN without any.
+
+    The object: the grasped one; where it has no box, those that the hands are nearest to; where
+    these have none, every one.
+    """
+    hands = store.label("bbox_xyxy")[rows].astype(np.float64)
+    objects = store.label("object_bbox_xyxy")[rows].astype(np.float64)
+    is_hand, is_object = np.isfinite(hands).all(-1), np.isfinite(objects).all(-1)
+    slots = np.arange(NUM_OBJECTS)
+    grasped = is_object & (store.label("grasped_object")[rows][:, None] == slots)
+    is_known = is_hand & store.label("has_contact")[rows]
+    nearest = store.label("contact_object")[rows][..., None] == slots  # [n, hands, objects]
+    nearest = is_object & (is_known[..., None] & nearest).any(1)
+    acted_on = np.where(nearest.any(-1, keepdims=True), nearest, is_object)
+    acted_on = np.where(grasped.any(-1, keepdims=True), grasped, acted_on)
+    boxes = np.concatenate((hands, objects), 1)
+    used = np.concatenate((is_hand, acted_on), 1)[..., None]
+    low = boxes[..., :2].min(1, where=used, initial=np.inf)
+    high = boxes[..., 2:].max(1, where=used, initial=-np.inf)
+    return np.where(used.any(1), np.concatenate((low, high), -1), np.nan)

@@ -1,21 +1,20 @@
 """``build-cache``: a raw dataset becomes one store.
 
-Source -> plan -> one task per shard (read, check, derive, write) -> content hash, finish marker.
-The result depends on the source, MANO, ``shard_rows`` and ``on_bad_image`` alone: two builds are
-equal byte for byte, whatever the number of workers.
+Source -> plan -> object shapes -> one task per shard (labels, images, check, derive, write) ->
+content hash, report page, finish marker. The result depends on the source, MANO and the settings
+alone, not on the number or kind of workers: two builds are equal byte for byte. A build that was
+stopped at any moment goes on where it was (``preprocess.journal``) and ends with the same bytes.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
-import multiprocessing
-import os
-import shlex
+import operator
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,32 +22,42 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.store.errors import StoreError, StoreVersionError
-from pipeline.store.schema import FLAGS, FORMAT_VERSION, StoreAttributes
+from pipeline.store.schema import FLAGS, StoreAttributes
+from pipeline.store.shard import num_shards, replace_file
+from preprocess import journal
 from preprocess.config import BuildConfig, OnBadImage
-from preprocess.plan import Plan, make_plan
+from preprocess.executor import map_in_order, run_shards
+from preprocess.plan import Plan
 from preprocess.progress import show_progress
 from preprocess.quality import flag_counts
 from preprocess.records import Source, SourceError
 from preprocess.report import BuildReport, report_text
-from preprocess.shard import ShardResult, ShardTask, plan_indices, run_shard, stack_labels
+from preprocess.report_page import PAGE_FILE, page
+from preprocess.shard import ShardResult
 from preprocess.sources.registry import check_dataset, open_source
+from preprocess.tasks import Tasks, load_mano_of, make_tasks
 
 if TYPE_CHECKING:
-    from model.mano_files import ManoModels
+    from pipeline.store.objects import ObjectShape
 
 _FIRST: int = 5
 """How many rows or files a report names."""
+_FEW_SHAPES: int = 6
 
 
 def main(config: BuildConfig) -> int:
-    """Turn a raw dataset into one sharded Zarr v3 store and say what is in it."""
+    """Turn a raw dataset into one sharded Zarr v3 store and say what is in it.
+
+    Stop it whenever you like, also with kill -9: the same command goes on where it was. On a Dask
+    cluster give executor=dask and executor.address=tcp://HOST:PORT.
+    """
     report = build(config)
     Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
 def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport:
-    """Build a store and return what went into it.
+    """Build a store, or finish one, and return what went into it.
 
     Args:
         config: What to build.
@@ -56,70 +65,46 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
 
     Raises:
         SourceError: If the dataset is not there, broken, or (``on_bad_image=error``) an image is.
-        StoreError: If ``out`` holds something that must not be replaced.
+        StoreError: If ``out`` holds something that must not be replaced or cannot be written, or a
+            worker dies. Finished shards are kept for the next run.
         FileNotFoundError: If a MANO folder is named that has no MANO files.
     """
-    from pipeline.store.writer import create_store, finish_store
-
     console = console or Console(stderr=True)
     start = time.monotonic()
     out = Path(config.out).expanduser()
     root = Path(config.root).expanduser()
     check_dataset(config.dataset)
     check_out(out, overwrite=config.overwrite)
-    mano = _load_mano(config.mano)
+    mano_folder, mano = load_mano_of(config.mano)
     _say(console, f"reading the annotations of {config.dataset} below {root}")
     source = open_source(config.dataset, root, mano)
     _say(console, f"planning {len(source.rows)} images")
-    plan = make_plan(source, shard_rows=config.shard_rows)
+    tasks = make_tasks(config, source, mano_folder, mano)
+    plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
         _refuse_missing_images(source, plan)
-    attributes = _attributes(config, source, plan, mano)
-    if out.exists():
-        shutil.rmtree(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    create_store(out, attributes, plan.splits)
-
-    results: list[ShardResult] = []
-    shards_start = time.monotonic()
-    with show_progress("build-cache", console) as report:
-        done = 0
-        for result in _run(_tasks(config, source, plan, attributes, out), config.workers, plan):
-            results.append(result)
-            done += len(result.quality)
-            report(done, plan.num_rows)
-    shard_seconds = time.monotonic() - shards_start
-    results.sort(key=lambda result: result.shard)
-    quality = np.concatenate([result.quality for result in results])
-    processes: Counter[str] = Counter()
-    for result in results:
-        processes.update(result.processes)
-    residuals = [r.max_residual_m for r in results if math.isfinite(r.max_residual_m)]
-    residual = max(residuals, default=float("nan"))
-    final = dataclasses.replace(
-        attributes,
-        flag_counts=flag_counts(quality),
-        extra={
-            **attributes.extra,
-            "jpeg_processes": dict(sorted(processes.items())),
-            "mano_residual_max_m": residual if residuals else None,
-        },
-    )
-    final = finish_store(out, final)
-    return BuildReport(
-        path=out,
-        attributes=final,
-        image_bytes=sum(result.num_bytes for result in results),
-        seconds=time.monotonic() - start,
-        shard_seconds=shard_seconds,
-        mano_used=mano is not None,
-        max_residual_m=residual,
-        first_rows={
-            name: np.flatnonzero(quality & np.uint32(bit))[:_FIRST].tolist()
-            for name, bit in FLAGS.items()
-        },
-        bad_images=[bad for result in results for bad in result.bad_images],
-    )
+    with contextlib.ExitStack() as lock:
+        results = _prepare(tasks, console, lock)
+        shards_start = time.monotonic()
+        done = already = sum(result.num_rows for result in results.values())
+        left = [shard for shard in range(plan.num_shards) if shard not in results]
+        todo = map(tasks.task, left)
+        with show_progress("build-cache", console, already=done) as report:
+            for task, result in run_shards(
+                todo, len(left), config.executor, workers=config.workers
+            ):
+                journal.append(out, task, result)
+                results[result.shard] = result
+                done += result.num_rows
+                report(done, plan.num_rows)
+        return _finish(
+            tasks,
+            [results[shard] for shard in sorted(results)],
+            start=start,
+            shard_seconds=time.monotonic() - shards_start,
+            fresh_rows=plan.num_rows - already,
+            console=console,
+        )
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -143,7 +128,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         finished = read_attributes(out, allow_unfinished=True).finished
     except StoreVersionError:
         finished = True  # of another version, but ours
-    if finished and not overwrite:
+    if finished and not overwrite and not journal.journal_path(out).exists():
         raise StoreError(
             f"out={str(out)!r} holds a finished store; pass overwrite=true to replace it"
         )
@@ -151,13 +136,6 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def _say(console: Console, text: str) -> None:
     console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _load_mano(path: str | None) -> "ManoModels | None":
-    from model.mano_files import find_mano, load_mano
-
-    folder = find_mano(path)
-    return None if folder is None else load_mano(folder)
 
 
 def _refuse_missing_images(source: Source, plan: Plan) -> None:
@@ -172,100 +150,148 @@ def _refuse_missing_images(source: Source, plan: Plan) -> None:
         )
 
 
-def _attributes(
-    config: BuildConfig, source: Source, plan: Plan, mano: "ManoModels | None"
-) -> StoreAttributes:
-    return StoreAttributes(
-        format=FORMAT_VERSION,
-        dataset=source.dataset,
-        joint_set=source.joint_set.name,
-        num_rows=plan.num_rows,
-        shard_rows=plan.shard_rows,
-        shard_capacity_bytes=plan.shard_capacity_bytes,
-        image_encoding="passthrough",
-        licence=source.licence,
-        citation=source.citation,
-        official_counts=source.official_counts,
-        found_counts={name: len(rows) for name, rows in plan.splits.items()},
-        flags=FLAGS,
-        flag_counts={},
-        tables=plan.tables,
-        plan_sha256=plan.sha256,
-        content_sha256="",
-        mano_sha256="" if mano is None else mano.sha256,
-        command=build_command(config),
-        finished=False,
-        extra={"on_bad_image": config.on_bad_image.name},
+# --- the store ------------------------------------------------------------------------------------
+
+
+def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict[int, ShardResult]:
+    """Make room for the store, or find the shards of it that an earlier run finished.
+
+    ``lock`` keeps other builds away from ``out`` until it is closed.
+    """
+    from pipeline.store.reader import read_attributes
+    from pipeline.store.writer import create_store
+
+    out, attributes = tasks.store, tasks.attributes
+    if journal.journal_path(out).exists():
+        lock.enter_context(journal.locked(out))
+        found = read_attributes(out, allow_unfinished=True)
+        if _layout(found) == _layout(attributes):
+            entries = journal.read(out)
+            kept = {
+                shard: entries[shard].result
+                for shard in range(num_shards(attributes))
+                if journal.is_done(out, tasks.task(shard, with_labels=False), entries)
+            }
+            _say(console, f"{len(kept)} of {num_shards(attributes)} shards are done already")
+            return kept
+        _say(console, "the dataset or the settings changed since the last run: starting again")
+    shapes = _shapes(tasks.source, tasks.config.workers, console)
+    _remove(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size_hw = tasks.source.picture_hw
+    create_store(
+        out,
+        attributes,
+        tasks.plan.splits,
+        objects=shapes,
+        pictures=dict.fromkeys(tasks.pictures, size_hw),
+    )
+    journal.begin(out)
+    lock.enter_context(journal.locked(out))
+    return {}
+
+
+def _layout(attributes: StoreAttributes) -> StoreAttributes:
+    """Return what an unfinished store must agree in with a build that goes on with it."""
+    return dataclasses.replace(
+        attributes, flag_counts={}, content_sha256="", command="", finished=False, extra={}
     )
 
 
-def build_command(config: BuildConfig) -> str:
-    """Return the command line that builds the same store again, with absolute paths.
+def _shapes(source: Source, workers: int, console: Console) -> "list[ObjectShape]":
+    files = [file for file in source.objects if file.mesh]
+    if not files:
+        return []
+    from preprocess.objects import make_shape
 
-    It replaces what is there: errors about a damaged or unfinished store quote it as the cure.
+    _say(console, f"looking at {len(files)} objects")
+    with show_progress("objects", console, unit="objects") as report:
+        shapes = []
+        make = functools.partial(make_shape, root=source.root)
+        # A process takes two seconds to start, as long as two shapes take.
+        few = len(files) < _FEW_SHAPES
+        for shape in map_in_order(make, files, workers=1 if few else workers):
+            shapes.append(shape)
+            report(len(shapes), len(files))
+    return shapes
+
+
+def _remove(out: Path) -> None:
+    """Remove a store in one step: what is half removed must not look like a store."""
+    old = out.with_name(f"{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+        shutil.rmtree(old)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def _finish(
+    tasks: Tasks,
+    results: list[ShardResult],
+    *,
+    start: float,
+    shard_seconds: float,
+    fresh_rows: int,
+    console: Console,
+) -> BuildReport:
+    """Write content hash, finish marker and report page; return the report.
+
+    The journal goes last: killed before that, the next run does all of this once more.
     """
-    words = [f"dataset={config.dataset}"]
-    for key in ("root", "out", "mano"):
-        value = getattr(config, key)
-        if value is not None:
-            words.append(f"{key}={Path(value).expanduser().absolute()}")
-    defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
-    if config.shard_rows != defaults["shard_rows"]:
-        words.append(f"shard_rows={config.shard_rows}")
-    if config.on_bad_image is not defaults["on_bad_image"]:
-        words.append(f"on_bad_image={config.on_bad_image.name}")
-    return shlex.join(["python", "-m", "preprocess", "build-cache", *words, "overwrite=true"])
+    from pipeline.store.reader import open_store
+    from pipeline.store.writer import finish_store
+    from preprocess.report_facts import rejected_rows, store_facts
 
-
-# --- shards ---------------------------------------------------------------------------------------
-
-
-def _tasks(
-    config: BuildConfig, source: Source, plan: Plan, attributes: StoreAttributes, out: Path
-) -> Iterator[ShardTask]:
-    """Yield one task per shard; labels are made as the tasks are taken."""
-    # The tables can be large, and no shard needs them.
-    attributes = dataclasses.replace(attributes, tables={})
-    for shard in range(plan.num_shards):
-        rows = plan.rows_of_shard(shard)
-        yield ShardTask(
-            store=out,
-            root=source.root,
-            shard=shard,
-            first_row=rows.start,
-            attributes=attributes,
-            images=plan.image[rows],
-            image_bytes=plan.image_bytes[rows],
-            labels=stack_labels(source.labels, plan.official_idx[rows].tolist()),
-            indices=plan_indices(plan, rows),
-            stop_at_bad_image=config.on_bad_image is OnBadImage.error,
+    out, plan = tasks.store, tasks.plan
+    with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:
+        quality = store.label("quality")
+    residual = max((r.max_residual_m for r in results if r.max_residual_m is not None), default=nan)
+    refit = max((r.max_refit_m for r in results if r.max_refit_m is not None), default=nan)
+    processes = sum((Counter(r.processes) for r in results), Counter())
+    extra = {
+        "jpeg_processes": dict(sorted(processes.items())),
+        "mano_residual_max_m": None if math.isnan(residual) else residual,
+        "left_refit_max_m": None if math.isnan(refit) else refit,
+    }
+    final = dataclasses.replace(
+        tasks.attributes,
+        flag_counts=flag_counts(quality),
+        extra={**tasks.attributes.extra, **extra},
+    )
+    with show_progress("content hash", console) as report:
+        final = finish_store(out, final, report=report)
+    bad = [image for result in results for image in result.bad_images]
+    residuals = functools.reduce(operator.add, (r.residuals for r in results))
+    with contextlib.closing(open_store(out, reader="pread")) as store:
+        text = page(
+            final,
+            facts=store_facts(store),
+            residuals=residuals,
+            flag_rows=rejected_rows(store, plan.image, {image.row: image.reason for image in bad}),
+            notes=tasks.source.notes,
+            max_residual_m=residual,
+            max_refit_m=refit,
         )
-
-
-def _run(tasks: Iterator[ShardTask], workers: int, plan: Plan) -> Iterator[ShardResult]:
-    """Yield results as they come; at most two tasks per worker are under way."""
-    num_workers = min(workers or len(os.sched_getaffinity(0)), plan.num_shards)
-    if num_workers == 1:
-        yield from map(run_shard, tasks)
-        return
-    # spawn: the parent holds torch's and zarr's threads, which a fork would leave behind.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        pending: set[Future[ShardResult]] = set()
-        try:
-            for task in tasks:
-                pending.add(pool.submit(run_shard, task))
-                if len(pending) >= 2 * num_workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenProcessPool as error:
-            raise StoreError(
-                f"a worker died while it wrote {plan.num_rows} rows (often out of memory); "
-                f"build again with fewer workers, workers={max(1, num_workers // 2)}"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    replace_file(out / PAGE_FILE, [text.encode()])
+    journal.remove(out)
+    return BuildReport(
+        path=out,
+        attributes=final,
+        image_bytes=sum(result.num_bytes for result in results),
+        seconds=time.monotonic() - start,
+        shard_seconds=shard_seconds,
+        fresh_rows=fresh_rows,
+        mano_used=tasks.mano is not None,
+        max_residual_m=residual,
+        max_refit_m=refit,
+        object_rows=dict(sum((Counter(r.object_rows) for r in results), Counter())),
+        first_rows={
+            name: np.flatnonzero(quality & np.uint32(bit))[:_FIRST].tolist()
+            for name, bit in FLAGS.items()
+        },
+        bad_images=bad,
+        report_page=out / PAGE_FILE,
+    )

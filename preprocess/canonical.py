@@ -10,11 +10,11 @@ Source:
     The dataset notes, 1.3 to 1.6, from the official toolkits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Integer
 from scipy.spatial.transform import Rotation
 
 from model.hand import LEFT, MIDDLE_MCP, STANDARD_FROM_MANO21
@@ -27,7 +27,7 @@ from model.mano_convert import (
     transform_mano,
 )
 from model.mano_files import ManoArrays, ManoModels, mano_forward
-from preprocess.records import Labels
+from preprocess.records import Labels, LabelStack
 
 _OPENCV_FROM_OPENGL: Final = np.diag([1.0, -1.0, -1.0])
 """Half a turn about x: y and z change sign."""
@@ -45,14 +45,26 @@ class HandParameters:
     transl: Float64[np.ndarray, "n 3"]
     root_rest: Float64[np.ndarray, "n 3"]
     """``J0(beta)``."""
-    beta_error_m: Float64[np.ndarray, " n"]
-    """No vertex is farther than this from where ``beta_raw`` put it, metres; 0 where they agree."""
+    refit_error_m: Float64[np.ndarray, " n"]
+    """Largest distance of a vertex, in the pose of the row, from where ``beta_raw`` and the model
+    that it belongs to put it, metres; 0 without a refit, NaN where ``theta`` is."""
+
+
+_FIELDS: Final = tuple(field.name for field in fields(HandParameters))
 
 
 def fill_hand(labels: Labels, slot: int, hands: HandParameters, row: int) -> None:
     """Write one row of parameters into the labels of an image."""
-    for name in ("theta", "beta", "beta_raw", "transl", "root_rest"):
+    for name in _FIELDS:
         getattr(labels, name)[slot] = getattr(hands, name)[row]
+
+
+def fill_hands(
+    labels: LabelStack, rows: Integer[np.ndarray, " n"], slot: int, hands: HandParameters
+) -> None:
+    """Write parameters into ``rows`` of a stack, in their order."""
+    for name in _FIELDS:
+        getattr(labels, name)[rows, slot] = getattr(hands, name)
 
 
 def dexycb_hands(
@@ -225,7 +237,7 @@ def _as_shipped(
         beta_raw=beta,
         transl=transl,
         root_rest=rest_root(own, beta),
-        beta_error_m=np.zeros(len(theta)),
+        refit_error_m=np.where(np.isfinite(theta).all(1), 0.0, np.nan),
     )
 
 
@@ -244,11 +256,18 @@ def _with_fixed_left(
     distinct, row = np.unique(beta, axis=0, return_inverse=True)
     row = row.reshape(-1)
     refit = refit_left_betas(own, models.left, distinct)
-    return HandParameters(
+    hands = HandParameters(
         theta=theta,
         beta=refit.beta[row],
         beta_raw=beta.astype(np.float64),
         transl=transl + refit.transl_shift[row],
         root_rest=rest_root(models.left, refit.beta)[row],
-        beta_error_m=refit.any_pose_m[row],
+        refit_error_m=np.full(len(theta), np.nan),
     )
+    seen = np.flatnonzero(np.isfinite(theta).all(1) & np.isfinite(transl).all(1))
+    for start in range(0, len(seen), _CHUNK):
+        part = seen[start : start + _CHUNK]
+        shipped, _ = mano_forward(own, theta[part], hands.beta_raw[part], transl[part])
+        fixed, _ = mano_forward(models.left, theta[part], hands.beta[part], hands.transl[part])
+        hands.refit_error_m[part] = np.linalg.norm(fixed - shipped, axis=-1).max(-1)
+    return hands

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from omegaconf import MISSING
 
-SAMPLE_DATASETS: Final = ("freihand", "interhand26m")
+SAMPLE_DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d")
 """Formats that ``make-sample`` writes."""
 
 
@@ -17,14 +17,100 @@ class OnBadImage(Enum):
     flag = "flag"
 
 
+class ImageEncoding(Enum):
+    """How images get into the store."""
+
+    auto = "auto"
+    passthrough = "passthrough"
+    recode = "recode"
+
+
+class JpegProcess(Enum):
+    """Which JPEG coding process the stored files have."""
+
+    asis = "asis"
+    baseline = "baseline"
+
+
+class Region(Enum):
+    """What a recoded image is cropped to."""
+
+    frame = "frame"
+    hands = "hands"
+    hand_object = "hand_object"
+
+
+class ExecutorKind(Enum):
+    """Where shards are made."""
+
+    local = "local"
+    dask = "dask"
+
+
+@dataclass(kw_only=True, slots=True)
+class ImageConfig:
+    """What happens to the images."""
+
+    encoding: ImageEncoding = ImageEncoding.auto
+    """passthrough: the files' bytes, untouched; recode: decode, crop, encode as baseline JPEG
+    4:2:0. auto: passthrough for a dataset of JPEGs, recode for one of PNGs."""
+    jpeg: JpegProcess = JpegProcess.asis
+    """baseline: turn progressive files into baseline ones without loss (passthrough); hardware
+    decoders take no progressive files."""
+    region: Region = Region.frame
+    """recode: keep the whole frame, the hands, or the hands and the objects."""
+    margin: float = 1.5
+    """recode of a region: sides of the crop over those of the box around it."""
+    max_px: int = 0
+    """recode: make the longer side at most this long; 0 keeps the scale."""
+    quality: int = 95
+    """recode: JPEG quality."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, max_px=0, quality=1)
+        if not 1 <= self.margin <= 10:
+            raise ValueError(f"image.margin must lie in 1..10, got {self.margin}")
+        if self.quality > 100:
+            raise ValueError(f"image.quality must be at most 100, got {self.quality}")
+        if self.encoding is ImageEncoding.passthrough and (
+            self.region is not Region.frame or self.max_px
+        ):
+            raise ValueError(
+                "image.region and image.max_px need image.encoding=recode: passthrough keeps the "
+                "files as they are"
+            )
+        if self.encoding is ImageEncoding.recode and self.jpeg is JpegProcess.baseline:
+            raise ValueError("jpeg=baseline is for passthrough; recoded images are baseline anyway")
+
+
+@dataclass(kw_only=True, slots=True)
+class ExecutorConfig:
+    """Who makes the shards."""
+
+    kind: ExecutorKind = ExecutorKind.local
+    """local: processes of this machine; dask: the workers of a cluster that all see ``root``,
+    ``out`` and ``mano`` at the same paths (pip install distributed)."""
+    address: str | None = None
+    """executor=dask: the scheduler, such as tcp://node1:8786."""
+
+    def __post_init__(self) -> None:
+        if self.kind is ExecutorKind.dask and not self.address:
+            raise ValueError("executor=dask needs executor.address=tcp://HOST:PORT")
+        if self.kind is ExecutorKind.local and self.address:
+            raise ValueError("executor.address is for executor=dask")
+
+
 @dataclass(kw_only=True, slots=True)
 class BuildConfig:
     """A raw dataset becomes one store. Treat as read-only."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"executor": "executor.kind", "jpeg": "image.jpeg"}
+
     dataset: str = MISSING
-    """Which dataset ``root`` holds: freihand or interhand26m."""
+    """Which dataset ``root`` holds: freihand, interhand26m, dexycb or ho3d."""
     root: str = MISSING
-    """Folder of the unpacked dataset: FreiHAND_pub_v2, or the one with images and annotations."""
+    """Folder of the unpacked dataset: FreiHAND_pub_v2, HO3D_v2 or HO3D_v3, the one with DexYCB's
+    subjects, or InterHand2.6M's with images and annotations."""
     out: str = MISSING
     """Folder of the store; created, conventionally named <dataset>.zarr."""
     mano: str | None = None
@@ -32,15 +118,32 @@ class BuildConfig:
     shard_rows: int = 2048
     """Images per shard file; one process writes one shard at a time."""
     workers: int = 0
-    """Processes; 0 takes one per core, 1 stays in this process. Does not change the result."""
+    """Processes; 0 takes one per core, 1 stays in this process. Does not change the result. Each
+    holds the JPEGs of one shard: with shard_rows=2048 and files of 100 KB some 200 MB."""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """Where the shards are made. Does not change the result."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """How images are stored."""
+    depth: bool = False
+    """Also store the depth images, in millimetres (dexycb, ho3d)."""
+    segmentation: bool = False
+    """Also store the segmentation images (dexycb, ho3d)."""
     overwrite: bool = False
-    """Replace a finished store at ``out``; an unfinished one is always replaced."""
+    """Replace a finished store at ``out``. An unfinished one is finished: shards that are done and
+    fit these settings are kept."""
     on_bad_image: OnBadImage = OnBadImage.error
     """At a missing or damaged image: stop (error), or keep its row without an image (flag)."""
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "root", "out")
         _require_at_least(self, shard_rows=1, workers=0)
+        if (self.depth or self.segmentation) and (
+            self.image.region is not Region.frame or self.image.max_px
+        ):
+            raise ValueError(
+                "depth and segmentation have the official pixels; they go with image.region=frame "
+                "and image.max_px=0"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,14 +210,15 @@ class SampleConfig:
     """A small rendered dataset in an official on-disk format. Treat as read-only."""
 
     dataset: str = "freihand"
-    """Which format: freihand or interhand26m."""
+    """Which format: freihand, interhand26m, dexycb or ho3d."""
     out: str = MISSING
     """Folder to create; gets the dataset and the stand-in MANO files (out/mano)."""
     num: int = 256
-    """FreiHAND: training poses, each written as four images. InterHand2.6M: training images."""
+    """FreiHAND: training poses, each written as four images. InterHand2.6M and HO-3D: training
+    images. DexYCB: images, rounded up to eight per time step."""
     num_eval: int | None = None
-    """FreiHAND: evaluation images. InterHand2.6M: images of each of val and test. null: num // 8,
-    at least a few."""
+    """FreiHAND and HO-3D: evaluation images. InterHand2.6M: images of each of val and test. null:
+    num // 8, at least a few. DexYCB: not used, its splits are rules over the same images."""
     seed: int = 0
     """The same seed gives the same files."""
     workers: int = 0

@@ -13,12 +13,16 @@ BAR_SECONDS: Final = 0.1
 
 
 @contextmanager
-def show_progress(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+def show_progress(
+    what: str, console: Console, *, already: int = 0, unit: str = "frames"
+) -> Iterator[Callable[[int, int], None]]:
     """Yield a function to call with (done, total) frames as often as one likes.
 
     Args:
         what: Name of the pass.
         console: Where to write.
+        already: How many were done before the pass; they do not count for the rate.
+        unit: What is counted.
     """
     start = last = time.monotonic()
     bar: Progress | None = None
@@ -39,9 +43,9 @@ def show_progress(what: str, console: Console) -> Iterator[Callable[[int, int], 
         if now - last < (LINE_SECONDS if bar is None else BAR_SECONDS):
             return
         last = now
-        rate = done / (now - start)
-        left = f"{(total - done) / rate:.0f} s left" if done else "time left unknown"
-        state = f"{done}/{total} frames, {rate:.0f} frames/s, {left}"
+        rate = (done - already) / (now - start)
+        left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
+        state = f"{done}/{total} {unit}, {rate:.0f} {unit}/s, {left}"
         if bar is None:
             console.print(f"{what}: {state}", highlight=False, markup=False, soft_wrap=True)
         else:

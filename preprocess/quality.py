@@ -13,30 +13,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt32
 
 from pipeline.store.schema import FLAGS
+from preprocess.records import LabelStack
 
 MANO_RESIDUAL_LIMIT_M: Final = 1e-3
 """A decoded hand farther than this from the official vertices is another model's hand."""
+LEFT_REFIT_LIMIT_M: Final = 1e-3
+"""A refitted left hand with a vertex farther off than this keeps no ``beta``."""
 OUTSIDE_MARGIN: Final = 0.05
 """Share of the longer image side by which a joint may leave the image."""
 OUTSIDE_SHARE: Final = 0.5
 """A hand lies outside if more than this share of its joints does."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelStack:
-    """Labels of n rows, as in ``records.Labels``."""
-
-    K: Float[np.ndarray, "n 3 3"]
-    joints_3d: Float[np.ndarray, "n 2 21 3"]
-    joint_valid: Bool[np.ndarray, "n 2 21"]
-    bbox_xyxy: Float[np.ndarray, "n 2 4"]
-    theta: Float[np.ndarray, "n 2 48"]
-    beta: Float[np.ndarray, "n 2 10"]
-    beta_raw: Float[np.ndarray, "n 2 10"]
-    transl: Float[np.ndarray, "n 2 3"]
-    root_rest: Float[np.ndarray, "n 2 3"]
-    T_world_from_cam: Float[np.ndarray, "n 4 4"]
-    vertices_check_m: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +62,8 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
     has_joints = valid.any(-1)
     has_mano = _all_finite(labels.theta, labels.transl, labels.root_rest)
     residual_bad = labels.vertices_check_m > MANO_RESIDUAL_LIMIT_M
+    refit_bad = labels.refit_error_m > LEFT_REFIT_LIMIT_M
+    posed = (labels.object_id >= 0) & np.isfinite(labels.object_pose).all((-1, -2))
     rules = {
         "no_label": ~has_joints.any(-1),
         "no_mano": (has_joints & ~has_mano).any(-1),
@@ -83,6 +71,9 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
         "behind_camera": (valid & (labels.joints_3d[..., 2] <= 0)).any((-1, -2)),
         "outside_image": outside_image(joints_2d, valid, size_hw).any(-1),
         "mano_residual": residual_bad,
+        "left_refit": refit_bad.any(-1),
+        "object_missing": ((labels.object_id >= 0) & ~posed).any(-1),
+        "object_behind_camera": (posed & (labels.object_pose[..., 2, 3] <= 0)).any(-1),
     }
     return Derived(
         quality=pack_flags(rules, len(valid)),
@@ -90,7 +81,7 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
         bbox_xyxy=np.where(np.isnan(labels.bbox_xyxy), joint_bbox(joints_2d), labels.bbox_xyxy),
         has_joints=has_joints,
         has_mano=has_mano,
-        has_beta=_all_finite(labels.beta) & has_mano & ~residual_bad[:, None],
+        has_beta=_all_finite(labels.beta) & has_mano & ~residual_bad[:, None] & ~refit_bad,
         has_world=np.isfinite(labels.T_world_from_cam).all((-1, -2)),
     )
 

@@ -4,14 +4,17 @@ Everything here is canonical: metres, radians, pixels, OpenCV camera axes, the s
 order, slot 0 right and slot 1 left, missing values NaN.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int16, Int32, Int64, UInt8, UInt16
 
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, JointSet
+from pipeline.store.schema import NUM_OBJECTS
 
 
 class SourceError(ValueError):
@@ -41,6 +44,19 @@ class Labels:
     T_world_from_cam: Float[np.ndarray, "4 4"]
     vertices_check_m: float
     """Largest distance of a decoded vertex from the official one, metres; NaN if none is given."""
+    refit_error_m: Float[np.ndarray, " 2"]
+    """Largest distance of a vertex of the refitted left hand from where ``beta_raw`` and the model
+    as shipped put it, metres; 0 without a refit, NaN without MANO."""
+    object_id: Int32[np.ndarray, " 10"]
+    """Into ``Source.objects``; -1 = empty slot."""
+    object_pose: Float[np.ndarray, "10 3 4"]
+    """``[R | t]`` camera from object."""
+    object_start: Float[np.ndarray, "10 3"]
+    """Where the object's origin is in the first frame of the sequence (and camera) that has its
+    pose: world frame, or the camera's where ``T_world_from_cam`` is missing (a still camera)."""
+    object_arti_rad: Float[np.ndarray, " 10"]
+    grasped_object: Int16[np.ndarray, ""]
+    """Object slot; -1 = unknown."""
 
 
 def empty_labels() -> Labels:
@@ -57,7 +73,76 @@ def empty_labels() -> Labels:
         root_rest=np.full((NUM_HANDS, 3), np.nan),
         T_world_from_cam=np.full((4, 4), np.nan),
         vertices_check_m=float("nan"),
+        refit_error_m=np.full(NUM_HANDS, np.nan),
+        object_id=np.full(NUM_OBJECTS, -1, np.int32),
+        object_pose=np.full((NUM_OBJECTS, 3, 4), np.nan),
+        object_start=np.full((NUM_OBJECTS, 3), np.nan),
+        object_arti_rad=np.full(NUM_OBJECTS, np.nan),
+        grasped_object=np.array(-1, np.int16),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelStack:
+    """Labels of n rows, as in ``Labels``."""
+
+    K: Float[np.ndarray, "n 3 3"]
+    joints_3d: Float[np.ndarray, "n 2 21 3"]
+    joint_valid: Bool[np.ndarray, "n 2 21"]
+    bbox_xyxy: Float[np.ndarray, "n 2 4"]
+    theta: Float[np.ndarray, "n 2 48"]
+    beta: Float[np.ndarray, "n 2 10"]
+    beta_raw: Float[np.ndarray, "n 2 10"]
+    transl: Float[np.ndarray, "n 2 3"]
+    root_rest: Float[np.ndarray, "n 2 3"]
+    T_world_from_cam: Float[np.ndarray, "n 4 4"]
+    vertices_check_m: Float[np.ndarray, " n"]
+    refit_error_m: Float[np.ndarray, "n 2"]
+    object_id: Int32[np.ndarray, "n 10"]
+    object_pose: Float[np.ndarray, "n 10 3 4"]
+    object_start: Float[np.ndarray, "n 10 3"]
+    object_arti_rad: Float[np.ndarray, "n 10"]
+    grasped_object: Int16[np.ndarray, " n"]
+
+
+def stack_labels(rows: Sequence[Labels]) -> LabelStack:
+    """Return the labels of several rows, stacked."""
+    return LabelStack(
+        **{f.name: np.stack([getattr(row, f.name) for row in rows]) for f in fields(Labels)}
+    )
+
+
+LabelJob = Callable[[], LabelStack]
+"""Parses the labels of some rows where it is called: picklable, runs in a worker, on any machine
+that sees the dataset. Raises ``SourceError``."""
+
+
+def job_of(labels: Callable[[int], Labels], official_idx: Sequence[int]) -> LabelJob:
+    """Return the job of a source that has its labels in memory: they are made here and travel."""
+    return functools.partial(_same, stack_labels([labels(int(i)) for i in official_idx]))
+
+
+def _same(stack: LabelStack) -> LabelStack:
+    return stack
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectFile:
+    """The mesh of one object of a dataset."""
+
+    name: str
+    mesh: str
+    """Path relative to the root of the dataset, or absolute; any format that trimesh reads. Empty:
+    there is none, and rows with this object have no contact."""
+    metres_per_unit: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """Pictures of one row in the size of the official image; see ``schema.PICTURES``."""
+
+    depth_mm: UInt16[np.ndarray, "h w"] | None
+    segmentation: UInt8[np.ndarray, "h w"] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,5 +183,17 @@ class Source:
     rows: Rows
     splits: dict[str, Int64[np.ndarray, " k"]]
     """Lists of ``official_idx``, each in official order."""
-    labels: Callable[[int], Labels]
-    """Labels by ``official_idx``."""
+    label_job: Callable[[Sequence[int]], LabelJob]
+    """The job that makes the labels of some rows, by ``official_idx``."""
+    objects: tuple[ObjectFile, ...] = ()
+    left_as_shipped: bool = False
+    """Left hands were fitted with MANO's left model as shipped (smplx issue 48)."""
+    official_boxes: bool = False
+    """``Labels.bbox_xyxy`` may differ from the box of the projected joints."""
+    pictures: Callable[[Path, str, LabelStack, int], Pictures] | None = None
+    """Reads depth and segmentation of one row, in a worker: (root, image path, labels of the shard,
+    row within it). A module-level function; None: the dataset has none."""
+    picture_hw: tuple[int, int] = (480, 640)
+    """Height and width of the pictures, those of every official image."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the report says about the dataset beside the counts; JSON."""

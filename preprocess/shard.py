@@ -1,29 +1,45 @@
-"""One shard, self-contained: read its images, check them, derive labels, write.
+"""One shard, self-contained: read its labels and images, check them, derive labels, write.
 
-``run_shard`` is what a worker process runs. A task carries its labels, so no worker parses the
-annotations again (the JSON of InterHand2.6M's train split alone is about a gigabyte), and the same
-task can run on any machine that sees both folders. Workers import no torch.
+``run_shard`` is what a worker runs, a process of this machine or of a cluster that sees the same
+folders. A task carries a job that makes the labels: sources with one file per image parse it in the
+worker, others send what they have in memory. Workers import no torch.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+import functools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import Float
 
-from pipeline.store.schema import FLAGS, LABELS, StoreAttributes
-from preprocess.jpeg import JpegHeader, JpegProblem, read_header
+from pipeline.store.errors import StoreError
+from pipeline.store.schema import LABELS, StoreAttributes
+from preprocess.images import (
+    BadImage,
+    ImageWork,
+    ShardImages,
+    bad_image_sentence,
+    shard_images,
+)
 from preprocess.plan import Plan
-from preprocess.quality import LabelStack, derive
-from preprocess.records import Labels, SourceError
+from preprocess.quality import derive, joint_bbox, project
+from preprocess.records import LabelJob, LabelStack, Pictures, SourceError
+from preprocess.report_page import Residuals, residual_counts
+
+if TYPE_CHECKING:
+    from model.mano_files import ManoModels
+    from preprocess.contact import DerivedObjects
 
 _ROUNDED: Final = tuple(
     spec.name
     for spec in LABELS
     if spec.name in {field.name for field in fields(LabelStack)} and spec.dtype == "float32"
 )
+ReadPictures = Any
+"""``Source.pictures``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,143 +51,170 @@ class ShardTask:
     shard: int
     first_row: int
     attributes: StoreAttributes
+    """Without its tables: they can be large, and no shard needs more than the objects' names."""
+    object_names: list[str]
     images: list[str]
     """Relative to ``root``."""
     image_bytes: np.ndarray
     """Planned sizes."""
-    labels: LabelStack
+    label_job: LabelJob
     indices: dict[str, np.ndarray]
     """``official_idx`` and the other int32 columns of the plan."""
+    work: ImageWork
+    region: str
+    """``frame``, ``hands`` or ``hand_object``: what a recoded image is cropped to."""
     stop_at_bad_image: bool
+    mano: Path | None
+    left_as_shipped: bool
+    pictures: tuple[str, ...]
+    """Names in ``schema.PICTURES`` to store."""
+    read_pictures: ReadPictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BadImage:
-    """An image that a store keeps no bytes of."""
+class ShardContent:
+    """What a shard holds, in memory."""
 
-    row: int
-    image: str
-    flag: str
-    reason: str
-    """Completes "the image ...": ``is cut off: ...``."""
+    images: ShardImages
+    columns: dict[str, np.ndarray]
+    """Every array of ``schema.LABELS``, in the dtype of the store."""
+    labels: LabelStack
+    """As the source gave them: official pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardResult:
-    """What one shard adds to the report."""
+    """What one shard adds to the report. Plain values: it stands in the build journal as JSON."""
 
     shard: int
-    quality: np.ndarray
+    num_rows: int
     num_bytes: int
     bad_images: list[BadImage]
     processes: dict[str, int]
-    """Images by JPEG coding process."""
-    max_residual_m: float
-    """Largest ``vertices_check_m``; NaN if nothing was checked."""
+    """Stored images by JPEG coding process."""
+    max_residual_m: float | None
+    """Largest ``vertices_check_m``; None if nothing was checked."""
+    max_refit_m: float | None
+    """Largest ``refit_error_m``; None if no left hand was refitted."""
+    residuals: Residuals
+    object_rows: dict[str, int]
+    """Rows with a pose, by object."""
 
 
 def run_shard(task: ShardTask) -> ShardResult:
     """Write one shard and its rows.
 
     Raises:
-        SourceError: If an image changed since the plan, or is bad and the task stops at it.
+        SourceError: If labels or images are broken, changed since the plan, or (where the task
+            stops at it) an image is bad.
+        StoreError: If the store cannot be written; a shard under way leaves nothing behind.
     """
     # Heavy, and the front door reads this module's types before it knows that it will build.
+    from pipeline.store.pictures import write_pictures
     from pipeline.store.writer import write_image_shard, write_rows
 
-    payloads: list[bytes] = []
-    size_hw = np.zeros((len(task.images), 2), np.uint16)
-    image_flags = np.zeros(len(task.images), np.uint32)
-    processes: Counter[str] = Counter()
-    bad: list[BadImage] = []
-    for i, name in enumerate(task.images):
-        data, header = read_image(task.root / name)
-        if isinstance(header, JpegProblem):
-            data = b""
-            image_flags[i] = FLAGS[header.flag]
-            row = task.first_row + i
-            bad.append(BadImage(row=row, image=name, flag=header.flag, reason=header.reason))
-        else:
-            if len(data) != task.image_bytes[i]:
-                raise SourceError(
-                    f"{task.attributes.dataset}: {task.root / name} changed while the store was "
-                    f"built: planned {task.image_bytes[i]} bytes, found {len(data)}; build again"
-                )
-            size_hw[i] = header.height, header.width
-            processes[header.process] += 1
-        payloads.append(data)
-    if bad and task.stop_at_bad_image:
-        raise SourceError(bad_image_sentence(task.attributes.dataset, task.root, bad))
-    offset, length, crc32c = write_image_shard(task.store, task.shard, payloads, task.attributes)
-    columns = label_columns(task.labels, size_hw, task.indices, image_flags)
-    arrays: dict[str, np.ndarray] = {
-        "image/offset": offset,
-        "image/length": length,
-        "image/crc32c": crc32c,
-        "image/size_hw": size_hw,
-    }
-    arrays |= {f"labels/{name}": values for name, values in columns.items()}
-    write_rows(task.store, task.shard, arrays)
-    checked = task.labels.vertices_check_m
+    content = shard_content(task)
+    images, columns = content.images, content.columns
+    if images.bad and task.stop_at_bad_image:
+        raise SourceError(bad_image_sentence(task.attributes.dataset, task.root, images.bad))
+    try:
+        offset, length, crc32c = write_image_shard(
+            task.store, task.shard, images.payloads, task.attributes
+        )
+        arrays: dict[str, np.ndarray] = {
+            "image/offset": offset,
+            "image/length": length,
+            "image/crc32c": crc32c,
+            "image/size_hw": images.size_hw,
+        }
+        arrays |= {f"labels/{name}": values for name, values in columns.items()}
+        write_rows(task.store, task.shard, arrays)
+        for name in task.pictures:
+            pictures = task_pictures(task, content.labels, name)
+            write_pictures(task.store, task.shard, name, pictures, task.attributes)
+    except OSError as error:
+        raise StoreError(
+            f"shard {task.shard} of {task.store} cannot be written ({error.strerror or error}); "
+            "make room or mend the disk and run the same command again: finished shards are kept"
+        ) from error
+    return _result(task, content, int(length.sum(dtype=np.int64)))
+
+
+def task_pictures(task: ShardTask, labels: LabelStack, name: str) -> Iterator[np.ndarray | None]:
+    """Yield one kind of picture for every row of a shard."""
+    for row, image in enumerate(task.images):
+        pictures: Pictures = task.read_pictures(task.root, image, labels, row)
+        yield getattr(pictures, name)
+
+
+def _result(task: ShardTask, content: ShardContent, num_bytes: int) -> ShardResult:
+    check, refit = content.labels.vertices_check_m, content.labels.refit_error_m
+    has = content.columns["has_object"]
+    ids = content.columns["object_id"]
     return ShardResult(
         shard=task.shard,
-        quality=columns["quality"],
-        num_bytes=int(length.sum(dtype=np.int64)),
-        bad_images=bad,
-        processes=dict(processes),
-        max_residual_m=float(np.nanmax(checked)) if np.isfinite(checked).any() else float("nan"),
+        num_rows=len(task.images),
+        num_bytes=num_bytes,
+        bad_images=content.images.bad,
+        processes=content.images.processes,
+        max_residual_m=_largest(check),
+        max_refit_m=_largest(np.where(refit > 0, refit, np.nan)),
+        residuals=residual_counts(check, refit),
+        object_rows={
+            name: int(((ids == i) & has).any(-1).sum()) for i, name in enumerate(task.object_names)
+        },
     )
 
 
-def read_image(path: Path) -> tuple[bytes, JpegHeader | JpegProblem]:
-    """Return the bytes of a file and its header, or what is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        return b"", JpegProblem(flag="image_missing", reason=reason)
-    return data, read_header(data)
+def _largest(values: np.ndarray) -> float | None:
+    return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
 
-def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str:
-    """Return why a build stops at bad images, and the two ways on."""
-    more = f" ({len(bad) - 1} more in the same shard)" if len(bad) > 1 else ""
-    return (
-        f"{dataset}: the image {root / bad[0].image} {bad[0].reason}{more}; copy it again, or pass "
-        "on_bad_image=flag to keep its row without an image"
+# --- content --------------------------------------------------------------------------------------
+
+
+def shard_content(task: ShardTask) -> ShardContent:
+    """Return what a shard holds, without writing it.
+
+    Raises:
+        SourceError: If labels or images are broken, or images changed since the plan.
+    """
+    read = functools.partial(
+        shard_images,
+        task.attributes.dataset,
+        task.root,
+        task.images,
+        task.image_bytes,
+        task.first_row,
+        task.work,
     )
-
-
-def stack_labels(labels: Callable[[int], Labels], official_idx: Sequence[int]) -> LabelStack:
-    """Return the labels of several rows, stacked."""
-    rows = [labels(int(i)) for i in official_idx]
-    return LabelStack(
-        **{field.name: np.stack([getattr(r, field.name) for r in rows]) for field in fields(Labels)}
-    )
-
-
-def plan_indices(plan: Plan, rows: slice) -> dict[str, np.ndarray]:
-    """Return the int32 columns of the plan for some rows."""
-    names = ("sequence_idx", "camera_idx", "subject_idx", "frame_idx", "official_idx")
-    return {name: getattr(plan, name)[rows] for name in names}
+    if task.region == "frame":
+        # Labels in files of their own are parsed while the images are read.
+        with ThreadPoolExecutor(1) as reader:
+            under_way = reader.submit(read, None)
+            labels = task.label_job()
+            images = under_way.result()
+    else:
+        labels = task.label_job()
+        images = read(region_boxes(labels, _object_points(task), region=task.region))
+    return ShardContent(images=images, columns=label_columns(task, labels, images), labels=labels)
 
 
 def label_columns(
-    labels: LabelStack,
-    size_hw: np.ndarray,
-    indices: dict[str, np.ndarray],
-    image_flags: np.ndarray,
+    task: ShardTask, labels: LabelStack, images: ShardImages
 ) -> dict[str, np.ndarray]:
-    """Return every array of ``schema.LABELS`` for some rows, in the dtype of the store.
+    """Return every array of ``schema.LABELS`` for the rows of a shard, in the store's dtype.
 
-    Masks, flags and boxes are derived from the values as rounded for the store, so that a reader
-    derives the same ones.
+    Masks, flags, boxes and contact are derived from the values as rounded for the store, so that a
+    reader derives the same ones.
     """
+    labels = to_stored_pixels(labels, images.A_stored_from_raw)
     rounded: dict[str, np.ndarray] = {
         name: getattr(labels, name).astype(np.float32).astype(np.float64) for name in _ROUNDED
     }
     labels = replace(labels, **rounded)
-    derived = derive(labels, size_hw)
+    derived = derive(labels, images.size_hw)
+    objects = _derive_objects(task, labels)
     has_mano = derived.has_mano[..., None]
     hidden = replace(
         labels,
@@ -180,11 +223,133 @@ def label_columns(
         transl=np.where(has_mano, labels.transl, np.nan),
         root_rest=np.where(has_mano, labels.root_rest, np.nan),
         beta=np.where(derived.has_beta[..., None], labels.beta, np.nan),
+        object_pose=np.where(objects.has_object[..., None, None], labels.object_pose, np.nan),
     )
     values: dict[str, Any] = {field.name: getattr(hidden, field.name) for field in fields(hidden)}
-    values |= {field.name: getattr(derived, field.name) for field in fields(derived)}
-    values |= indices
-    values["A_stored_from_raw"] = np.broadcast_to(np.eye(2, 3), (len(size_hw), 2, 3))
-    values["quality"] = derived.quality | image_flags
-    values["sample_ok"] = image_flags == 0
+    for found in (derived, objects):
+        values |= {field.name: getattr(found, field.name) for field in fields(found)}
+    values |= task.indices
+    values["A_stored_from_raw"] = images.A_stored_from_raw
+    values["quality"] = derived.quality | images.flags
+    values["sample_ok"] = images.flags == 0
     return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype) for spec in LABELS}
+
+
+def to_stored_pixels(
+    labels: LabelStack, A_stored_from_raw: Float[np.ndarray, "n 2 3"]
+) -> LabelStack:
+    """Return labels whose pixels are those of the stored image: ``K' = A K``, boxes moved."""
+    A = np.zeros((len(A_stored_from_raw), 3, 3))
+    A[:, :2], A[:, 2, 2] = A_stored_from_raw, 1.0
+    corners = labels.bbox_xyxy.reshape(-1, 2, 2, 2)
+    moved = np.einsum("nij,nhcj->nhci", A[:, :2, :2], corners) + A[:, None, None, :2, 2]
+    return replace(labels, K=A @ labels.K, bbox_xyxy=moved.reshape(labels.bbox_xyxy.shape))
+
+
+def region_boxes(
+    labels: LabelStack, points: Mapping[int, Float[np.ndarray, "p 3"]], *, region: str
+) -> Float[np.ndarray, "n 4"]:
+    """Return the box (raw pixels) of what a recoded image must show; NaN where nothing is labelled.
+
+    Args:
+        labels: Labels of the rows, official pixels.
+        points: Points on the objects, object frame, metres, by object id.
+        region: ``hands``, or ``hand_object`` for hands and objects.
+    """
+    from preprocess.action import object_bbox_xyxy
+
+    valid = labels.joint_valid & np.isfinite(labels.joints_3d).all(-1)
+    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K)
+    official = np.isfinite(labels.bbox_xyxy)
+    boxes = [np.where(official, labels.bbox_xyxy, joint_bbox(joints_2d))]
+    if region == "hand_object":
+        boxes.append(object_bbox_xyxy(labels, points))
+    every = np.concatenate(boxes, axis=1)
+    seen = np.isfinite(every).all(-1, keepdims=True)
+    low = np.where(seen, every[..., :2], np.inf).min(1)
+    high = np.where(seen, every[..., 2:], -np.inf).max(1)
+    return np.where(seen.any(1), np.concatenate([low, high], axis=-1), np.nan)
+
+
+# --- objects --------------------------------------------------------------------------------------
+
+
+def _derive_objects(task: ShardTask, labels: LabelStack) -> "DerivedObjects":
+    from preprocess.contact import derive_objects, hand_vertices
+
+    vertices = None
+    if task.mano is not None and (labels.object_id >= 0).any():
+        mano = _mano(task.mano, task.attributes.mano_sha256)
+        vertices = hand_vertices(labels, mano, left_as_shipped=task.left_as_shipped)
+    return derive_objects(labels, vertices, _meshes(task), _object_points(task))
+
+
+def _object_points(task: ShardTask) -> Mapping[int, np.ndarray]:
+    shapes = _shapes(task.store, task.attributes.plan_sha256, tuple(task.object_names))
+    return {i: shape.points.astype(np.float64) for i, shape in shapes.items()}
+
+
+def _meshes(task: ShardTask) -> Mapping[int, Any]:
+    from preprocess.objects import Mesh
+
+    shapes = _shapes(task.store, task.attributes.plan_sha256, tuple(task.object_names))
+    return {
+        i: Mesh(vertices=shape.vertices.astype(np.float64), faces=shape.faces.astype(np.int64))
+        for i, shape in shapes.items()
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _shapes(store: Path, plan_sha256: str, names: tuple[str, ...]) -> dict[int, Any]:
+    """Return the shapes of a store, read once a process; ``plan_sha256`` tells builds apart."""
+    from pipeline.store.objects import object_names, read_object
+
+    there = set(object_names(store))
+    return {i: read_object(store, name) for i, name in enumerate(names) if name in there}
+
+
+@functools.lru_cache(maxsize=2)
+def _mano(folder: Path, sha256: str) -> "ManoModels":
+    from model.mano_files import load_mano
+
+    models = load_mano(folder)
+    if models.sha256 != sha256:
+        raise StoreError(
+            f"MANO in {folder} has hash {models.sha256[:12]} here, the build began with "
+            f"{sha256[:12]}; every worker must see the same files"
+        )
+    return models
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def plan_indices(plan: Plan, rows: slice) -> dict[str, np.ndarray]:
+    """Return the int32 columns of the plan for some rows."""
+    names = ("sequence_idx", "camera_idx", "subject_idx", "frame_idx", "official_idx")
+    return {name: getattr(plan, name)[rows] for name in names}
+
+
+def result_to_json(result: ShardResult) -> dict[str, Any]:
+    """Return a result as JSON values; ``result_from_json`` undoes it."""
+    value = asdict(result)
+    for name in ("vertices", "refit"):
+        value["residuals"][name] = value["residuals"][name].tolist()
+    return value
+
+
+def result_from_json(value: Mapping[str, Any]) -> ShardResult:
+    """Return a result from JSON values.
+
+    Raises:
+        TypeError: If a field is missing or unknown.
+        KeyError: If one is missing.
+    """
+    known = dict(value)
+    known["bad_images"] = [BadImage(**bad) for bad in value["bad_images"]]
+    known["residuals"] = Residuals(
+        edges_mm=tuple(value["residuals"]["edges_mm"]),
+        vertices=np.array(value["residuals"]["vertices"], np.int64),
+        refit=np.array(value["residuals"]["refit"], np.int64),
+    )
+    return ShardResult(**known)

@@ -1,9 +1,12 @@
 """``show-cache``: a contact sheet of a store, and what the store says about itself.
 
 Each tile is one whole frame with the projected joints (a colour per finger, as in ``model.draw``)
-and the box of each hand: blue with R, red with L. With MANO, vertices are small dots.
+and the box of each hand: blue with R, red with L. Objects have an outline and their axes, the
+grasped one thicker. With MANO, vertices are small dots, coloured by their distance to contact.
+Below are depth and segmentation, if the store has them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,16 +17,17 @@ from rich.console import Console
 from model.hand import LEFT, RIGHT
 from preprocess.config import ShowConfig
 from preprocess.quality import flag_names, project
+from preprocess.report_page import PAGE_FILE
+from preprocess.show_objects import draw_objects, draw_vertices, load_shapes
+from preprocess.show_sheet import FONT, GREY, LEFT_RGB, RIGHT_RGB, legend, picture_strip, write
 
 if TYPE_CHECKING:
     from model.mano_files import ManoModels
+    from pipeline.store.objects import ObjectShape
     from pipeline.store.reader import Store
 
-_SIDES: Final = ((RIGHT, "R", (70, 130, 255)), (LEFT, "L", (255, 70, 70)))
+_SIDES: Final = ((RIGHT, "R", RIGHT_RGB), (LEFT, "L", LEFT_RGB))
 _CAPTION_PX: Final = 34
-_GREY: Final = 48
-_FONT: Final = 0
-"""``cv2.FONT_HERSHEY_SIMPLEX``; OpenCV is imported late, the front door reads this module."""
 
 
 def main(config: ShowConfig) -> int:
@@ -49,13 +53,19 @@ def show(config: ShowConfig) -> Path:
     import cv2
 
     from model.draw import tile
+    from pipeline.store.pictures import picture_names
     from pipeline.store.reader import open_store
 
     store = open_store(Path(config.store).expanduser())
     mano = _matching_mano(config, store)
     rows = choose_rows(config, store)
-    tiles = [draw_row(store, row, config.tile_px, mano) for row in rows]
+    shapes = load_shapes(store, rows)
+    tiles = [draw_row(store, row, config.tile_px, mano, shapes) for row in rows]
     sheet = tile(tiles, columns=min(len(tiles), max(1, round((len(tiles) * 1.5) ** 0.5))))
+    contact = mano is not None and bool(store.label("has_contact")[rows].any())
+    names = picture_names(store.path)
+    strip = legend(sheet.shape[1], objects=bool(shapes), contact=contact, pictures=names)
+    sheet = np.concatenate([sheet, strip])
     store.close()
     out = Path(config.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,83 +94,111 @@ def choose_rows(config: ShowConfig, store: "Store") -> list[int]:
 
 
 def describe(store: "Store") -> str:
-    """Return what a store says about itself: counts, joint set, MANO, licence, citation."""
+    """Return what a store says about itself: counts, MANO, objects, licence, citation."""
     a = store.attributes
     counts = ", ".join(f"{name} {count}" for name, count in a.found_counts.items())
     flags = ", ".join(f"{name} {count}" for name, count in a.flag_counts.items() if count)
-    return "\n".join(
-        [
-            f"{store.path}: {a.dataset}, {a.num_rows} rows",
-            f"  splits: {counts}",
-            f"  flags: {flags or 'none'}",
-            f"  joint set: {a.joint_set}",
-            f"  MANO: {a.mano_sha256[:12] or 'not used'}",
-            f"  content sha256: {a.content_sha256}",
-            f"  licence: {a.licence}",
-            f"  cite: {a.citation}",
-        ]
-    )
+    lines = [
+        f"{store.path}: {a.dataset}, {a.num_rows} rows",
+        f"  splits: {counts}",
+        f"  flags: {flags or 'none'}",
+        f"  joint set: {a.joint_set}",
+        f"  MANO: {a.mano_sha256[:12] or 'not used'}",
+    ]
+    if objects := a.tables.get("object"):
+        lines.append(f"  objects: {', '.join(objects)}")
+    lines += [
+        f"  content sha256: {a.content_sha256}",
+        f"  licence: {a.licence}",
+        f"  cite: {a.citation}",
+    ]
+    if (store.path / PAGE_FILE).is_file():
+        lines.append(f"  report: {store.path / PAGE_FILE}")
+    return "\n".join(lines)
 
 
 def draw_row(
-    store: "Store", row: int, tile_px: int, mano: "ManoModels | None" = None
+    store: "Store",
+    row: int,
+    tile_px: int,
+    mano: "ManoModels | None" = None,
+    shapes: "Mapping[int, ObjectShape] | None" = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return one frame with its labels drawn in and a caption below, RGB, ``tile_px`` wide."""
-    import cv2
+    """Return one frame with its labels drawn in and a caption below, RGB, ``tile_px`` wide.
 
-    from model.draw import draw_skeleton
-
-    canvas = np.full((tile_px + _CAPTION_PX, tile_px, 3), _GREY, np.uint8)
-    jpeg = store.jpeg_checked(row)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(jpeg, flags) if len(jpeg) else None
-    scale = 1.0
-    if image is not None:
-        scale = tile_px / max(image.shape[:2])
-        size = [max(1, round(side * scale)) for side in image.shape[:2]]
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        canvas[: size[0], : size[1]] = cv2.resize(image, (size[1], size[0]), interpolation=method)
-    elif len(jpeg):
-        _write(canvas, tile_px // 2, "does not decode")
-    else:
-        _write(canvas, tile_px // 2, "no image")
-
-    def on_tile(pixels: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-        return (pixels + 0.5) * scale - 0.5  # pixel (0, 0) is the centre of the first pixel
-
-    K = store.label("K")[row].astype(np.float64)
-    joints = project(store.label("joints_3d")[[row]].astype(np.float64), K[None])[0]
-    picture = canvas[:tile_px]
-    for slot, letter, rgb in _SIDES:
-        if mano is not None and store.label("has_beta")[row, slot]:
-            for x, y in on_tile(_vertex_pixels(store, row, slot, mano, K)):
-                cv2.circle(picture, (round(x), round(y)), 0, (255, 255, 255), -1)
-        box = on_tile(store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64))
-        if np.isfinite(box).all() and np.abs(box).max() < 1e5:
-            (x0, y0), (x1, y1) = np.rint(box).astype(int).tolist()
-            cv2.rectangle(picture, (x0, y0), (x1, y1), rgb, 1)
-            place = (min(max(x0, 0), tile_px - 12), min(max(y0 - 4, 12), tile_px - 4))
-            for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim reads on any image
-                cv2.putText(picture, letter, place, _FONT, 0.5, colour, width, cv2.LINE_AA)
-        valid = store.label("joint_valid")[row, slot]
-        draw_skeleton(picture, on_tile(joints[slot]), valid, thickness=1)
+    Args:
+        store: The store.
+        row: Which row.
+        tile_px: Longer side of the frame, pixels.
+        mano: The MANO that the store was built with; None draws no vertices.
+        shapes: Objects by id, from ``load_shapes``; objects without a shape are not drawn.
+    """
+    picture, scale = _frame(store, row, tile_px)
+    # Pixel (0, 0) is the centre of the first pixel, so a pixel's corner stays where it is.
+    shift = (scale - 1) / 2
+    A_tile_from_stored = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1]])
+    K = A_tile_from_stored @ store.label("K")[row].astype(np.float64)
+    draw_objects(picture, store, row, shapes or {}, K)
+    if mano is not None:
+        for slot in np.flatnonzero(store.label("has_beta")[row]).tolist():
+            distance = store.label("contact_dist")[row, slot]
+            known = bool(store.label("has_contact")[row, slot])
+            pixels = _vertex_pixels(store, row, slot, mano, K)
+            draw_vertices(picture, pixels, distance if known else None)
+    _draw_hands(picture, store, row, K, A_tile_from_stored)
+    caption = np.full((_CAPTION_PX, tile_px, 3), GREY, np.uint8)
     a = store.attributes
     sequence = a.tables["sequence"][store.label("sequence_idx")[row]]
     camera = a.tables["camera"][store.label("camera_idx")[row]]
     names = flag_names(int(store.label("quality")[row]))
-    _write(canvas, tile_px + 13, f"{row}: {sequence} {camera} {store.label('frame_idx')[row]}")
-    _write(canvas, tile_px + 28, ", ".join(names) or "clean")
-    return canvas
+    write(caption, 13, f"{row}: {sequence} {camera} {store.label('frame_idx')[row]}")
+    write(caption, 28, ", ".join(names) or "clean")
+    return np.concatenate([picture, picture_strip(store, row, tile_px), caption])
 
 
-def _write(canvas: UInt8[np.ndarray, "h w 3"], y: int, text: str) -> None:
-    """Write one line, shortened in the middle to fit."""
+def _frame(store: "Store", row: int, tile_px: int) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
+    """Return the image on a grey square, and its scale."""
     import cv2
 
-    most = (canvas.shape[1] - 8) // 7  # this font is about 7 px wide
-    if len(text) > most:
-        text = f"{text[: most // 2 - 1]}..{text[-(most - most // 2 - 1) :]}"
-    cv2.putText(canvas, text, (4, y), _FONT, 0.38, (235, 235, 235), 1, cv2.LINE_AA)
+    canvas = np.full((tile_px, tile_px, 3), GREY, np.uint8)
+    jpeg = store.jpeg_checked(row)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(jpeg, flags) if len(jpeg) else None
+    if image is None:
+        write(canvas, tile_px // 2, "does not decode" if len(jpeg) else "no image")
+        return canvas, 1.0
+    scale = tile_px / max(image.shape[:2])
+    size = [max(1, round(side * scale)) for side in image.shape[:2]]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas[: size[0], : size[1]] = cv2.resize(image, (size[1], size[0]), interpolation=method)
+    return canvas, scale
+
+
+def _draw_hands(
+    picture: UInt8[np.ndarray, "h w 3"],
+    store: "Store",
+    row: int,
+    K: Float[np.ndarray, "3 3"],
+    A_tile_from_stored: Float[np.ndarray, "3 3"],
+) -> None:
+    """Draw box, letter and skeleton of each hand, in place."""
+    import cv2
+
+    from model.draw import draw_skeleton
+
+    joints = project(store.label("joints_3d")[[row]].astype(np.float64), K[None])[0]
+    side = len(picture)
+    for slot, letter, rgb in _SIDES:
+        corners = store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64)
+        box = corners @ A_tile_from_stored[:2, :2].T + A_tile_from_stored[:2, 2]
+        if np.isfinite(box).all() and np.abs(box).max() < 1e5:
+            (x0, y0), (x1, y1) = np.rint(box).astype(int).tolist()
+            cv2.rectangle(picture, (x0, y0), (x1, y1), rgb, 1)
+            place = (min(max(x0, 0), side - 12), min(max(y0 - 4, 12), side - 4))
+            for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim reads on any image
+                cv2.putText(picture, letter, place, FONT, 0.5, colour, width, cv2.LINE_AA)
+        valid = store.label("joint_valid")[row, slot]
+        draw_skeleton(picture, joints[slot], valid, thickness=1)
 
 
 def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":
@@ -176,8 +214,8 @@ def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":
 
 def _vertex_pixels(
     store: "Store", row: int, slot: int, mano: "ManoModels", K: Float[np.ndarray, "3 3"]
-) -> Float[np.ndarray, "n 2"]:
-    """Return the pixels of the decoded vertices in front of the camera."""
+) -> Float[np.ndarray, "778 2"]:
+    """Return the pixels of the decoded vertices; NaN behind the camera."""
     from model.mano_files import mano_forward
 
     theta, beta, transl = (
@@ -185,6 +223,5 @@ def _vertex_pixels(
     )
     arrays = mano.right if slot == RIGHT else mano.left
     vertices, _ = mano_forward(arrays, theta, beta, transl)
-    pixels = project(vertices[None], K[None])[0, 0]
-    visible: Float[np.ndarray, "n 2"] = pixels[np.isfinite(pixels).all(-1)]
-    return visible
+    pixels: Float[np.ndarray, "778 2"] = project(vertices[None], K[None])[0, 0]
+    return pixels

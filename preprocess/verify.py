@@ -5,6 +5,7 @@ masks against values, boxes against projections, flags against rules, splits, co
 With ``root``: also every image against its file and every label against a fresh conversion.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -15,15 +16,15 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.store.errors import StoreCorruptError
-from pipeline.store.schema import FLAGS
+from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
 from preprocess.config import VerifyConfig
 from preprocess.jpeg import JpegProblem, read_header
-from preprocess.plan import make_plan
 from preprocess.progress import show_progress
-from preprocess.quality import LabelStack, derive, flag_counts
-from preprocess.records import SourceError
-from preprocess.shard import label_columns, plan_indices, stack_labels
+from preprocess.quality import derive, flag_counts
+from preprocess.records import LabelStack, Source, SourceError
+from preprocess.shard import shard_content, task_pictures
 from preprocess.sources.registry import open_source
+from preprocess.tasks import built_with, load_mano_of, make_tasks
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store
@@ -82,7 +83,8 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
         num_bytes = int(store.image_index.length.sum(dtype=np.int64))
         with show_progress("verify-cache", console) as report:
             problems += _check_images(store, report)
-        problems += [*_check_order(store), *_check_labels(store), *_check_attributes(store)]
+        problems += [*_check_order(store), *_check_labels(store), *_check_objects(store)]
+        problems += _check_attributes(store)
         if not problems:
             problems += _check_content(store)
         if root is not None:
@@ -145,6 +147,8 @@ def _check_order(store: "Store") -> Iterator[str]:
     if not np.array_equal(np.sort(keys[-1]), np.arange(store.num_rows)):
         yield "labels/official_idx is no permutation of the rows"
     for name, table in store.attributes.tables.items():
+        if name == "object":
+            continue
         index = store.label(f"{name}_idx")
         yield from _rows(
             (index < 0) | (index >= len(table)), f"{name}_idx is outside the table of {len(table)}"
@@ -177,26 +181,55 @@ def _check_labels(store: "Store") -> Iterator[str]:
     )
     yield from _rows(sample_ok == unread, "sample_ok and the image flags differ")
     derived = derive(_stored_labels(store), store.image_index.size_hw)
-    for name in ("no_label", "no_mano", "behind_camera", "outside_image"):
+    for name in (
+        "no_label", "no_mano", "behind_camera", "outside_image", "object_missing",
+        "object_behind_camera",
+    ):  # fmt: skip
         bit = np.uint32(FLAGS[name])
         yield from _rows((quality ^ derived.quality) & bit != 0, f"flag {name} and its rule differ")
     # A hand whose joints have no pixel may carry the official box instead of a derived one.
     box = store.label("bbox_xyxy")
     off = np.abs(box - derived.bbox_xyxy) > _BOX_RTOL * np.maximum(1.0, np.abs(box))
-    yield from _rows(off.any((1, 2)), "bbox_xyxy is not the box of the projected joints")
+    if not store.attributes.extra["official_boxes"]:
+        yield from _rows(off.any((1, 2)), "bbox_xyxy is not the box of the projected joints")
     seen = np.isfinite(derived.bbox_xyxy).all(-1)
     yield from _rows((seen & ~np.isfinite(box).all(-1)).any(-1), "bbox_xyxy is missing")
 
 
+def _check_objects(store: "Store") -> Iterator[str]:
+    """Objects have names, poses and shapes; contact is to one of them."""
+    ids, has = store.label("object_id"), store.label("has_object")
+    num = len(store.attributes.tables["object"])
+    unknown = np.any((ids < -1) | (ids >= num), axis=-1)
+    yield from _rows(unknown, f"object_id is outside the table of {num}")
+    posed = (ids >= 0) & np.isfinite(store.label("object_pose")).all((-1, -2))
+    yield from _rows((has != posed).any(-1), "has_object, object_id and finite object_pose differ")
+    to, known = store.label("contact_object"), store.label("has_contact")
+    yield from _rows((known != (to >= 0)).any(-1), "has_contact and contact_object differ")
+    target = np.take_along_axis(has, np.maximum(to, 0), axis=-1)
+    yield from _rows((known & ~target).any(-1), "contact_object has no pose")
+    distance = store.label("contact_dist")
+    yield from _rows(
+        (~known & (distance != CONTACT_FAR).any(-1)).any(-1), "contact_dist without has_contact"
+    )
+    touching = known & (distance <= IN_CONTACT_M / CONTACT_STEP_M).any(-1)
+    yield from _rows(
+        (store.label("in_contact") != touching).any(-1), "in_contact and contact_dist differ"
+    )
+
+
 def _stored_labels(store: "Store") -> LabelStack:
     """Return the labels of the store with its boxes forgotten, so that they are derived again."""
+    n = store.num_rows
     stored: dict[str, Any] = {
-        field.name: store.label(field.name)
-        for field in fields(LabelStack)
-        if field.name not in ("vertices_check_m", "bbox_xyxy")
+        "bbox_xyxy": np.full((n, 2, 4), np.nan),
+        "vertices_check_m": np.full(n, np.nan),
+        "refit_error_m": np.full((n, 2), np.nan),
+        "object_start": np.full((n, NUM_OBJECTS, 3), np.nan),
     }
-    stored["bbox_xyxy"] = np.full((store.num_rows, 2, 4), np.nan)
-    stored["vertices_check_m"] = np.full(store.num_rows, np.nan)
+    for field in fields(LabelStack):
+        if field.name not in stored:
+            stored[field.name] = store.label(field.name)
     stored["K"], stored["joints_3d"] = (np.float64(stored[name]) for name in ("K", "joints_3d"))
     return LabelStack(**stored)
 
@@ -231,51 +264,78 @@ def _check_content(store: "Store") -> Iterator[str]:
 
 
 def _compare_with_source(store: "Store", root: Path, mano_path: str | None) -> Iterator[str]:
-    """Every image against its file, every label against a fresh conversion."""
-    from model.mano_files import find_mano, load_mano
+    """Every image, label, picture and shape against a fresh conversion with the same settings."""
+    from pipeline.store.pictures import read_picture
 
     a = store.attributes
-    mano = None
+    config = dataclasses.replace(built_with(a), root=str(root), out=str(store.path))
+    folder, mano = None, None
     if a.mano_sha256:
-        folder = find_mano(mano_path)
-        if folder is None:
+        folder, mano = load_mano_of(mano_path)
+        if mano is None:
             raise SourceError(
                 f"store {store.path} was built with MANO; pass mano=FOLDER to compare with {root}"
             )
-        mano = load_mano(folder)
         if mano.sha256 != a.mano_sha256:
             yield f"MANO in {folder} has hash {mano.sha256}, the store has {a.mano_sha256}"
+            return
     source = open_source(a.dataset, root, mano)
-    plan = make_plan(source, shard_rows=a.shard_rows)
-    if plan.num_rows != store.num_rows or plan.tables != a.tables:
+    tasks = make_tasks(config, source, folder, mano)
+    plan = tasks.plan
+    if plan.num_rows != store.num_rows or tasks.attributes.tables != a.tables:
         yield f"{root} has {plan.num_rows} rows or other names, the store has {store.num_rows}"
         return
     for name, listed in plan.splits.items():
         if name not in store.split_counts() or not np.array_equal(listed, store.split(name)):
             yield f"split {name} differs from {root}"
+    yield from _compare_objects(store, source)
     for shard in range(plan.num_shards):
-        rows = plan.rows_of_shard(shard)
-        for row in range(rows.start, rows.stop):
-            file = root / plan.image[row]
-            if store.image_index.length[row] > 0 and (
-                not file.is_file() or file.read_bytes() != store.jpeg(row).tobytes()
-            ):
-                yield f"row {row}: the image differs from {file}"
-        stack = stack_labels(source.labels, plan.official_idx[rows].tolist())
-        yield from _compare_labels(store, rows, stack, plan_indices(plan, rows))
+        task = tasks.task(shard)
+        # Sizes are those of today: a file that changed is a difference here, not an error.
+        content = shard_content(task)
+        rows = range(task.first_row, task.first_row + len(task.images))
+        for row, jpeg in zip(rows, content.images.payloads, strict=True):
+            if store.image_index.length[row] > 0 and jpeg != store.jpeg(row).tobytes():
+                yield f"row {row}: the image differs from {root / plan.image[row]}"
+        for name, values in content.columns.items():
+            stored = store.label(name)[rows.start : rows.stop]
+            yield from _rows(
+                ~_equal(values, stored), f"labels/{name} differs from the raw dataset", rows.start
+            )
+        for name in task.pictures:
+            for row, picture in zip(rows, task_pictures(task, content.labels, name), strict=True):
+                if picture is not None and not np.array_equal(
+                    picture, read_picture(store.path, name, row)
+                ):
+                    yield f"row {row}: labels/{name} differs from the raw dataset"
 
 
-def _compare_labels(
-    store: "Store", rows: slice, stack: LabelStack, indices: dict[str, np.ndarray]
-) -> Iterator[str]:
-    image_flags = store.label("quality")[rows] & np.uint32(_IMAGE_FLAGS)
-    fresh = label_columns(stack, store.image_index.size_hw[rows], indices, image_flags)
-    for name, values in fresh.items():
-        stored = store.label(name)[rows]
-        equal_nan = np.issubdtype(values.dtype, np.floating)
-        same = np.isclose(values, stored, rtol=0.0, atol=0.0, equal_nan=equal_nan)
-        differs = ~same.reshape(len(same), -1).all(-1)
-        yield from _rows(differs, f"labels/{name} differs from the raw dataset", rows.start)
+def _compare_objects(store: "Store", source: Source) -> Iterator[str]:
+    """Every shape against one made afresh."""
+    files = [file for file in source.objects if file.mesh]
+    if not files:
+        return
+    from pipeline.store.objects import object_names, read_object
+    from preprocess.objects import make_shape
+
+    there = object_names(store.path)
+    for file in files:
+        if file.name not in there:
+            yield f"objects/{file.name} is missing"
+            continue
+        fresh = dataclasses.asdict(make_shape(file, source.root))
+        stored = dataclasses.asdict(read_object(store.path, file.name))
+        differ = [key for key, value in fresh.items() if not np.array_equal(value, stored[key])]
+        if differ:
+            yield f"objects/{file.name} differs from {file.mesh} in {', '.join(differ)}"
+
+
+def _equal(fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Return which rows are equal; NaN equals NaN."""
+    same = fresh == stored
+    if np.issubdtype(fresh.dtype, np.floating):
+        same |= np.isnan(fresh) & np.isnan(stored)
+    return np.asarray(same.reshape(len(same), -1).all(-1))
 
 
 def _rows(bad: np.ndarray, problem: str, first_row: int = 0) -> Iterator[str]:

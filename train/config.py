@@ -271,7 +271,8 @@ class EvaluateConfig:
     predictions: str | None = None
     """File of predictions in the protocol's format (arctic: or a folder of them)."""
     truth: str | None = None
-    """Ground truth in the dataset's format, file or folder."""
+    """Ground truth in the dataset's format, file or folder. With run and store, of freihand and
+    ho3d: scores the official split by it instead of the store's labels."""
     root_depth: str | None = None
     """interhand26m: RootNet's json, the official depth of the wrists; null takes the true depth."""
     strict: bool = False
@@ -288,13 +289,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check that the keys make one of the two forms."""
-        files = {"protocol": self.protocol, "predictions": self.predictions, "truth": self.truth}
         runs = {"run": self.run, "store": self.store}
-        for mine, theirs in ((files, runs), (runs, files)):
-            if all(mine.values()) and not any(theirs.values()):
-                break
-        else:
-            given = [key for key, value in {**runs, **files}.items() if value]
+        files = {"protocol": self.protocol, "predictions": self.predictions}
+        is_run = all(runs.values()) and not any(files.values())
+        is_files = all(files.values()) and self.truth and not any(runs.values())
+        if not is_run and not is_files:
+            given = [k for k, v in {**runs, **files, "truth": self.truth}.items() if v]
             raise ValueError(
                 "give run=... store=... to score a run, or protocol=... predictions=... truth=... "
                 f"to score files; got {' and '.join(given) or 'none of them'}"

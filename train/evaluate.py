@@ -17,8 +17,9 @@ from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.loader import Loader
 from pipeline.store.reader import Store, open_store
+from pipeline.view import build_view, split_rows
 from train.checkpoint import config_of, mean_of, read_checkpoint
-from train.config import EvaluateConfig, Protocol, RunConfig
+from train.config import EvaluateConfig, Protocol
 from train.device import backbone_dtype, choose_device
 from train.log import say
 from train.mean_pose import MeanPose
@@ -27,6 +28,7 @@ from train.metrics.hand import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
 from train.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.protocols.files import existing
+from train.protocols.gathered import Gathered, gather, gathered, unpredicted
 from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, required_mano
 from train.step import predict
@@ -37,7 +39,6 @@ PROTOCOL: Final = (
     "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
 """Defined in ``train.metrics.hand``."""
-CROP: Final = "box of the labelled joints"
 CAMERA: Final = "intrinsics of the dataset"
 _SCORE: Final = {
     Protocol.freihand: freihand.score,
@@ -54,7 +55,8 @@ def main(config: EvaluateConfig) -> int:
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
     box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
     evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
-    writes the predictions as the dataset's evaluation reads them.
+    writes the predictions as the dataset's evaluation reads them. HO-3D's true meshes are in no
+    store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
 
     Files, by protocol; n samples, f frames, metres and the camera frame unless said:
       freihand      pred.json [joints [n,21,3], vertices [n,778,3]]; truth: folder of
@@ -74,6 +76,7 @@ def main(config: EvaluateConfig) -> int:
 
     Example:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
+        python -m train evaluate run=runs/dex store=dexycb.zarr split=s0_test export=results.txt
         python -m train evaluate protocol=freihand predictions=pred.json truth=FreiHAND_pub_v2_eval
     """
     if config.out is not None and Path(config.out).expanduser().is_file():
@@ -113,7 +116,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     dtype = backbone_dtype(trained.precision, device)
 
     with contextlib.closing(open_store(pipeline.store)) as store:
-        held = _room(store, trained, config)
+        crop = on_store.crop_source(store, config.split)
+        held = _room(store, pipeline, config, has_mesh=trained.model.head is Head.mano)
         loader = Loader(pipeline, device=device, training=False)
         model = build_model(trained, mano, loader.joint_sets, load_weights=False).to(device)
         model.load_state_dict(payload["ema"])
@@ -129,45 +133,57 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 add_scores(ours, prediction, batch, truth)
                 add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
                 if held is not None:
-                    on_store.gather(held, prediction, batch, truth)
+                    gather(held, prediction, batch, truth)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, most=32)
                 write_picture(out / "predictions.png", sheet)
         report = None
         if held is not None:
-            report = on_store.official_report(
-                held, store, config.split, strict=config.strict, crop=CROP, camera=CAMERA
-            )
+            report = on_store.official_report(held, strict=config.strict, camera=CAMERA)
             if config.export is not None:
-                on_store.export(held, store, Path(config.export).expanduser())
+                held.protocol.export(held, Path(config.export).expanduser())
 
-    scores, mean_scores = ours.summary(), baseline.summary()
+    scores = mean_scores = None
+    if held is None or _has_scores(ours):
+        scores, mean_scores = ours.summary(), baseline.summary()
     record: dict[str, Any] = {
         "protocol": PROTOCOL,
         "store": str(pipeline.store),
         "store_sha256": loader.content_sha256,
         "split": config.split,
-        "crop": CROP,
+        "crop": crop,
         "camera": CAMERA,
         "checkpoint": config.checkpoint.name,
         "step": int(payload["step"]),
-        "model": asdict(scores),
-        "mean_pose": asdict(mean_scores),
-        "official": None if report is None else as_json(report),
+        "model": None if scores is None else asdict(scores),
+        "mean_pose": None if mean_scores is None else asdict(mean_scores),
+        "official": as_json(report) if isinstance(report, Report) else None,
+        "official_lacks": report if isinstance(report, str) else None,
     }
     write_json(out / "scores.json", record)
     console = Console()
+    num_hands = 0 if scores is None else scores.num_hands
     _say(
         console,
-        f"{pipeline.store} split={config.split}: {scores.num_hands} hands; crop: {CROP}; camera: "
+        f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
         f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
     )
-    console.print(table(scores, mean_scores))
-    if report is not None:
+    if scores is not None and mean_scores is not None:
+        console.print(table(scores, mean_scores))
+    else:
+        _say(console, "no hand of the split has three labelled joints: no score by this protocol")
+    if isinstance(report, Report):
         show(report, console)
+    elif report is not None:
+        _say(console, f"no official score: {report}")
     if config.export is not None:
         _say(console, f"exported: {config.export}")
     return 0
+
+
+def _has_scores(scores: ScoreAccumulator) -> bool:
+    """Return whether some hand could be aligned; HO-3D's evaluation may come with wrists alone."""
+    return scores.sums is not None and bool(scores.sums.joints_aligned.count.any())
 
 
 def _say(console: Console, text: str) -> None:
@@ -175,31 +191,40 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _room(store: Store, trained: RunConfig, config: EvaluateConfig) -> on_store.Gathered | None:
+def _room(
+    store: Store, pipeline: PipelineConfig, config: EvaluateConfig, *, has_mesh: bool
+) -> Gathered | None:
     """Return room for the official protocol, None where the split has none.
 
     Raises:
-        ValueError: If an export is wanted that the store or the run cannot give.
+        ValueError: If an export or a truth is given that the split or the run has no use for.
     """
-    has_mesh = trained.model.head is Head.mano
-    if on_store.is_official(store, config.split, has_mesh=has_mesh):
-        with_mesh = store.attributes.dataset in on_store.WITH_MESH
-        return on_store.gathered(store, config.split, with_mesh=with_mesh)
-    if config.export is not None:
-        mesh = "" if has_mesh else "; the run's model has no mesh"
-        raise ValueError(
-            f"export: no submission format for split={config.split} of dataset "
-            f"{store.attributes.dataset!r}{mesh}; there is one for evaluation of freihand (needs a "
-            "mesh), val and test of interhand26m"
-        )
-    return None
+    protocol = on_store.protocol_of(store, config.split, has_mesh=has_mesh)
+    if protocol is None:
+        asked = [key for key in ("export", "truth") if getattr(config, key)]
+        if asked:
+            mesh = "" if has_mesh else "; the run's model has no mesh"
+            raise ValueError(
+                f"{asked[0]}: no official protocol for split={config.split} of dataset "
+                f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
+            )
+        return None
+    truth = existing(config.truth, "truth") if config.truth else None
+    rows = split_rows(store, pipeline.split, pipeline.subset)
+    view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
+    held = gathered(protocol, store, config.split, view.sample_id, truth)
+    lacking = unpredicted(held)
+    if lacking is not None and config.export:
+        raise ValueError(f"export: {lacking}")
+    return held
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:
-    """Return the run's pipeline pointed at the store and split to score."""
+    """Return the run's pipeline pointed at the store and split to score, nothing left out."""
     assert config.store is not None
     return dataclasses.replace(
         trained,
+        view=dataclasses.replace(trained.view, require_joints=False),
         store=config.store,
         split=config.split,
         subset=1.0,

@@ -1,21 +1,30 @@
 """Content hash: what a store holds, whatever its shards look like on disk."""
 
+import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store.image_bytes import open_array, rebuild
+from pipeline.store.objects import object_names, read_object
+from pipeline.store.pictures import picture_names
 from pipeline.store.reader import Store
 from pipeline.store.schema import LABELS
 
 
-def content_sha256(store: Store) -> str:
-    """Return the SHA-256 over decoded labels, splits and JPEG bytes, in row order.
+def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda *_: None) -> str:
+    """Return the SHA-256 over labels, pictures, splits, objects and JPEG bytes, in row order.
 
     Offsets, chunks, compression and attributes do not count; two builds of the same rows have the
-    same hash. Every image is checked against its crc32c on the way.
+    same hash. Every image is checked against its crc32c on the way. Nothing is held whole but the
+    image index, so memory does not grow with the store.
+
+    Args:
+        store: The open store.
+        report: Called with (done, total) images.
 
     Raises:
         StoreCorruptError: If an image differs from what was written.
@@ -23,21 +32,41 @@ def content_sha256(store: Store) -> str:
     digest = hashlib.sha256()
     digest.update(_array_bytes("image/length", store.image_index.length))
     digest.update(_array_bytes("image/size_hw", store.image_index.size_hw))
-    for name in sorted(spec.name for spec in LABELS):
-        # Not through store.label: it would keep every label in RAM.
-        array = open_array(store.path / "labels" / name, rebuild(store.attributes))
-        digest.update(_array_bytes(f"labels/{name}", np.asarray(array[...])))
+    names = sorted([*(spec.name for spec in LABELS), *picture_names(store.path)])
+    for name in names:
+        for part in _parts(store, f"labels/{name}"):
+            digest.update(part)
     for name in store.split_counts():
         digest.update(_array_bytes(f"splits/{name}", store.split(name)))
+    for name in object_names(store.path):
+        for key, value in dataclasses.asdict(read_object(store.path, name)).items():
+            digest.update(_array_bytes(f"objects/{name}/{key}", np.asarray(value)))
     for row, jpeg in store.scan(np.arange(store.num_rows)):
         store.check(row, jpeg)
         digest.update(jpeg.data)
+        report(row, store.num_rows)
     return digest.hexdigest()
 
 
+def _parts(store: Store, name: str) -> Iterator[bytes]:
+    """Yield header and elements of a per-row array, a file of it at a time."""
+    array = open_array(store.path / name, rebuild(store.attributes))
+    yield _header(name, array.dtype, array.shape)
+    rows = (array.shards or array.chunks)[0]
+    for start in range(0, array.shape[0], rows):
+        yield _elements(np.asarray(array[start : start + rows]))
+
+
 def _array_bytes(name: str, values: NDArray[Any]) -> bytes:
-    """Return name, type, shape and elements; all NaNs are one NaN: they mean "missing"."""
+    return _header(name, values.dtype, values.shape) + _elements(values)
+
+
+def _header(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    return f"{name} {dtype.str} {shape}\n".encode()
+
+
+def _elements(values: NDArray[Any]) -> bytes:
+    """Return the elements; all NaNs are one NaN: they mean "missing"."""
     if np.issubdtype(values.dtype, np.floating):
         values = np.where(np.isnan(values), values.dtype.type(np.nan), values)
-    header = f"{name} {values.dtype.str} {values.shape}\n".encode()
-    return header + np.ascontiguousarray(values).tobytes()
+    return np.ascontiguousarray(values).tobytes()

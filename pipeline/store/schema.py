@@ -3,7 +3,8 @@
 One store is one dataset: a Zarr v3 group. Encoded JPEG bytes lie in one 1-D sharded array
 ``image/bytes``; beside it ``image/offset``, ``image/length``, ``image/crc32c``, ``image/size_hw``.
 Labels lie in ``labels/<name>``, one array each, first axis = row. ``splits/<name>`` are int32 row
-lists. Everything that is not an array is one JSON object in the group attribute ``handloom``
+lists, ``objects/<name>`` the shapes behind ``object_id``. Everything that is not an array is one
+JSON object in the group attribute ``handloom``
 (``StoreAttributes``).
 
 Rows are sorted by (sequence, camera, frame) and never vanish: quality is a bit mask. Missing
@@ -21,6 +22,14 @@ INNER_CHUNK_BYTES: Final = 256 << 10
 """Read unit of ``image/bytes`` for other Zarr readers; ours does not care. At 1 MiB tensorstore
 reads a quarter as many random images per second, at 64 KiB zarr-python writes at a quarter."""
 ATTRIBUTE: Final = "handloom"
+NUM_OBJECTS: Final = 10
+"""Object slots of a row; empty ones have id -1."""
+CONTACT_STEP_M: Final = 0.25e-3
+"""Unit of ``contact_dist``; a distance is rounded up."""
+CONTACT_FAR: Final = 255
+"""``contact_dist`` of a vertex farther than 254 steps (63.5 mm), or of a hand without contact."""
+IN_CONTACT_M: Final = 3e-3
+"""``in_contact``: some vertex of the hand is at most this far from the object or inside it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +79,73 @@ LABELS: Final = (
         "root_rest", "float32", (2, 3), "m", "J0(beta), rest wrist; turns transl in augmentation"
     ),
     _spec("T_world_from_cam", "float32", (4, 4), "m", "camera pose"),
+    _spec("object_id", "int32", (10,), "-", "into attributes.tables['object']; -1 = empty slot"),
+    _spec("object_pose", "float32", (10, 3, 4), "m, camera", "[R | t] camera from object"),
+    _spec("object_arti_rad", "float32", (10,), "rad", "angle of an articulated object"),
+    _spec(
+        "object_bbox_xyxy",
+        "float32",
+        (10, 4),
+        "px",
+        "box of the object's projected surface points, not clipped; NaN unless all lie before the "
+        "camera",
+    ),
+    _spec(
+        "object_moved_m",
+        "float32",
+        (10,),
+        "m",
+        "distance of the object's origin from where the sequence's first pose has it, world frame; "
+        "camera frame, as of a still camera, without has_world",
+    ),
+    _spec("grasped_object", "int16", (), "-", "object slot that the sequence grasps; -1 = unknown"),
+    _spec(
+        "contact_dist",
+        "uint8",
+        (2, 778),
+        "0.25 mm",
+        "distance of each MANO vertex to the surface of contact_object, rounded up to steps; the "
+        "hand as the dataset fitted it; 0 = touches or inside, 255 = farther than 63.5 mm or "
+        "unknown (has_contact)",
+    ),
+    _spec(
+        "contact_object",
+        "int16",
+        (2,),
+        "-",
+        "object slot of contact_dist: the grasped one if it has a pose, else the posed one that "
+        "some vertex is nearest to (of equals the lowest); -1 = unknown",
+    ),
+    _spec(
+        "in_contact",
+        "bool",
+        (2,),
+        "-",
+        "has_contact, and some vertex has contact_dist <= 12, 3 mm",
+    ),
+    _spec(
+        "palm_pose",
+        "float32",
+        (2, 3, 4),
+        "m, camera",
+        "[R | t] camera from palm: origin at the mean of wrist, index knuckle and little knuckle; "
+        "x from the wrist to the middle of the two knuckles; z normal to the three, to the side "
+        "that grasps, on either hand; y = cross(z, x): to the little finger of a right hand, to "
+        "the index finger of a left one; NaN where one of the three is not annotated",
+    ),
+    _spec(
+        "aperture_m",
+        "float32",
+        (2,),
+        "m",
+        "distance of thumb tip and index tip; NaN where one is not annotated",
+    ),
     _spec("has_joints", "bool", (2,), "-", "some joint of the hand is annotated"),
     _spec("has_mano", "bool", (2,), "-", "theta, transl, root_rest are valid"),
     _spec("has_beta", "bool", (2,), "-", "beta is valid"),
     _spec("has_world", "bool", (), "-", "T_world_from_cam is valid"),
+    _spec("has_object", "bool", (10,), "-", "object_id and object_pose are valid"),
+    _spec("has_contact", "bool", (2,), "-", "contact_dist and contact_object are valid"),
     _spec("sequence_idx", "int32", (), "-", "into attributes.tables['sequence']"),
     _spec("camera_idx", "int32", (), "-", "into attributes.tables['camera']"),
     _spec("subject_idx", "int32", (), "-", "into attributes.tables['subject']"),
@@ -83,6 +155,49 @@ LABELS: Final = (
     _spec("sample_ok", "bool", (), "-", "image is readable"),
 )
 """Arrays below ``labels/``, one chunk per image shard, zstd."""
+
+PICTURES: Final = (
+    _spec("depth_mm", "uint16", (), "mm", "distance along the optical axis; 0 = unknown"),
+    _spec(
+        "segmentation", "uint8", (), "-", "0 background, 1 + object slot, 254 left, 255 right hand"
+    ),
+)
+"""Arrays [row, height, width] below ``labels/`` that a build writes by choice; one size per store,
+that of the stored pixels."""
+
+OBJECT_POINTS: Final = 2048
+SDF_SIDE: Final = 64
+OBJECT_ARRAYS: Final[tuple[tuple[str, str, tuple[int, ...], str], ...]] = (
+    ("points", "float32", (OBJECT_POINTS, 3), "m, object: on the surface, uniform by area"),
+    ("normals", "float32", (OBJECT_POINTS, 3), "outward unit normals of the points"),
+    ("part_id", "int8", (OBJECT_POINTS,), "part of an articulated object; 0 = the only one"),
+    (
+        "symmetries",
+        "float32",
+        (0, 3, 4),
+        (
+            "[S | s], m: p -> S p + s takes the shape to itself, so [R | t] and [R S | R s + t] "
+            "are one pose; by geometry, texture ignored; the identity first, continuous turns in "
+            "steps of 2 degrees"
+        ),
+    ),
+    (
+        "sdf",
+        "float16",
+        (SDF_SIDE, SDF_SIDE, SDF_SIDE),
+        "m: signed distance, negative inside; axes x, y, z of the object",
+    ),
+    (
+        "sdf_box",
+        "float32",
+        (2, 3),
+        "m, object: centres of the first and the last cell of sdf; cells are cubes",
+    ),
+    ("vertices", "float32", (0, 3), "m, object: the mesh"),
+    ("faces", "int32", (0, 3), "the mesh, seen from outside counter-clockwise"),
+)
+"""Arrays of ``objects/<name>``: name, dtype, shape (0 = any length), meaning. ``diameter_m``, the
+largest distance of two vertices, is an attribute of the group."""
 
 FLAGS: Final = {
     "image_missing": 1 << 0,
@@ -94,8 +209,28 @@ FLAGS: Final = {
     "behind_camera": 1 << 6,
     "outside_image": 1 << 7,
     "mano_residual": 1 << 8,
+    "left_refit": 1 << 9,
+    "object_missing": 1 << 10,
+    "object_behind_camera": 1 << 11,
 }
 """Quality rules; a flag never removes a row. ``image_*`` flags imply ``sample_ok`` False."""
+
+FLAG_MEANINGS: Final = {
+    "image_missing": "The image file is not there, is empty or cannot be read.",
+    "image_truncated": "The image file ends before the image does.",
+    "image_not_jpeg": "The image file is no image that the store can keep.",
+    "no_label": "No joint of either hand is annotated.",
+    "no_mano": "A hand has joints but no MANO parameters.",
+    "joints_not_finite": "A joint that the dataset calls annotated is NaN or infinite.",
+    "behind_camera": "A joint lies on or behind the plane of the camera.",
+    "outside_image": "Most joints of a hand lie clearly outside the image.",
+    "mano_residual": "The decoded hand is over 1 mm from the official vertices; has_beta is False.",
+    "left_refit": "No shape of the fixed left-hand model comes within 1 mm of the hand as shipped; "
+    "has_beta is False.",
+    "object_missing": "The row names an object that has no usable pose.",
+    "object_behind_camera": "An object's origin lies on or behind the plane of the camera.",
+}
+"""One sentence for each of ``FLAGS``."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,7 +247,8 @@ class StoreAttributes:
     shard_capacity_bytes: int
     """Logical bytes per shard, a multiple of the inner chunk; row r is in shard r // shard_rows."""
     image_encoding: str
-    """``passthrough``: the official file's bytes, untouched."""
+    """``passthrough``: the official file's bytes, untouched; ``recode``: decoded, cropped and
+    encoded again as JPEG (``extra['recode']`` says how)."""
     licence: str
     citation: str
     official_counts: dict[str, int]
@@ -122,7 +258,7 @@ class StoreAttributes:
     flags: dict[str, int]
     flag_counts: dict[str, int]
     tables: dict[str, list[str]]
-    """Names behind sequence_idx, camera_idx, subject_idx."""
+    """Names behind sequence_idx, camera_idx, subject_idx, object_id."""
     plan_sha256: str
     content_sha256: str
     """Over decoded labels and JPEG bytes; empty until finished."""

@@ -13,11 +13,11 @@ zarr-python, which reads the old shard back before it writes a new one and never
 import dataclasses
 import difflib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
+from pipeline.store.objects import ObjectShape, write_object
+from pipeline.store.pictures import create_pictures
 from pipeline.store.reader import ALL_ROWS, open_store, read_attributes
 from pipeline.store.schema import (
     ATTRIBUTE,
@@ -37,7 +39,16 @@ from pipeline.store.schema import (
     ArraySpec,
     StoreAttributes,
 )
-from pipeline.store.shard import crc32c, num_shards, rows_of_shard, shard_path, shard_tail
+from pipeline.store.shard import (
+    PARTIAL,
+    crc32c,
+    num_shards,
+    replace_file,
+    rows_of_shard,
+    shard_path,
+    shard_tail,
+    sync,
+)
 
 ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
     **{f"image/{spec.name}": spec for spec in IMAGE_INDEX},
@@ -47,15 +58,17 @@ ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
 """Chunk files of per-row arrays lie in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
 SPLIT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
-PARTIAL: Final = ".partial"
-"""Ending of files under way, ours and zarr-python's. They lie in the folders of arrays: a foreign
-file in the folder of a group makes zarr-python warn."""
 
 
 def create_store(
-    path: Path, attributes: StoreAttributes, splits: Mapping[str, NDArray[np.integer]]
+    path: Path,
+    attributes: StoreAttributes,
+    splits: Mapping[str, NDArray[np.integer]],
+    *,
+    objects: Sequence[ObjectShape] = (),
+    pictures: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:
-    """Create an unfinished store at ``path`` with all its arrays, and write its splits.
+    """Create an unfinished store at ``path`` with all its arrays; write its splits and objects.
 
     The folder appears complete or not at all.
 
@@ -63,6 +76,8 @@ def create_store(
         path: The store's folder; must not exist.
         attributes: Its attributes; ``finished`` and ``content_sha256`` are set by ``finish_store``.
         splits: Row lists by name.
+        objects: The shapes of ``attributes.tables['object']``.
+        pictures: Height and width of the ``schema.PICTURES`` to make room for, by name.
 
     Raises:
         StoreError: If ``path`` exists or the arguments contradict each other; lists all problems.
@@ -108,10 +123,15 @@ def create_store(
             compressors=zstd,
         )
         array[...] = np.asarray(rows, np.int32)
+    shapes = group.create_group("objects")
+    for shape in objects:
+        write_object(shapes, shape)
+    for name, size_hw in pictures.items():
+        create_pictures(group, name, size_hw, attributes)
     for entry in partial.rglob("*"):
-        _sync(entry)
+        sync(entry)
     partial.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_image_shard(
@@ -151,7 +171,7 @@ def write_image_shard(
     file = shard_path(path, shard)
     if total:
         file.parent.mkdir(exist_ok=True)
-        _replace_file(file, [*views, shard_tail(total, capacity)], file.with_suffix(PARTIAL))
+        replace_file(file, [*views, shard_tail(total, capacity)])
     else:
         file.unlink(missing_ok=True)
     return offset, length, crcs
@@ -180,18 +200,32 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
     for name, values in columns.items():
         folder = path / name
         zarr.open_array(folder, mode="r+")[rows.start : rows.stop] = values
-        chunk = folder / ".".join(["c", str(shard), *["0"] * (values.ndim - 1)])
+        chunk = path / chunk_file(name, shard)
         if chunk.exists():  # zarr-python writes no file where all is fill, and never calls fsync
-            _sync(chunk)
-        _sync(folder)
+            sync(chunk)
+        sync(folder)
 
 
-def finish_store(path: Path, attributes: StoreAttributes) -> StoreAttributes:
+def chunk_file(name: str, shard: int) -> str:
+    """Return the file with the rows of ``shard`` of a per-row array, below the store's folder.
+
+    There is none where all values are fill.
+    """
+    ndim = 1 + len(ROW_ARRAYS[name].shape)
+    return f"{name}/{'.'.join(['c', str(shard), *['0'] * (ndim - 1)])}"
+
+
+def finish_store(
+    path: Path, attributes: StoreAttributes, *, report: Callable[[int, int], None] = lambda *_: None
+) -> StoreAttributes:
     """Compute the content hash and mark the store as finished, as the last step of a build.
+
+    May be repeated: a store that is finished already is marked once more.
 
     Args:
         path: The store's folder.
         attributes: What the build knows at its end; the layout must be the one created.
+        report: Called with (done, total) images while their checksums are compared.
 
     Returns:
         The attributes as written, with ``content_sha256``.
@@ -207,14 +241,17 @@ def finish_store(path: Path, attributes: StoreAttributes) -> StoreAttributes:
             raise StoreError(f"store {path} was created with {name}={expected}, got {got}")
     for leftover in path.rglob(f"*{PARTIAL}"):
         leftover.unlink()
-    store = open_store(path, allow_unfinished=True)
-    finished = dataclasses.replace(attributes, content_sha256=content_sha256(store), finished=True)
+    # pread: mapped pages would count as this process's memory until somebody needs them.
+    store = open_store(path, reader="pread", allow_unfinished=True)
+    finished = dataclasses.replace(
+        attributes, content_sha256=content_sha256(store, report=report), finished=True
+    )
     store.close()
     file = path / "zarr.json"
     group = json.loads(file.read_text())
     group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)
     text = json.dumps(group, indent=2)
-    _replace_file(file, [text.encode()], path / "image" / "bytes" / f"{file.name}{PARTIAL}")
+    replace_file(file, [text.encode()], folder=path / "image" / "bytes")
     return finished
 
 
@@ -265,22 +302,3 @@ def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
 
 def _kind(values: NDArray[Any]) -> str:
     return f"{values.dtype} {values.shape}"
-
-
-def _replace_file(file: Path, parts: Iterable[bytes | memoryview], partial: Path) -> None:
-    """Put ``parts`` at ``file``, whole and on the disk, or leave what was there."""
-    with partial.open("wb") as opened:
-        opened.writelines(parts)
-        opened.flush()
-        os.fsync(opened.fileno())
-    partial.replace(file)
-    _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,28 +1,27 @@
 """Write a small data set in an official on-disk format, rendered from the stand-in hand.
 
 Every sample is a pure function of (seed, split, index): neither the number of workers nor the
-number of samples changes it, and the first samples of a larger set equal a smaller set's.
+number of samples changes it, and the first samples of a larger set equal a smaller set's. Only
+DexYCB's tree is planned as a whole: there the number of images is part of the seed.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-import cv2
-
+from preprocess.config import SAMPLE_DATASETS
 from preprocess.sample import freihand, interhand26m
 from preprocess.sample.hand_mesh import write_mano
+from preprocess.sample.processes import in_processes
 
-DATASETS: Final = ("freihand", "interhand26m")
 _SMALLEST_EVAL: Final = {"freihand": 8, "interhand26m": 4}
-_CHUNK: Final = 8
 
-Row = TypeVar("Row")
+Writer = Callable[
+    [Path, int, int, int | None, int, Callable[[int, int], None] | None], dict[str, int]
+]
+"""(out, num, seed, num_eval, workers, progress) -> images per part."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +51,13 @@ def write_sample(
     MANO ships it (smplx issue 48).
 
     Args:
-        dataset: ``freihand`` or ``interhand26m``.
+        dataset: One of ``SAMPLE_DATASETS``.
         out: Target folder; must be empty or absent.
-        num: FreiHAND: unique poses, each written as four images. InterHand2.6M: training images.
+        num: FreiHAND: unique poses, each written as four images. InterHand2.6M and HO-3D: training
+            images. DexYCB: images, rounded up to eight per time step.
         seed: Any non-negative integer.
-        num_eval: Evaluation images (FreiHAND) or images of each of val and test (InterHand2.6M);
-            by default ``num // 8``, at least 8 and 4.
+        num_eval: Evaluation images (FreiHAND, HO-3D) or images of each of val and test
+            (InterHand2.6M); by default ``num // 8``, at least a few. DexYCB has none.
         workers: Processes; 0 takes every core, 1 stays in this process.
         progress: Called with (done, total) samples.
 
@@ -65,8 +65,8 @@ def write_sample(
         ValueError: On an unknown data set or a number out of range.
         FileExistsError: If ``out`` holds anything.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
+    if dataset not in SAMPLE_DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(SAMPLE_DATASETS)}, got {dataset!r}")
     for name, value, lowest in (("num", num, 1), ("seed", seed, 0), ("workers", workers, 0)):
         if value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
@@ -77,8 +77,7 @@ def write_sample(
     out.mkdir(parents=True, exist_ok=True)
     write_mano(out / "mano")
     write_mano(out / "mano_shipped", shapedirs_bug=True)
-    write = _write_freihand if dataset == "freihand" else _write_interhand26m
-    counts = write(out, num, seed, num_eval, workers, progress)
+    counts = _writer(dataset)(out, num, seed, num_eval, workers, progress)
     return SampleSummary(
         dataset=dataset,
         out=out,
@@ -86,6 +85,21 @@ def write_sample(
         mano=out / "mano",
         mano_shipped=out / "mano_shipped",
     )
+
+
+def _writer(dataset: str) -> Writer:
+    """The function that writes a data set; those with objects load their tools only here."""
+    if dataset == "freihand":
+        return _write_freihand
+    if dataset == "interhand26m":
+        return _write_interhand26m
+    if dataset == "dexycb":
+        from preprocess.sample import dexycb
+
+        return dexycb.write
+    from preprocess.sample import ho3d
+
+    return ho3d.write
 
 
 def _write_freihand(
@@ -101,7 +115,7 @@ def _write_freihand(
     freihand.make_folders(out)
     tasks = [(split, idx) for split, count in counts.items() for idx in range(count)]
     job = partial(_freihand_task, out, seed, num)
-    rows = list(_in_processes(job, tasks, workers, progress))
+    rows = list(in_processes(job, tasks, workers, progress))
     for split in counts:
         own = [row for (name, _), row in zip(tasks, rows, strict=True) if name == split]
         freihand.write_labels(out, split, own)
@@ -126,7 +140,7 @@ def _write_interhand26m(
     few = num_eval or max(_SMALLEST_EVAL["interhand26m"], num // 8)
     counts = {"train": num, "val": few, "test": few}
     tasks = [(split, idx) for split, count in counts.items() for idx in range(count)]
-    rows = list(_in_processes(partial(_interhand26m_task, out, seed), tasks, workers, progress))
+    rows = list(in_processes(partial(_interhand26m_task, out, seed), tasks, workers, progress))
     for split in counts:
         own = [row for row in rows if row.slot.split == split]
         interhand26m.write_labels(out, seed, split, own)
@@ -137,30 +151,3 @@ def _interhand26m_task(out: Path, seed: int, task: tuple[str, int]) -> interhand
     """One image of InterHand2.6M; at module level so that a spawned process can import it."""
     split, idx = task
     return interhand26m.write_one(out, seed, split, idx)
-
-
-def _in_processes(
-    job: Callable[[tuple[str, int]], Row],
-    tasks: list[tuple[str, int]],
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Row]:
-    """Results of ``job`` in the order of ``tasks``."""
-    count = min(workers or len(os.sched_getaffinity(0)), -(-len(tasks) // _CHUNK))
-    if count <= 1:
-        yield from _reported(map(job, tasks), len(tasks), progress)
-        return
-    with ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
-        yield from _reported(pool.map(job, tasks, chunksize=_CHUNK), len(tasks), progress)
-
-
-def _reported(
-    rows: Iterator[Row], total: int, progress: Callable[[int, int], None] | None
-) -> Iterator[Row]:
-    """Pass rows on, counting them."""
-    for done, row in enumerate(rows, start=1):
-        if progress is not None:
-            progress(done, total)
-        yield row

@@ -89,8 +89,8 @@ def _direction(rng: np.random.Generator, *, forward: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _arm_faces(side: str) -> np.ndarray:
-    """Triangles of hand and forearm [f, 3]; the forearm's rings follow the 778 vertices."""
+def arm_faces(side: str) -> np.ndarray:
+    """Return triangles of hand and forearm [f, 3]; the forearm's rings follow the 778 vertices."""
     loop = stand_in_topology().wrist
     later = NUM_VERTICES + np.arange(_ARM_RINGS * len(loop)).reshape(_ARM_RINGS, len(loop))
     rings = [loop, *later]
@@ -105,8 +105,8 @@ def _arm_faces(side: str) -> np.ndarray:
     return joined if side == "right" else joined[:, ::-1]
 
 
-def _with_forearm(sight: Sight) -> np.ndarray:
-    """Vertices of hand and forearm [n, 3], camera frame."""
+def with_forearm(sight: Sight) -> np.ndarray:
+    """Return vertices of hand and forearm [n, 3], camera frame."""
     mirror = np.array([1.0 if sight.is_right else -1.0, 1.0, 1.0])
     loop = sight.vertices[stand_in_topology().wrist]
     # The wrist loop in the root's rest axes, where the forearm runs along +x for a right hand.
@@ -125,8 +125,8 @@ def _with_forearm(sight: Sight) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _skin_coordinates() -> np.ndarray:
-    """Atlas x, y and facing of hand and forearm vertices [n, 3]."""
+def skin_coordinates() -> np.ndarray:
+    """Return atlas x, y and facing of hand and forearm vertices [n, 3]."""
     place, back = atlas_coordinates()
     hand = np.column_stack([place, back])
     loop = hand[stand_in_topology().wrist]
@@ -141,9 +141,9 @@ def render_hands(
     """Draw hands with their forearms; nearer ones hide farther ones."""
     points, faces, skins, count = [], [], [], 0
     for sight in sights:
-        body = _with_forearm(sight)
+        body = with_forearm(sight)
         points.append(body)
-        faces.append(_arm_faces("right" if sight.is_right else "left") + count)
+        faces.append(arm_faces("right" if sight.is_right else "left") + count)
         count += len(body)
         skins.append(len(faces[-1]))
     vertices, triangles = np.concatenate(points), np.concatenate(faces)
@@ -153,8 +153,8 @@ def render_hands(
     scale = SUPERSAMPLING
     height, width = size_hw[0] * scale, size_hw[1] * scale
     fragments = rasterise((pixel + 0.5) * scale - 0.5, vertices[:, 2], triangles, (height, width))
-    shadow = _shadow(vertices, triangles, normal, lights.key)
-    coordinates = np.concatenate([_skin_coordinates()] * len(sights))
+    shadow = cast_shadow(vertices, triangles, lights.key)
+    coordinates = np.concatenate([skin_coordinates()] * len(sights))
     values = np.column_stack([normal, coordinates, shadow])
     at = fragments.interpolate(triangles, values)
     if len(sights) == 1:
@@ -165,7 +165,7 @@ def render_hands(
         for i, sight in enumerate(sights):
             mine = owner == i
             albedo[mine] = sample_skin(sight.skin, at[mine, 3:5], at[mine, 5])
-    colour = _shade(albedo, at[:, :3], at[:, 6], lights)
+    colour = shade(albedo, at[:, :3], at[:, 6], lights)
     canvas = np.zeros((height * width, 4), dtype=np.float32)
     canvas[fragments.pixel, :3] = colour
     canvas[fragments.pixel, 3] = 1.0
@@ -175,10 +175,8 @@ def render_hands(
     return Picture(rgb=small[:, :, :3], cover=small[:, :, 3])
 
 
-def _shadow(
-    vertices: np.ndarray, faces: np.ndarray, normal: np.ndarray, light: np.ndarray
-) -> np.ndarray:
-    """Share of the key light that reaches each vertex, 0..1, from a small depth map."""
+def cast_shadow(vertices: np.ndarray, faces: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Return the share of the key light that reaches each vertex, 0..1, from a small depth map."""
     size = 128
     side = np.cross(light, [0.0, 1.0, 0.0] if abs(light[1]) < 0.9 else [1.0, 0.0, 0.0])
     side /= np.linalg.norm(side)
@@ -200,10 +198,8 @@ def _shadow(
     return np.asarray(0.12 + 0.88 * lit)
 
 
-def _shade(
-    albedo: np.ndarray, normal: np.ndarray, shadow: np.ndarray, lights: Lights
-) -> np.ndarray:
-    """Colour [m, 3] in sRGB 0..255; albedo is squared to linear light and back by a root."""
+def shade(albedo: np.ndarray, normal: np.ndarray, shadow: np.ndarray, lights: Lights) -> np.ndarray:
+    """Return colours [m, 3], sRGB 0..255; albedo is squared to linear light, a root leads back."""
     unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
     facing = unit @ np.stack([lights.key, lights.fill], 1).astype(np.float32)
     # Light wraps a little around the skin.

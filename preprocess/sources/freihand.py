@@ -22,7 +22,7 @@ from model.hand import NUM_JOINTS, NUM_VERTICES, RIGHT, JointSet
 from model.mano_files import ManoModels
 from preprocess.annotations import read_number_rows, require
 from preprocess.canonical import HandParameters, fill_hand, freihand_hands
-from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
+from preprocess.records import Labels, Rows, Source, SourceError, empty_labels, job_of
 
 VERSIONS: Final = ("gs", "hom", "sample", "auto")
 """Training image versions: green screen, homogenised, sampled background, automatic colour."""
@@ -93,7 +93,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
             "val10": official[is_val],
             "evaluation": num_train + np.arange(num_eval, dtype=np.int64),
         },
-        labels=functools.partial(_labels, training, evaluation),
+        label_job=functools.partial(job_of, functools.partial(_labels, training, evaluation)),
     )
 
 

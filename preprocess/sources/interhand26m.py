@@ -25,7 +25,7 @@ from model.hand import NUM_JOINTS, STANDARD_FROM_INTERHAND, JointSet
 from model.mano_files import ManoModels
 from preprocess.annotations import require
 from preprocess.canonical import fill_hand, interhand26m_hands
-from preprocess.records import Labels, Rows, Source, SourceError, empty_labels
+from preprocess.records import Labels, Rows, Source, SourceError, empty_labels, job_of
 from preprocess.sources.interhand26m_files import (
     NAME,
     SIDES,
@@ -105,7 +105,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
             frame_idx=np.array([int(r.image.frame) for r in rows], dtype=np.int32),
         ),
         splits={name: np.array(indices, dtype=np.int64) for name, indices in splits.items()},
-        labels=functools.partial(_labels, rows, tables, mano),
+        label_job=functools.partial(job_of, functools.partial(_labels, rows, tables, mano)),
     )
 
 

@@ -1,6 +1,6 @@
 """Small stores of drawn frames with hand labels, for the pipeline's tests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def labels(
         for n in ("sequence", "camera", "subject")
     }
     values |= {"frame_idx": np.array(row), "official_idx": np.array(row)}
+    values |= grasped_object(row)
     for slot in range(2):
         if not has_hand(row, slot):
             continue
@@ -67,6 +68,26 @@ def labels(
     return values
 
 
+def grasped_object(row: int) -> dict[str, NDArray[Any]]:
+    """The object in slot 1 of every row but each fifth, a box of 5 to 30 pixels in the frame."""
+    if row % 5 == 4:
+        return {}
+    rng = np.random.default_rng([row, 2])
+    object_id, has_object = np.full(10, -1, np.int32), np.zeros(10, bool)
+    pose, box = np.full((10, 3, 4), np.nan), np.full((10, 4), np.nan)
+    object_id[1], has_object[1] = 3, True
+    pose[1] = np.c_[np.eye(3), [0.02, 0.01, 0.5]]
+    low = rng.uniform([10, 10], [80, 60])
+    box[1] = [*low, *(low + rng.uniform(5, 30, 2))]
+    return {
+        "object_id": object_id,
+        "has_object": has_object,
+        "object_pose": pose,
+        "object_bbox_xyxy": box,
+        "grasped_object": np.array(1, np.int16),
+    }
+
+
 def hand_store(
     path: Path,
     num_rows: int = 12,
@@ -78,6 +99,8 @@ def hand_store(
     attributes: Mapping[str, Any] | None = None,
     runs: int = 0,
     has_hand: Callable[[int, int], bool] = has_hand,
+    splits: Mapping[str, Sequence[int]] | None = None,
+    edit: Callable[[int, dict[str, NDArray[Any]]], None] | None = None,
     **changes: Any,
 ) -> Path:
     """Build a finished store of ``num_rows`` frames.
@@ -92,12 +115,14 @@ def hand_store(
         attributes: Of the store that replace the toy ones.
         runs: Frames of a sequence, one after another; 0 = two sequences in turn.
         has_hand: Which hands are in a row.
+        splits: Row lists that replace train (all) and val (backwards, every second).
+        edit: Changes the drawn labels of a row in place.
         changes: Labels of every row that replace the drawn ones.
     """
     tables = {"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}
     made = toy_attributes(num_rows, shard_rows, tables=tables, flags=FLAGS, **(attributes or {}))
-    splits = {"train": np.arange(num_rows), "val": np.arange(num_rows)[::-2]}
-    create_store(path, made, splits)
+    lists = splits or {"train": range(num_rows), "val": range(num_rows)[::-2]}
+    create_store(path, made, {name: np.array(rows) for name, rows in lists.items()})
     for shard in range(num_shards(made)):
         rows = rows_of_shard(made, shard)
         jpegs = [(images or {}).get(row, jpeg(frame(row))) for row in rows]
@@ -111,6 +136,8 @@ def hand_store(
         }
         per_row = [labels(row, runs, has_hand) | changes for row in rows]
         for values, row in zip(per_row, rows, strict=True):
+            if edit is not None:
+                edit(row, values)
             values["sample_ok"] = np.array(row not in unreadable)
         for spec in LABELS:
             stacked = np.stack([np.asarray(values[spec.name]) for values in per_row])

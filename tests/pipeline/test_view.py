@@ -1,16 +1,22 @@
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from model.geometry.crop import apply
-from pipeline.config import ViewConfig, ViewKind
+from pipeline.cli import compose
+from pipeline.command_config import PlanConfig
+from pipeline.config import AugmentConfig, CacheConfig, PipelineConfig, ViewConfig, ViewKind
+from pipeline.loader import Loader
+from pipeline.memory import main as plan
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS
 from pipeline.view import build_view, samples_at, split_rows
-from tests.pipeline.hand_store import HEIGHT, WIDTH, hand_store, has_hand
+from tests.pipeline.hand_store import HEIGHT, WIDTH, frame, hand_store, has_hand, jpeg
 
 ROWS = np.arange(12)
 HANDS = [2 * row + slot for row in range(12) for slot in range(2) if has_hand(row, slot)]
@@ -88,3 +94,183 @@ def test_a_sample_of_a_table(store: Store) -> None:
     some = samples_at(view, torch.tensor([3, 0]))
     assert some.sample_id.tolist() == [int(view.sample_id[3]), int(view.sample_id[0])]
     assert torch.equal(some.A_cache_from_frame[1], view.A_cache_from_frame[0])
+
+
+# --- hands and the object they act on -------------------------------------------------------------
+
+HAND_OBJECT = ViewConfig(kind=ViewKind.hand_object, pad=1.4, margin=1.2)
+NUM_SCENES = 64
+
+
+def scene(row: int, values: dict[str, Any]) -> None:
+    """Hands, up to ten objects, grasp and contact at random; half of the objects without a box."""
+    rng = np.random.default_rng([row, 9])
+    low = rng.uniform(0, 60, (12, 2))
+    boxes = np.concatenate((low, low + rng.uniform(3, 40, (12, 2))), 1)
+    has_box = rng.random(12) < [0.6, 0.6, *[0.5] * 10]
+    if row % 8 == 0:
+        has_box[2:] = False
+    boxes[~has_box] = np.nan
+    values["bbox_xyxy"], values["object_bbox_xyxy"] = boxes[:2], boxes[2:]
+    values["has_joints"] = has_box[:2] & (rng.random(2) < 0.8)
+    values["grasped_object"] = np.array(rng.integers(0, 10) if rng.random() < 0.5 else -1)
+    values["has_contact"] = rng.random(2) < 0.7
+    values["contact_object"] = np.where(values["has_contact"], rng.integers(0, 10, 2), -1)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("scenes") / "s.zarr"
+    return open_store(hand_store(path, NUM_SCENES, shard_rows=20, edit=scene, unreadable=(7,)))
+
+
+def box_of_scene(store: Store, row: int) -> list[float] | None:
+    """The corners, by loops over what is in the row."""
+
+    def known(box: Any) -> bool:
+        return all(bool(np.isfinite(x)) for x in box)
+
+    hands = store.label("bbox_xyxy")[row]
+    objects = store.label("object_bbox_xyxy")[row]
+    present = [slot for slot in (0, 1) if known(hands[slot])]
+    boxed = [k for k in range(10) if known(objects[k])]
+    touched = [
+        int(store.label("contact_object")[row, slot])
+        for slot in present
+        if store.label("has_contact")[row, slot]
+    ]
+    if (grasped := int(store.label("grasped_object")[row])) in boxed:
+        chosen = [grasped]
+    elif any(k in boxed for k in touched):
+        chosen = [k for k in touched if k in boxed]
+    else:
+        chosen = boxed
+    corners = [hands[slot] for slot in present] + [objects[k] for k in chosen]
+    if not corners:
+        return None
+    x0, y0 = min(float(c[0]) for c in corners), min(float(c[1]) for c in corners)
+    x1, y1 = max(float(c[2]) for c in corners), max(float(c[3]) for c in corners)
+    return [x0, y0, x1, y1]
+
+
+def test_a_scene_is_one_sample_around_hands_and_object(scenes: Store) -> None:
+    view = build_view(scenes, np.arange(NUM_SCENES), HAND_OBJECT, 64, training=True)
+    expected = {row: box for row in range(NUM_SCENES) if (box := box_of_scene(scenes, row))}
+    del expected[7]
+    assert len(expected) < NUM_SCENES - 1
+    assert view.row.tolist() == list(expected)
+    assert view.sample_id.tolist() == [2 * row for row in expected]
+    for k, (x0, y0, x1, y1) in enumerate(expected.values()):
+        assert view.center_px[k].tolist() == [(x0 + x1) / 2, (y0 + y1) / 2]
+        side = 1.4 * max(x1 - x0, y1 - y0)
+        assert view.size_px[k].item() == pytest.approx(side, rel=1e-12)
+        edge = 1.2 * side / 2
+        corners = view.center_px[k] + torch.tensor([[-edge], [edge]], dtype=torch.float64)
+        expected_px = [[-0.5, -0.5], [63.5, 63.5]]
+        found = apply(view.A_cache_from_frame[k], corners)
+        np.testing.assert_allclose(found, expected_px, atol=1e-9)
+
+
+def test_scenes_of_every_kind_were_drawn(scenes: Store) -> None:
+    grasped, boxes = scenes.label("grasped_object"), scenes.label("object_bbox_xyxy")
+    has_box, is_hand = np.isfinite(boxes).all(-1), np.isfinite(scenes.label("bbox_xyxy")).all(-1)
+    by_grasp = (grasped >= 0) & has_box[np.arange(NUM_SCENES), grasped]
+    touched = scenes.label("contact_object")
+    nearest = (touched >= 0) & has_box[np.arange(NUM_SCENES)[:, None], touched]
+    by_contact = ~by_grasp & (nearest & is_hand).any(1)
+    of_absent = ~by_grasp & ~by_contact & (nearest & ~is_hand).any(1)
+    others = ~by_grasp & ~by_contact & has_box.any(1)
+    for kind in (by_grasp, by_contact, of_absent, others, ~is_hand.any(1), ~has_box.any(1)):
+        assert kind.any()
+
+
+def test_a_scene_without_a_hand_stays_unless_joints_are_required(scenes: Store) -> None:
+    rows = np.arange(NUM_SCENES)
+    strict = ViewConfig(kind=ViewKind.hand_object, require_joints=True)
+    every = build_view(scenes, rows, HAND_OBJECT, 64, training=True).row.tolist()
+    kept = build_view(scenes, rows, strict, 64, training=True).row.tolist()
+    assert kept == [row for row in every if scenes.label("has_joints")[row].any()]
+    bare = [row for row in every if not np.isfinite(scenes.label("bbox_xyxy")[row]).any()]
+    assert bare
+    with pytest.raises(ValueError, match=rf"none of {len(bare)} samples.*, {len(bare)} without jo"):
+        build_view(scenes, np.array(bare), strict, 64, training=True)
+
+
+def test_a_row_with_nothing_is_left_out_with_the_reason(scenes: Store) -> None:
+    nothing = [row for row in range(NUM_SCENES) if box_of_scene(scenes, row) is None]
+    with pytest.raises(ValueError, match=rf", {len(nothing)} without a box"):
+        build_view(scenes, np.array(nothing), HAND_OBJECT, 64, training=True)
+
+
+def test_a_loader_shows_the_scene_with_both_hands(tmp_path: Path) -> None:
+    path = hand_store(tmp_path / "s.zarr", 8)
+    config = PipelineConfig(
+        store=str(path),
+        batch_size=8,
+        input_px=96,
+        mean=[0, 0, 0],
+        std=[1 / 255] * 3,
+        view=HAND_OBJECT,
+        cache=CacheConfig(size_px=112, decode_threads=1),
+    )
+    (batch,) = Loader(config, device=torch.device("cpu"), training=False)
+    store = open_store(path)
+    view = build_view(store, np.arange(8), HAND_OBJECT, 112, training=False)
+    assert batch.sample_id.tolist() == view.sample_id.tolist()
+    assert batch.is_right.tolist() == [[True, False]] * len(view)
+    assert not batch.mirrored.any()
+    for k, row in enumerate(view.row.tolist()):
+        for slot in range(2):
+            joints = store.label("joints_3d")[row, slot]
+            np.testing.assert_array_equal(batch.joints_3d[k, slot], joints)
+        A = batch.A_input_from_frame[k].double().numpy()
+        K = store.label("K")[row]
+        np.testing.assert_allclose(batch.K[k], np.vstack((A, [0, 0, 1])) @ K, rtol=1e-5, atol=1e-4)
+        # the input square fills the input
+        half = view.size_px[k].item() / 2
+        corner = np.array([*(view.center_px[k].numpy() - half), 1])
+        np.testing.assert_allclose(A @ corner, [-0.5, -0.5], atol=1e-4)
+        picture = cv2.imdecode(np.frombuffer(jpeg(frame(row)), np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None
+        expected = cv2.warpAffine(
+            picture[..., ::-1].astype(np.float32), A, (96, 96), borderMode=cv2.BORDER_REPLICATE
+        )
+        ours = batch.image[k].permute(1, 2, 0).numpy()
+        # bilinear twice: the second pass smooths by up to half a pixel of curvature
+        assert np.abs(ours - expected).mean() < np.abs(np.diff(expected, axis=1)).mean() / 2
+
+
+def test_an_augmented_scene_keeps_labels_on_pixels_and_is_never_mirrored(tmp_path: Path) -> None:
+    path = hand_store(tmp_path / "s.zarr", 8)
+    store = open_store(path)
+    config = PipelineConfig(
+        store=str(path),
+        batch_size=8,
+        input_px=64,
+        view=HAND_OBJECT,
+        cache=CacheConfig(size_px=72, decode_threads=1),
+        augment=AugmentConfig(rotation_deg=90),
+    )
+    batch = next(iter(Loader(config, device=torch.device("cpu"))))
+    assert not batch.mirrored.any()
+    assert (torch.linalg.det(batch.R_input_from_cam) > 0).all()
+    turned = 0
+    for k, row in enumerate((batch.sample_id // 2).tolist()):
+        A, K = batch.A_input_from_frame[k].double().numpy(), store.label("K")[row].astype(float)
+        for slot in range(2):
+            for joint in np.flatnonzero(store.label("joint_valid")[row, slot]):
+                x, y, w = K @ store.label("joints_3d")[row, slot, joint]
+                moved = batch.K[k].double() @ batch.joints_3d[k, slot, joint].double()
+                expected = A @ [x / w, y / w, 1]
+                np.testing.assert_allclose(moved[:2] / moved[2], expected, atol=1e-2)
+        turned += abs(float(np.arctan2(A[1, 0], A[0, 0]))) > 0.1
+    assert turned > 2
+
+
+def test_the_memory_plan_counts_scenes(scenes: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"store={scenes.path}", "device_gib=24", "pipeline.view.kind=hand_object"]
+    config = compose(PlanConfig, words)
+    assert isinstance(config, PlanConfig)
+    assert plan(config) == 0
+    num = sum(box_of_scene(scenes, row) is not None for row in range(NUM_SCENES) if row != 7)
+    assert f"resident rgb: {num} samples" in capsys.readouterr().out

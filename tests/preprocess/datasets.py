@@ -5,7 +5,8 @@ written out as in the official tools' description.
 """
 
 import json
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
+
+from preprocess.records import Labels, Source
 
 TIPS_FREIHAND = (744, 320, 443, 555, 672)
 # FreiHAND's order from MANO's 16 joints and the 5 tips, as listed in its utils/mano_utils.py.
@@ -71,6 +74,12 @@ def jpeg(seed: int, height: int = 48, width: int = 64) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     smooth = cv2.GaussianBlur(noise, (0, 0), 3)
     return bytes(cv2.imencode(".jpg", smooth)[1].tobytes())
+
+
+def labels_at(source: Source, official_idx: int) -> Labels:
+    """Return the labels of one image, through the job that a worker would run."""
+    stack = pickle.loads(pickle.dumps(source.label_job([official_idx])))()  # noqa: S301  # our own
+    return Labels(**{f.name: getattr(stack, f.name)[0] for f in fields(Labels)})
 
 
 # --- FreiHAND -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
-from preprocess.build import build, build_command, main
+from preprocess.build import build, main
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
 from preprocess.plan import Plan, make_plan
 from preprocess.progress import show_progress
@@ -29,6 +29,7 @@ from preprocess.records import Source, SourceError
 from preprocess.report import bad_images_line, report_text
 from preprocess.sample.generate import write_sample
 from preprocess.sources.registry import open_source
+from preprocess.tasks import build_command
 from tests.preprocess.datasets import (
     FreihandTruth,
     decode,
@@ -287,7 +288,7 @@ PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 BAD_IMAGES = {
     "cut": (jpeg(1)[:-200], "image_truncated", "is cut off: no end-of-image marker"),
     "empty": (b"", "image_truncated", "is empty"),
-    "png": (PNG, "image_not_jpeg", "is not a JPEG we can use: it starts with 89 50 4e 47"),
+    "png": (PNG, "image_not_jpeg", "is a PNG, which a store does not hold as it is"),
     "gone": (None, "image_missing", "cannot be read (No such file or directory)"),
 }
 
@@ -345,24 +346,24 @@ def test_a_killed_worker_is_one_sentence(
     def open_fatal(*args: Any) -> Source:
         return dataclasses.replace(open_source(*args), root=Fatal())  # type: ignore[arg-type]
 
-    def plan_elsewhere(source: Source, *, shard_rows: int) -> Plan:
-        return make_plan(dataclasses.replace(source, root=truth.root), shard_rows=shard_rows)
+    def plan_elsewhere(source: Source, **how: Any) -> Plan:
+        return make_plan(dataclasses.replace(source, root=truth.root), **how)
 
     monkeypatch.setattr("preprocess.build.open_source", open_fatal)
-    monkeypatch.setattr("preprocess.build.make_plan", plan_elsewhere)
-    with pytest.raises(StoreError, match=r"worker died .* fewer workers, workers=1"):
+    monkeypatch.setattr("preprocess.tasks.make_plan", plan_elsewhere)
+    with pytest.raises(StoreError, match=r"worker died .* workers=1: finished shards are kept"):
         build(config(truth, shard_rows=4, workers=2), console=QUIET)
 
 
 def test_an_image_that_changes_meanwhile_is_an_error(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan_then_change(source: Source, *, shard_rows: int) -> Plan:
-        plan = make_plan(source, shard_rows=shard_rows)
+    def plan_then_change(source: Source, **how: Any) -> Plan:
+        plan = make_plan(source, **how)
         image_of(truth, 0).write_bytes(jpeg(0, 8, 8))
         return plan
 
-    monkeypatch.setattr("preprocess.build.make_plan", plan_then_change)
+    monkeypatch.setattr("preprocess.tasks.make_plan", plan_then_change)
     with pytest.raises(SourceError, match=r"changed while the store was built: planned \d+ bytes"):
         build(config(truth), console=QUIET)
 

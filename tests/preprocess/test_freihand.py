@@ -14,7 +14,13 @@ from preprocess.annotations import read_number_rows
 from preprocess.records import SourceError
 from preprocess.sources.freihand import open_source
 from preprocess.sources.registry import open_source as open_by_name
-from tests.preprocess.datasets import FreihandTruth, decode, write_freihand, write_mano
+from tests.preprocess.datasets import (
+    FreihandTruth,
+    decode,
+    labels_at,
+    write_freihand,
+    write_mano,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def test_labels_are_those_of_the_json(truth: FreihandTruth) -> None:
     source = open_source(truth.root, None)
     for official_idx in range(14):
         pose = official_idx % 3 if official_idx < 12 else 3 + official_idx - 12
-        labels = source.labels(official_idx)
+        labels = labels_at(source, official_idx)
         np.testing.assert_array_equal(labels.K, truth.K[pose])
         np.testing.assert_array_equal(labels.joints_3d[RIGHT], truth.xyz[pose])
         assert labels.joint_valid[RIGHT].all()
@@ -85,7 +91,7 @@ def test_mano_decodes_to_the_official_vertices(
     truth = write_freihand(tmp_path, mano=arrays)
     source = open_source(truth.root, load_mano(folder))
     for official_idx, pose in ((0, 0), (4, 1), (11, 2), (13, 4)):
-        labels = source.labels(official_idx)
+        labels = labels_at(source, official_idx)
         np.testing.assert_allclose(labels.theta[RIGHT], truth.theta[pose], atol=1e-12)
         np.testing.assert_array_equal(labels.beta[RIGHT], truth.beta[pose])
         np.testing.assert_array_equal(labels.beta_raw[RIGHT], truth.beta[pose])
@@ -109,24 +115,24 @@ def test_another_hand_model_shows_in_the_check(
     _, arrays = mano_arrays
     truth = write_freihand(tmp_path, mano=arrays)
     write_mano(tmp_path / "other", seed=1)
-    labels = open_source(truth.root, load_mano(tmp_path / "other")).labels(0)
+    labels = labels_at(open_source(truth.root, load_mano(tmp_path / "other")), 0)
     assert labels.vertices_check_m > 0.01
 
 
 def test_evaluation_truth_may_lie_in_the_root(tmp_path: Path) -> None:
     truth = write_freihand(tmp_path, truth_folder="FreiHAND_pub_v2")
-    labels = open_source(truth.root, None).labels(13)
+    labels = labels_at(open_source(truth.root, None), 13)
     np.testing.assert_array_equal(labels.joints_3d[RIGHT], truth.xyz[4])
 
 
 def test_evaluation_without_truth_has_no_labels(tmp_path: Path) -> None:
     truth = write_freihand(tmp_path, truth_folder="elsewhere")
     source = open_source(truth.root, None)
-    labels = source.labels(13)
+    labels = labels_at(source, 13)
     np.testing.assert_array_equal(labels.K, truth.K[4])
     assert not labels.joint_valid.any()
     assert np.isnan(labels.joints_3d).all()
-    assert source.labels(0).joint_valid.any()
+    assert labels_at(source, 0).joint_valid.any()
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -13,7 +13,13 @@ from model.hand import LEFT, RIGHT, JointSet
 from model.mano_files import load_mano
 from preprocess.records import SourceError
 from preprocess.sources.interhand26m import open_source
-from tests.preprocess.datasets import decode, interhand_file, write_interhand, write_mano
+from tests.preprocess.datasets import (
+    decode,
+    interhand_file,
+    labels_at,
+    write_interhand,
+    write_mano,
+)
 
 # The official order of one hand: each finger from tip to base, then the wrist.
 OFFICIAL = {
@@ -59,7 +65,7 @@ def test_joints_and_cameras_agree_with_scalar_code(tmp_path: Path) -> None:
     source = open_source(tmp_path, None)
     by_image = {a["image_id"]: a for a in tables["data"]["annotations"]}
     for i, image in enumerate(tables["data"]["images"]):
-        labels = source.labels(i)
+        labels = labels_at(source, i)
         camera = tables["camera"][str(image["capture"])]
         world = tables["joint_3d"][str(image["capture"])][str(image["frame_idx"])]["world_coord"]
         valid = by_image[image["id"]]["joint_valid"]
@@ -93,7 +99,7 @@ def test_the_official_box_serves_a_single_hand_without_joints(tmp_path: Path) ->
     by_image = {a["image_id"]: a for a in tables["data"]["annotations"]}
     slots = {"right": [RIGHT], "left": [LEFT], "interacting": []}
     for i, image in enumerate(tables["data"]["images"]):
-        boxes = source.labels(i).bbox_xyxy
+        boxes = labels_at(source, i).bbox_xyxy
         boxed = slots[by_image[image["id"]]["hand_type"]]
         for slot in (RIGHT, LEFT):
             if slot in boxed:
@@ -108,7 +114,7 @@ def test_mano_in_the_camera_equals_vertices_moved_to_the_camera(tmp_path: Path) 
     source = open_source(tmp_path / "ih", load_mano(tmp_path / "mano"))
     seen = set()
     for i, image in enumerate(tables["data"]["images"]):
-        labels = source.labels(i)
+        labels = labels_at(source, i)
         camera = tables["camera"][str(image["capture"])]
         hands = tables["MANO_NeuralAnnot"][str(image["capture"])][str(image["frame_idx"])]
         for slot, side in ((RIGHT, "right"), (LEFT, "left")):
@@ -132,7 +138,7 @@ def test_mano_in_the_camera_equals_vertices_moved_to_the_camera(tmp_path: Path) 
 def test_mano_file_is_optional(tmp_path: Path) -> None:
     write_mano(tmp_path / "mano")
     write_interhand(tmp_path / "ih", splits=("train",))
-    labels = open_source(tmp_path / "ih", load_mano(tmp_path / "mano")).labels(0)
+    labels = labels_at(open_source(tmp_path / "ih", load_mano(tmp_path / "mano")), 0)
     assert np.isnan(labels.theta).all()
 
 
@@ -266,7 +272,7 @@ def test_real_frames_project_into_their_official_boxes(request: pytest.FixtureRe
     by_image = {a["image_id"]: a for a in tables["data"]["annotations"]}
     assert len(source.rows) == 4
     for i, image in enumerate(tables["data"]["images"]):
-        labels = source.labels(i)
+        labels = labels_at(source, i)
         camera = tables["camera"][str(image["capture"])]
         world = tables["joint_3d"][str(image["capture"])][str(image["frame_idx"])]["world_coord"]
         annotation = by_image[image["id"]]

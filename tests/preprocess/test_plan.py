@@ -1,5 +1,6 @@
 """The plan against Python's own sorting and summing."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from model.hand import JointSet
 from pipeline.store.schema import INNER_CHUNK_BYTES as INNER
 from preprocess.plan import Plan, make_plan
-from preprocess.records import Rows, Source, SourceError, empty_labels
+from preprocess.records import Rows, Source, SourceError, empty_labels, job_of
 
 
 def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> Source:
@@ -35,7 +36,7 @@ def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> Source:
         root=root,
         rows=rows,
         splits={"odd": np.arange(1, num, 2)[::-1], "none": np.arange(0)},
-        labels=lambda _: empty_labels(),
+        label_job=functools.partial(job_of, lambda _: empty_labels()),
     )
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.store.schema import FLAGS
 from preprocess.quality import (
-    LabelStack,
     derive,
     flag_counts,
     flag_names,
@@ -18,6 +17,7 @@ from preprocess.quality import (
     pack_flags,
     project,
 )
+from preprocess.records import LabelStack
 
 K = np.array([[100.0, 0.0, 32.0], [0.0, 110.0, 24.0], [0.0, 0.0, 1.0]])
 SIZE = np.array([[48, 64]])
@@ -39,6 +39,12 @@ def stack(num: int = 1) -> LabelStack:
         root_rest=np.zeros((num, 2, 3)),
         T_world_from_cam=np.tile(np.eye(4), (num, 1, 1)),
         vertices_check_m=np.full(num, 1e-6),
+        refit_error_m=np.zeros((num, 2)),
+        object_id=np.tile(np.array([3, -1, 0, *[-1] * 7], np.int32), (num, 1)),
+        object_pose=np.tile(np.eye(3, 4) + np.array([0, 0, 0, 0.5]), (num, 10, 1, 1)),
+        object_start=np.full((num, 10, 3), np.nan),
+        object_arti_rad=np.full((num, 10), np.nan),
+        grasped_object=np.zeros(num, np.int16),
     )
 
 

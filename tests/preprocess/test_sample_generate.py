@@ -19,11 +19,11 @@ def digest(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["freihand", "interhand26m"])
+@pytest.mark.parametrize("dataset", ["freihand", "interhand26m", "dexycb", "ho3d"])
 def test_number_of_workers_changes_nothing(dataset: str, tmp_path: Path) -> None:
     # Starting two processes alone takes seconds: they import torch.
     for workers in (1, 2):
-        write_sample(dataset, tmp_path / str(workers), 9, 3, num_eval=8, workers=workers)
+        write_sample(dataset, tmp_path / str(workers), 17, 1, num_eval=8, workers=workers)
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
 
 
@@ -82,8 +82,8 @@ def test_progress_and_summary(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="freihand, interhand26m, got 'ho3d'"):
-        write_sample("ho3d", tmp_path, 1, 0)
+    with pytest.raises(ValueError, match="freihand, interhand26m, dexycb, ho3d, got 'arctic'"):
+        write_sample("arctic", tmp_path, 1, 0)
     with pytest.raises(ValueError, match="num must be at least 1, got 0"):
         write_sample("freihand", tmp_path, 0, 0)
     with pytest.raises(ValueError, match="num_eval must be at least 1, got 0"):

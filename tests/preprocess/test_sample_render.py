@@ -10,12 +10,12 @@ from preprocess.sample.freihand import Scene, draw_scene
 from preprocess.sample.render import (
     Picture,
     Sight,
-    _arm_faces,
-    _with_forearm,
+    arm_faces,
     compose,
     draw_lights,
     draw_wrist_bend,
     render_hands,
+    with_forearm,
 )
 from preprocess.sample.skin import draw_skin
 
@@ -35,11 +35,11 @@ def sight_of(scene: Scene, seed: int) -> Sight:
 
 def silhouette(sight: Sight, K: np.ndarray) -> np.ndarray:
     """Coverage by filling every projected triangle with OpenCV at eight times the resolution."""
-    points = _with_forearm(sight) @ K.T
+    points = with_forearm(sight) @ K.T
     pixel = points[:, :2] / points[:, 2:]
     canvas = np.zeros((SIZE[0] * 8, SIZE[1] * 8), dtype=np.uint8)
     fine = (pixel + 0.5) * 8 - 0.5
-    for face in _arm_faces("right"):
+    for face in arm_faces("right"):
         cv2.fillConvexPoly(canvas, np.round(fine[face]).astype(np.int32), 255)
     small = cv2.resize(canvas, SIZE[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.float64) / 255.0

@@ -8,12 +8,22 @@ import timm
 
 from pipeline.cli import compose
 from tests.conftest import SampleStore
+from tests.pipeline.hand_store import hand_store
+from tests.preprocess.datasets import write_mano
 from tests.train.test_run import log_of
 from train.config import RunConfig
 from train.run import main as run
 
 RECIPES = sorted(RunConfig.EXPERIMENTS.glob("*.yaml"))
-PUBLISHED = ("freihand_resnet50", "freihand_vits", "interhand", "mix")
+PUBLISHED = (
+    "freihand_resnet50", "freihand_vits", "dexycb_resnet50", "dexycb_vits", "ho3d_resnet50",
+    "interhand", "mix",
+)  # fmt: skip
+SPLITS = {
+    "dexycb": ("manopth", "s0_train", "s0_val"),
+    "ho3d": ("ho3d", "train_holdin", "train_holdout"),
+}
+"""Joint set, training and validation split by dataset, as its source names them."""
 
 
 def test_the_recipes_that_the_readme_promises_are_there() -> None:
@@ -32,12 +42,30 @@ def test_a_recipe_opens_with_its_command_and_time(recipe: str) -> None:
         assert "unverified" in opening
 
 
+def drawn(dataset: str, folder: Path) -> SampleStore:
+    """A store of drawn hands, one in a frame: right and, but for HO-3D, left ones."""
+    joint_set, training, held_out = SPLITS[dataset]
+    left = dataset == "dexycb"
+    store = hand_store(
+        folder / "s.zarr",
+        24,
+        attributes={"dataset": dataset, "joint_set": joint_set},
+        has_hand=lambda row, slot: slot == (row % 2 if left else 0),
+        splits={training: range(16), held_out: range(16, 24)},
+    )
+    write_mano(folder / "mano")
+    return SampleStore(root=folder, mano=folder / "mano", store=store)
+
+
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_a_recipe_trains(
     recipe: str, freihand: SampleStore, interhand: SampleStore, tmp_path: Path
 ) -> None:
     """As it stands but for the size of network, batch and input, and its length."""
+    dataset = recipe.split("_", maxsplit=1)[0]
     store = interhand if recipe == "interhand" else freihand
+    if dataset in SPLITS:
+        store = drawn(dataset, tmp_path)
     settings: Any = compose(RunConfig, [f"experiment={recipe}", "store=x"] + (
         ["mix.interhand.store=y"] if recipe == "mix" else []
     ))  # fmt: skip

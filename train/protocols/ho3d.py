@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from model.hand import STANDARD_FROM_MANO21
 from train.metrics.ho3d import Ho3dAccumulator, official
 from train.protocols import freihand
 from train.protocols.checks import likely_causes
@@ -27,6 +30,8 @@ QUIRKS: Final = (
         "scale-translation numbers)"
     ),
 )
+
+_OPENGL_FROM_OPENCV: Final = np.array([1.0, -1.0, -1.0])
 
 
 def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
@@ -80,3 +85,15 @@ def report(
         official=official(found),
         warnings=tuple(warnings),
     )
+
+
+def to_official(joints: Points, vertices: Points) -> tuple[Points, Points]:
+    """Return points in OpenGL axes, joints in MANO's order; from OpenCV's and the standard one."""
+    mano21 = joints[:, np.argsort(STANDARD_FROM_MANO21)]
+    return mano21 * _OPENGL_FROM_OPENCV, vertices * _OPENGL_FROM_OPENCV
+
+
+def to_standard(joints: Points, vertices: Points) -> tuple[Points, Points]:
+    """Return points in OpenCV axes, joints in the standard order; undoes ``to_official``."""
+    standard = joints[:, list(STANDARD_FROM_MANO21)]
+    return standard * _OPENGL_FROM_OPENCV, vertices * _OPENGL_FROM_OPENCV

@@ -1,162 +1,160 @@
-"""A dataset's official protocol on a store: predictions of a split, gathered in official order.
+"""A dataset's official protocol on a store: which splits have one, and what it takes.
 
-Shape legend: n = rows of the split, b = batch, h = hands (slot 0 right, slot 1 left).
+``PROTOCOLS`` is the table: what ``train.protocols.gathered`` collected becomes the report and the
+submission file of each dataset.
+
+Shape legend: n = rows of the split, m = hands.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Bool, Int64
 
-from model.geometry.rotation import rotate
 from model.hand import LEFT, RIGHT, STANDARD_FROM_INTERHAND
-from model.prediction import HandPrediction
-from pipeline.batch import Batch
 from pipeline.store.reader import Store
-from train.protocols import freihand, interhand26m
+from train.protocols import dexycb, freihand, ho3d, interhand26m
 from train.protocols.files import write_two_lists
+from train.protocols.freihand import Points
+from train.protocols.gathered import Gathered, How, MeshForm, OnStore, unpredicted
 from train.protocols.report import Report
 
-WITH_MESH: Final = ("freihand",)
-"""Datasets whose protocol scores vertices."""
-WITHOUT_MESH: Final = ("interhand26m",)
+LABELLED_BOX: Final = "box of the labelled joints"
 _INTERHAND_FROM_STANDARD: Final = np.argsort(STANDARD_FROM_INTERHAND)
 _NO_HANDEDNESS: Final = "handedness is given, not predicted: no score"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
-    """Predictions and true meshes of a split; camera frame of the dataset, metres."""
-
-    rows: Int64[np.ndarray, " n"]
-    """Rows of the store, official order."""
-    sorter: Int64[np.ndarray, " n"]
-    """``np.argsort(rows)``, once: a batch is looked up by it."""
-    joints_3d: Float32[np.ndarray, "n 2 21 3"]
-    """Zero where there was no hand to predict."""
-    seen: Bool[np.ndarray, "n 2"]
-    vertices: Float32[np.ndarray, "n 778 3"] | None
-    """Of the row's only hand."""
-    true_vertices: Float32[np.ndarray, "n 778 3"] | None
-    """Decoded from the store's MANO parameters; NaN where there are none."""
+def protocol_of(store: Store, split: str, *, has_mesh: bool) -> OnStore | None:
+    """Return the protocol of a split that predictions with or without a mesh can answer."""
+    found = PROTOCOLS.get(store.attributes.dataset)
+    if found is None or split not in found.splits or (found.mesh and not has_mesh):
+        return None
+    return found
 
 
-def is_official(store: Store, split: str, *, has_mesh: bool) -> bool:
-    """Return whether ``store`` has a protocol for ``split`` that the predictions can answer."""
-    dataset = store.attributes.dataset
-    if dataset in WITH_MESH:
-        return has_mesh and split == "evaluation"
-    return dataset in WITHOUT_MESH and split in ("val", "test")
+def crop_source(store: Store, split: str) -> str:
+    """Return where the crops of a split come from, in words."""
+    found = PROTOCOLS.get(store.attributes.dataset)
+    return found.crop if found is not None and split in found.splits else LABELLED_BOX
 
 
-def gathered(store: Store, split: str, *, with_mesh: bool) -> Gathered:
-    """Return room for the predictions of a split, in the official order of its protocol."""
-    if store.attributes.dataset == "interhand26m":
-        parts = [store.split(f"{split}_{kind}") for kind in ("single", "interacting")]
-        rows = np.concatenate(parts).astype(np.int64)
-    else:
-        rows = store.split(split).astype(np.int64)
-    n = len(rows)
-    return Gathered(
-        rows=rows,
-        sorter=np.argsort(rows),
-        joints_3d=np.zeros((n, 2, 21, 3), np.float32),
-        seen=np.zeros((n, 2), bool),
-        vertices=np.zeros((n, 778, 3), np.float32) if with_mesh else None,
-        true_vertices=np.full((n, 778, 3), np.nan, np.float32) if with_mesh else None,
+def choices() -> str:
+    """Return the splits that have a protocol, in words."""
+    found = [
+        f"{', '.join(protocol.splits)} of {dataset}{' (needs a mesh)' if protocol.mesh else ''}"
+        for dataset, protocol in PROTOCOLS.items()
+    ]
+    return "; ".join(found)
+
+
+def official_report(held: Gathered, *, strict: bool, camera: str) -> Report | str:
+    """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
+
+    Raises:
+        ValueError: If the predictions cannot be meant.
+    """
+    how = How(strict=strict, crop=held.protocol.crop, camera=camera)
+    return unpredicted(held) or held.protocol.report(held, how)
+
+
+# --- FreiHAND, HO-3D: joints and mesh of one right hand per image ---------------------------------
+
+
+def _right_hand(held: Gathered) -> Bool[np.ndarray, "n 2"]:
+    wanted = np.zeros_like(held.seen)
+    wanted[:, RIGHT] = True
+    return wanted
+
+
+def _mesh_report(held: Gathered, how: How) -> Report | str:
+    form, meshes = held.protocol.mesh, held.meshes
+    assert form is not None
+    assert meshes is not None
+    truth = (meshes.true_joints, meshes.true_vertices)
+    unknown = ~np.logical_and(*(np.isfinite(points).all((1, 2)) for points in truth))
+    if meshes.from_store and unknown.any():
+        return (
+            f"{held.source}: {int(unknown.sum())} of {len(unknown)} rows have no true joints "
+            f"or no true mesh in the store (first: row {held.rows[unknown][0]}), and the protocol "
+            "scores both of every row; give truth=FOLDER, the dataset's evaluation_xyz.json and "
+            "evaluation_verts.json"
+        )
+    return form.report(
+        *_official_points(held),
+        *form.to_official(*truth),
+        source=held.source,
+        strict=how.strict,
+        crop=how.crop,
+        camera=f"{how.camera}; {meshes.source}",
     )
 
 
-def gather(
-    held: Gathered,
-    prediction: HandPrediction,
-    batch: Batch,
-    true_vertices: Float[Tensor, "b h 778 3"] | None,
-) -> None:
-    """Put a batch of single-hand crops where it belongs, back in the dataset's camera frame."""
-    row, slot = divmod(batch.sample_id.cpu().numpy(), 2)
-    place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
-    back = batch.R_input_from_cam.double().mT
-
-    def in_camera(points: Tensor) -> np.ndarray:
-        return np.asarray(rotate(back, points.double()).cpu().numpy(), np.float32)
-
-    held.joints_3d[place, slot] = in_camera(prediction.joints_3d[:, 0])
-    held.seen[place, slot] = True
-    if held.vertices is not None and held.true_vertices is not None:
-        assert prediction.vertices is not None
-        assert true_vertices is not None
-        known = (batch.has_mano & batch.has_beta)[:, 0, None, None]
-        held.vertices[place] = in_camera(prediction.vertices[:, 0])
-        held.true_vertices[place] = in_camera(true_vertices[:, 0].where(known, torch.nan))
+def _export_meshes(held: Gathered, path: Path) -> None:
+    write_two_lists(path, *_official_points(held))
 
 
-def official_report(
-    held: Gathered, store: Store, split: str, *, strict: bool, crop: str, camera: str
-) -> Report:
-    """Score a split by the protocol of its dataset.
+def _official_points(held: Gathered) -> tuple[Points, Points]:
+    assert held.protocol.mesh is not None
+    assert held.meshes is not None
+    joints, vertices = held.joints_3d[:, RIGHT], held.meshes.vertices
+    return held.protocol.mesh.to_official(joints.astype(np.float64), vertices.astype(np.float64))
 
-    Raises:
-        ValueError: If a sample has no prediction or no ground truth.
-    """
-    source = f"{store.path} split={split}"
-    if store.attributes.dataset == "interhand26m":
-        return interhand26m.report(
-            interhand_predictions(held),
-            _interhand_truth(held, store, split),
-            strict=strict,
-            crop=crop,
-            camera=f"{camera}; {_NO_HANDEDNESS}",
-        )
-    assert held.vertices is not None
-    assert held.true_vertices is not None
-    absent = np.flatnonzero(~held.seen[:, RIGHT] | np.isnan(held.true_vertices[:, 0, 0]))
-    if len(absent):
-        raise ValueError(
-            f"{source}: {len(absent)} of {len(held.rows)} rows have no hand or no MANO label "
-            f"(first: row {held.rows[absent[0]]}); FreiHAND's protocol scores every sample, so "
-            "build the store with mano=..."
-        )
-    return freihand.report(
-        held.joints_3d[:, RIGHT].astype(np.float64),
-        held.vertices.astype(np.float64),
-        store.label("joints_3d")[held.rows, RIGHT].astype(np.float64),
-        held.true_vertices.astype(np.float64),
-        source=source,
-        strict=strict,
-        crop=crop,
-        camera=f"{camera}; true mesh decoded from the store's MANO parameters",
+
+# --- DexYCB: joints of the only hand of an image, images without one left out ---------------------
+
+
+def _labelled_hands(held: Gathered) -> Bool[np.ndarray, "n 2"]:
+    return np.asarray(held.store.label("has_joints")[held.rows])
+
+
+def _dexycb_report(held: Gathered, how: How) -> Report | str:
+    place, slot = np.nonzero(_labelled_hands(held))
+    if not len(place):
+        return f"{held.source}: none of {len(held.rows)} rows has a hand with labelled joints"
+    # In float32, as the toolkit scales its labels.
+    truth = held.store.label("joints_3d")[held.rows[place], slot] * np.float32(1000)
+    _, joints_mm = _dexycb_results(held)
+    return dexycb.report(
+        joints_mm, truth.astype(np.float64), strict=how.strict, crop=how.crop, camera=how.camera
     )
 
 
-def export(held: Gathered, store: Store, path: Path) -> None:
-    """Write the predictions as the official tool reads them; see ``train.protocols.<dataset>``.
-
-    Raises:
-        ValueError: If a FreiHAND row has no prediction.
-    """
-    if store.attributes.dataset == "interhand26m":
-        pred = interhand_predictions(held)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            np.savez(file, joints_mm=pred.joints_mm, hand_type=pred.hand_type)
-        return
-    assert held.vertices is not None
-    absent = np.flatnonzero(~held.seen[:, RIGHT])
-    if len(absent):
-        raise ValueError(
-            f"export: {len(absent)} of {len(held.rows)} rows have no prediction (first: row "
-            f"{held.rows[absent[0]]}); the official tool wants every sample"
-        )
-    joints = held.joints_3d[:, RIGHT].astype(np.float64)
-    write_two_lists(path, joints, held.vertices.astype(np.float64))
+def _export_dexycb(held: Gathered, path: Path) -> None:
+    dexycb.write_results(path, *_dexycb_results(held))
 
 
-def interhand_predictions(held: Gathered) -> interhand26m.Predictions:
+def _dexycb_results(held: Gathered) -> tuple[Int64[np.ndarray, " m"], dexycb.Joints]:
+    """Return the position within the split and the joints, mm, of every image with a hand."""
+    place, slot = np.nonzero(_labelled_hands(held))
+    return place, held.joints_3d[place, slot].astype(np.float64) * 1000
+
+
+# --- InterHand2.6M: both hands of an image, those of one hand first -------------------------------
+
+
+def _no_hand(held: Gathered) -> Bool[np.ndarray, "n 2"]:
+    return np.zeros_like(held.seen)
+
+
+def _interhand_report(held: Gathered, how: How) -> Report:
+    return interhand26m.report(
+        _interhand_predictions(held),
+        _interhand_truth(held),
+        strict=how.strict,
+        crop=how.crop,
+        camera=f"{how.camera}; {_NO_HANDEDNESS}",
+    )
+
+
+def _export_interhand(held: Gathered, path: Path) -> None:
+    pred = _interhand_predictions(held)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez(file, joints_mm=pred.joints_mm, hand_type=pred.hand_type)
+
+
+def _interhand_predictions(held: Gathered) -> interhand26m.Predictions:
     """Return both hands in InterHand's joint order, mm; the score of a hand is its presence."""
     joints = held.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
     joints = joints.reshape(len(joints), 42, 3)
@@ -166,14 +164,15 @@ def interhand_predictions(held: Gathered) -> interhand26m.Predictions:
     )
 
 
-def _interhand_truth(held: Gathered, store: Store, split: str) -> interhand26m.Truth:
-    valid = store.label("joint_valid")[held.rows][:, :, _INTERHAND_FROM_STANDARD]
-    joints = store.label("joints_3d")[held.rows][:, :, _INTERHAND_FROM_STANDARD]
-    num = len(held.rows)
-    num_single = len(store.split(f"{split}_single"))
+def _interhand_truth(held: Gathered) -> interhand26m.Truth:
+    store, rows = held.store, held.rows
+    valid = store.label("joint_valid")[rows][:, :, _INTERHAND_FROM_STANDARD]
+    joints = store.label("joints_3d")[rows][:, :, _INTERHAND_FROM_STANDARD]
+    num = len(rows)
+    num_single = len(store.split(f"{held.split}_single"))
     hand_type = np.where(valid[:, RIGHT].sum(1) >= valid[:, LEFT].sum(1), RIGHT, LEFT)
     hand_type[num_single:] = interhand26m.HAND_TYPES.index("interacting")
-    K = store.label("K")[held.rows].astype(np.float64)
+    K = store.label("K")[rows].astype(np.float64)
     joints_mm = np.where(valid[..., None], joints, 0).astype(np.float64).reshape(num, 42, 3) * 1000
     return interhand26m.Truth(
         joints_mm=joints_mm,
@@ -186,3 +185,45 @@ def _interhand_truth(held: Gathered, store: Store, split: str) -> interhand26m.T
         depth_source="prediction",
         file_position=np.arange(num),
     )
+
+
+def _unchanged(joints: Points, vertices: Points) -> tuple[Points, Points]:
+    return joints, vertices
+
+
+PROTOCOLS: Final = {
+    "freihand": OnStore(
+        splits=("evaluation",),
+        crop=LABELLED_BOX,
+        mesh=MeshForm(report=freihand.report, to_official=_unchanged, to_standard=_unchanged),
+        wanted=_right_hand,
+        report=_mesh_report,
+        export=_export_meshes,
+    ),
+    "ho3d": OnStore(
+        splits=("evaluation",),
+        crop="the dataset's handBoundingBox",
+        mesh=MeshForm(
+            report=ho3d.report, to_official=ho3d.to_official, to_standard=ho3d.to_standard
+        ),
+        wanted=_right_hand,
+        report=_mesh_report,
+        export=_export_meshes,
+    ),
+    "dexycb": OnStore(
+        splits=tuple(f"s{setup}_{part}" for setup in range(4) for part in ("val", "test")),
+        crop=LABELLED_BOX,
+        wanted=_labelled_hands,
+        report=_dexycb_report,
+        export=_export_dexycb,
+    ),
+    "interhand26m": OnStore(
+        splits=("val", "test"),
+        crop=f"annotated box of an image with one hand, else {LABELLED_BOX}",
+        row_lists=("{split}_single", "{split}_interacting"),
+        wanted=_no_hand,
+        report=_interhand_report,
+        export=_export_interhand,
+    ),
+}
+"""By the dataset of a store."""

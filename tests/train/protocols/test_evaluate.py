@@ -1,6 +1,7 @@
 """The command: its forms, its JSON, official scores of a run, and exported files scored again."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.cli import compose
+from pipeline.store.reader import open_store
 from tests.conftest import SampleStore
+from tests.pipeline.hand_store import hand_store
+from tests.preprocess.datasets import write_mano
 from tests.train.protocols.hands import near, points
 from tests.train.test_run import config
 from train.config import EvaluateConfig
@@ -109,8 +113,141 @@ def test_an_interhand_run_is_scored_officially_and_its_export_scores_the_same(
 
 
 def test_an_export_without_a_format_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no submission format for split=train of dataset 'freih"):
+    with pytest.raises(ValueError, match="no official protocol for split=train of dataset 'freih"):
         scored(freihand, tmp_path, "train", f"export={tmp_path / 'x'}")
+
+
+def whole_hands(row: int, values: dict[str, Any]) -> None:
+    """Give every hand all of its joints."""
+    for slot in np.flatnonzero(values["has_joints"]):
+        values["joints_3d"][slot, 7] = values["joints_3d"][slot, 6] + 0.01
+        values["joint_valid"][slot] = True
+
+
+def test_a_dexycb_run_is_scored_officially_and_its_export_scores_the_same(tmp_path: Path) -> None:
+    """Left hands are mirrored on the way in and back; frames without a hand count in the index."""
+    store = hand_store(
+        tmp_path / "dex.zarr",
+        12,
+        attributes={"dataset": "dexycb", "joint_set": "manopth"},
+        has_hand=lambda row, slot: row % 4 != 3 and row % 2 == slot,
+        splits={"train": range(6), "s1_test": [9, 7, 6, 8, 11, 10, 5]},
+        edit=whole_hands,
+    )
+    write_mano(tmp_path / "mano")
+    data = SampleStore(root=tmp_path, mano=tmp_path / "mano", store=store)
+    results = tmp_path / "results.txt"
+    run_dir, out = tmp_path / "run", tmp_path / "scores"
+    assert run(config(data, run_dir, "steps=2", "batch_size=3", "model.head=joints")) == 0
+    words = [f"run={run_dir}", f"store={store}", "split=s1_test", f"export={results}"]
+    assert evaluate(composed(*words, f"out={out}", "batch_size=2")) == 0
+    official = json.loads((out / "scores.json").read_text())["official"]
+    assert official["num_samples"] == 5
+    assert [int(line.split(",")[0]) for line in results.read_text().splitlines()] == [0, 2, 3, 5, 6]
+
+    joints = open_store(store).label("joints_3d")
+    truth = {}
+    for index, row in enumerate([9, 7, 6, 8, 11, 10, 5]):
+        metres = joints[row, row % 2]
+        truth[index] = np.full((21, 3), -1000.0) if row % 4 == 3 else metres * np.float32(1000)
+    (tmp_path / "anno_hpe_s1_test.pkl").write_bytes(pickle.dumps({"joint_3d": truth}))
+    files = [f"predictions={results}", f"truth={tmp_path}", f"out={tmp_path / 'files'}"]
+    assert evaluate(composed("protocol=dexycb", *files)) == 0
+    again = json.loads((tmp_path / "files" / "scores.json").read_text())
+    assert again["scores"] == pytest.approx(official["scores"], rel=1e-6, abs=1e-5)
+
+
+HO3D_EVALUATION = [10, 8, 11, 9]
+
+
+def ho3d_store(path: Path, *, without_box: int = -1) -> Path:
+    """Right hands; evaluation frames have a wrist and a box, no joints and no mesh."""
+
+    def labels(row: int, values: dict[str, Any]) -> None:
+        whole_hands(row, values)
+        if row in HO3D_EVALUATION:
+            values["joint_valid"][0, 1:] = False
+            values["joints_3d"][0, 1:] = np.nan
+            values["has_mano"][0] = values["has_beta"][0] = False
+        if row == without_box:
+            values["bbox_xyxy"][0] = np.nan
+
+    return hand_store(
+        path,
+        12,
+        attributes={"dataset": "ho3d", "joint_set": "ho3d"},
+        has_hand=lambda _, slot: slot == 0,
+        splits={"train": range(8), "evaluation": HO3D_EVALUATION},
+        edit=labels,
+    )
+
+
+@pytest.fixture(scope="module")
+def ho3d_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run on such a store that wants joints in training, as the words that evaluate it."""
+    folder = tmp_path_factory.mktemp("ho3d")
+    write_mano(folder / "mano")
+    store = ho3d_store(folder / "s.zarr")
+    data = SampleStore(root=folder, mano=folder / "mano", store=store)
+    settings = config(data, folder / "run", "steps=1", "pipeline.view.require_joints=true")
+    assert run(settings) == 0
+    return [f"run={folder / 'run'}", f"store={store}", f"mano={data.mano}"]
+
+
+def test_without_the_truth_nothing_of_ho3d_is_made_up(
+    ho3d_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = tmp_path / "pred.json"
+    assert evaluate(composed(*ho3d_run, f"export={export}", f"out={tmp_path}")) == 0
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["model"] is None
+    assert record["official"] is None
+    assert "4 of 4 rows have no true joints or no true mesh" in record["official_lacks"]
+    assert record["crop"] == "the dataset's handBoundingBox"
+    shown = capsys.readouterr().out
+    assert "no hand of the split has three labelled joints" in shown
+    assert "no official score: " in shown
+    joints, vertices = (np.array(part) for part in json.loads(export.read_text()))
+    assert joints.shape == (4, 21, 3)
+    assert vertices.shape == (4, 778, 3)
+    assert (joints[..., 2] < 0).all()
+
+
+def test_a_ho3d_run_is_scored_by_the_public_truth_and_its_export_scores_the_same(
+    ho3d_run: list[str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    (tmp_path / "truth").mkdir()
+    for name, num in (("xyz", 21), ("verts", 778)):
+        values = points(rng, 4, num) * [1, -1, -1]
+        (tmp_path / "truth" / f"evaluation_{name}.json").write_text(json.dumps(values.tolist()))
+    export, truth = tmp_path / "pred.json", f"truth={tmp_path / 'truth'}"
+    assert evaluate(composed(*ho3d_run, truth, f"export={export}", f"out={tmp_path}")) == 0
+    official = json.loads((tmp_path / "scores.json").read_text())["official"]
+    assert official["num_samples"] == 4
+    files = [f"predictions={export}", truth, f"out={tmp_path / 'files'}"]
+    assert evaluate(composed("protocol=ho3d", *files)) == 0
+    again = json.loads((tmp_path / "files" / "scores.json").read_text())
+    assert again["scores"] == pytest.approx(official["scores"], rel=1e-9)
+
+
+def test_an_export_of_a_row_without_a_crop_is_refused_before_anything_runs(
+    ho3d_run: list[str], tmp_path: Path
+) -> None:
+    store = ho3d_store(tmp_path / "s.zarr", without_box=8)
+    export = tmp_path / "pred.json"
+    words = [ho3d_run[0], ho3d_run[2], f"store={store}", f"export={export}", f"out={tmp_path}"]
+    with pytest.raises(ValueError, match=r"export: .*1 of 4 rows cannot be predicted.*row 8"):
+        evaluate(composed(*words))
+    assert not export.exists()
+    assert not (tmp_path / "predictions.png").exists()
+
+
+def test_truth_without_a_protocol_for_it_is_refused(ho3d_run: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"truth: no official protocol for split=train of .*ho3d"):
+        evaluate(composed(*ho3d_run, f"truth={tmp_path}", "split=train"))
+    with pytest.raises(FileNotFoundError, match=r"lacks evaluation_xyz\.json"):
+        evaluate(composed(*ho3d_run, f"truth={tmp_path}"))
 
 
 def test_a_path_with_brackets_is_no_markup(

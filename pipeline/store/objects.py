@@ -1,0 +1,163 @@
+"""Shapes of a store's objects: one Zarr group ``objects/<name>`` each, arrays as in the schema.
+
+Arrays are one chunk each. zstd carries a checksum and no valid array holds the fill value, so a
+changed or a missing chunk is found on reading.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+import zarr.codecs
+from jaxtyping import Float16, Float32, Int8, Int32
+from numpy.typing import NDArray
+
+from pipeline.store.errors import StoreError
+from pipeline.store.image_bytes import open_array, rebuild
+from pipeline.store.reader import read_attributes
+from pipeline.store.schema import OBJECT_ARRAYS
+from pipeline.store.shard import corrupt
+
+GROUP: Final = "objects"
+DIAMETER: Final = "diameter_m"
+OBJECT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
+_ROTATION_TOLERANCE: Final = 1e-4
+"""Largest entry of ``S S^T - I``; a rotation in float32 has 1e-6."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ObjectShape:
+    """The shape of one object in its own frame; arrays as in ``schema.OBJECT_ARRAYS``, metres."""
+
+    name: str
+    diameter_m: float
+    """Largest distance of two vertices, metres."""
+    points: Float32[np.ndarray, "2048 3"]
+    normals: Float32[np.ndarray, "2048 3"]
+    part_id: Int8[np.ndarray, " 2048"]
+    symmetries: Float32[np.ndarray, "s 3 4"]
+    """``[S | s]``, the identity first."""
+    sdf: Float16[np.ndarray, "64 64 64"]
+    sdf_box: Float32[np.ndarray, "2 3"]
+    vertices: Float32[np.ndarray, "v 3"]
+    faces: Int32[np.ndarray, "f 3"]
+
+
+def write_object(group: zarr.Group, shape: ObjectShape) -> None:
+    """Write one shape; the same shape gives the same files.
+
+    Args:
+        group: The store's group ``objects``.
+        shape: What to write, as ``<group>/<name>``.
+
+    Raises:
+        StoreError: If the group has this object, or the shape is not the schema's; lists all
+            problems.
+    """
+    problems = _problems(shape)
+    if not OBJECT_NAME.fullmatch(shape.name):
+        problems.insert(0, "its name must be letters, digits, '_', '-', '.'")
+    elif shape.name in group:
+        problems.insert(0, "the store has it already")
+    if problems:
+        raise StoreError(f"object {shape.name!r}: {'; '.join(problems)}")
+    own = group.create_group(shape.name, attributes={DIAMETER: float(shape.diameter_m)})
+    zstd = zarr.codecs.ZstdCodec(level=3, checksum=True)
+    for name, dtype, _, meaning in OBJECT_ARRAYS:
+        values = getattr(shape, name)
+        array = own.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=dtype,
+            fill_value=float("nan") if np.dtype(dtype).kind == "f" else -1,
+            compressors=zstd,
+            attributes={"meaning": meaning},
+        )
+        array[...] = values
+
+
+def read_object(path: Path, name: str) -> ObjectShape:
+    """Return the shape ``name`` of the store at ``path``, checked.
+
+    Raises:
+        StoreError: If the store has no such object; names those it has.
+        StoreCorruptError: If it is damaged.
+    """
+    names = object_names(path)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise StoreError(
+            f"store {path} has no object {name!r}"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + f"; objects: {', '.join(names) or 'none'}"
+        )
+    folder = path / GROUP / name
+    cure = rebuild(read_attributes(path, allow_unfinished=True))
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        diameter_m = float(zarr.open_group(folder, mode="r").attrs[DIAMETER])  # type: ignore[arg-type]
+        for array, *_ in OBJECT_ARRAYS:
+            arrays[array] = np.asarray(open_array(folder / array, cure)[...])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        # zarr-python and its codecs answer damage with whatever fails first.
+        raise corrupt(
+            folder, "an object's shape", f"{type(error).__name__}: {error}", cure
+        ) from error
+    shape = ObjectShape(name=name, diameter_m=diameter_m, **arrays)
+    if problems := _problems(shape):
+        raise corrupt(folder, "an object's shape", "; ".join(problems), cure)
+    return shape
+
+
+def object_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the objects of the store at ``path``, sorted; empty if it has none."""
+    return tuple(sorted(file.parent.name for file in (path / GROUP).glob("*/zarr.json")))
+
+
+def _problems(shape: ObjectShape) -> list[str]:
+    """Return what is wrong with the values of a shape."""
+    problems = []
+    for name, dtype, expected, _ in OBJECT_ARRAYS:
+        values = getattr(shape, name)
+        fits = values.ndim == len(expected) and all(
+            length == want if want else length > 0
+            for length, want in zip(values.shape, expected, strict=True)
+        )
+        if values.dtype != dtype or not fits:
+            want = str(expected).replace("(0,", "(n,")
+            problems.append(f"{name} must be {dtype} {want}, got {values.dtype} {values.shape}")
+        elif not np.isfinite(values).all():
+            problems.append(f"{name} must be finite")
+    if not (np.isfinite(shape.diameter_m) and shape.diameter_m > 0):
+        problems.append(f"{DIAMETER} must be positive metres, got {shape.diameter_m}")
+    return problems or _contradictions(shape)
+
+
+def _contradictions(shape: ObjectShape) -> list[str]:
+    """Return what is wrong with a shape whose arrays have the right form."""
+    S = shape.symmetries[:, :, :3].astype(np.float64)
+    off = np.abs(S @ S.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    turns = (off < _ROTATION_TOLERANCE) & (np.linalg.det(S) > 0)
+    num_vertices = len(shape.vertices)
+    sides = np.diff(shape.sdf_box.astype(np.float64), axis=0)[0]
+    checks = {
+        "symmetries must begin with the identity": np.array_equal(
+            shape.symmetries[0], np.eye(3, 4, dtype=np.float32)
+        ),
+        f"symmetries must be rotations, {np.count_nonzero(~turns)} are not": turns.all(),
+        f"faces must lie in 0..{num_vertices - 1}, got {shape.faces.min()}..{shape.faces.max()}": (
+            shape.faces.min() >= 0 and shape.faces.max() < num_vertices
+        ),
+        "part_id must not be negative": shape.part_id.min() >= 0,
+        f"sdf_box must span a cube, got sides {sides.tolist()}": (
+            sides.min() > 0 and np.allclose(sides, sides[0], rtol=1e-4)
+        ),
+    }
+    return [problem for problem, holds in checks.items() if not holds]

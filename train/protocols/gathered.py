@@ -1,0 +1,202 @@
+"""Predictions of a store's split, gathered in the order of the dataset's official protocol.
+
+Shape legend: n = rows of the split, b = batch, h = hands (slot 0 right, slot 1 left).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor
+
+from model.geometry.rotation import rotate
+from model.hand import NUM_HANDS, RIGHT
+from model.prediction import HandPrediction
+from pipeline.batch import Batch
+from pipeline.store.reader import Store
+from train.protocols import freihand
+from train.protocols.checks import require_count
+from train.protocols.freihand import Points
+from train.protocols.report import Report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshForm:
+    """How a protocol that scores the mesh of one right hand per image wants its points."""
+
+    report: Callable[..., Report]
+    to_official: Callable[[Points, Points], tuple[Points, Points]]
+    """Joints and vertices in the official axes and order, from OpenCV's and the standard order."""
+    to_standard: Callable[[Points, Points], tuple[Points, Points]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnStore:
+    """How a store feeds the official protocol of its dataset."""
+
+    splits: tuple[str, ...]
+    crop: str
+    """Where the crops of these splits come from."""
+    row_lists: tuple[str, ...] = ("{split}",)
+    """Splits of the store that make one of ``splits``, one after another."""
+    mesh: MeshForm | None = None
+    """None: joints alone are scored."""
+    wanted: Callable[["Gathered"], Bool[np.ndarray, "n 2"]]
+    """Hands without which the official tool gives no score."""
+    report: Callable[["Gathered", "How"], Report | str]
+    """The report, or the sentence that says what it lacks."""
+    export: Callable[["Gathered", Path], None]
+    """Writes the predictions as the official tool reads them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class How:
+    """What a report names beside its numbers."""
+
+    strict: bool
+    crop: str
+    camera: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meshes:
+    """Predicted meshes and the true hands beside them, as in ``Gathered``."""
+
+    vertices: Float32[np.ndarray, "n 778 3"]
+    true_joints: Float64[np.ndarray, "n 21 3"]
+    """NaN where unknown, as ``true_vertices``."""
+    true_vertices: Float64[np.ndarray, "n 778 3"]
+    source: str
+    """Where the truth is from, in words."""
+    from_store: bool
+    """``true_vertices`` are decoded from the store's MANO parameters while batches come in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """Predictions of a split; camera frame of the dataset, OpenCV axes, metres."""
+
+    protocol: OnStore
+    store: Store
+    split: str
+    rows: Int64[np.ndarray, " n"]
+    """Rows of the store, official order."""
+    sorter: Int64[np.ndarray, " n"]
+    """``np.argsort(rows)``, once: a batch is looked up by it."""
+    seen: Bool[np.ndarray, "n 2"]
+    """There is a crop of the hand."""
+    joints_3d: Float32[np.ndarray, "n 2 21 3"]
+    """Zero where there is none."""
+    meshes: Meshes | None
+
+    @property
+    def source(self) -> str:
+        """What is scored, in words."""
+        return f"{self.store.path} split={self.split}"
+
+
+def gathered(
+    protocol: OnStore,
+    store: Store,
+    split: str,
+    sample_id: Int64[Tensor, " m"],
+    truth: Path | None = None,
+) -> Gathered:
+    """Return room for the predictions of a split, in the official order of its protocol.
+
+    Args:
+        protocol: Of the store and the split.
+        store: The open store.
+        split: One of the protocol's.
+        sample_id: Every sample that will be predicted, of a view of single hands.
+        truth: The dataset's own ground truth, for a mesh that the store does not have.
+
+    Raises:
+        ValueError: If ``truth`` does not fit the split, or the protocol takes none.
+        FileNotFoundError: If ``truth`` lacks a file.
+    """
+    lists = [store.split(name.format(split=split)) for name in protocol.row_lists]
+    rows = np.concatenate(lists).astype(np.int64)
+    has_crop = np.zeros((store.num_rows, NUM_HANDS), bool)
+    has_crop[divmod(sample_id.numpy(), NUM_HANDS)] = True
+    return Gathered(
+        protocol=protocol,
+        store=store,
+        split=split,
+        rows=rows,
+        sorter=np.argsort(rows),
+        seen=has_crop[rows],
+        joints_3d=np.zeros((len(rows), NUM_HANDS, 21, 3), np.float32),
+        meshes=_meshes(protocol, store, rows, truth),
+    )
+
+
+def gather(
+    held: Gathered,
+    prediction: HandPrediction,
+    batch: Batch,
+    true_vertices: Float[Tensor, "b h 778 3"] | None,
+) -> None:
+    """Put a batch of single-hand crops where it belongs, back in the dataset's camera frame."""
+    row, slot = divmod(batch.sample_id.cpu().numpy(), NUM_HANDS)
+    place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
+    back = batch.R_input_from_cam.double().mT
+
+    def in_camera(points: Tensor) -> np.ndarray:
+        return np.asarray(rotate(back, points.double()).cpu().numpy(), np.float32)
+
+    held.joints_3d[place, slot] = in_camera(prediction.joints_3d[:, 0])
+    if held.meshes is None:
+        return
+    assert prediction.vertices is not None
+    held.meshes.vertices[place] = in_camera(prediction.vertices[:, 0])
+    if held.meshes.from_store:
+        assert true_vertices is not None
+        known = (batch.has_mano & batch.has_beta)[:, 0].cpu().numpy()
+        held.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, 0])[known]
+
+
+def unpredicted(held: Gathered) -> str | None:
+    """Return a sentence about hands that the official tool wants and no crop shows, if any."""
+    wanted = held.protocol.wanted(held)
+    absent = np.flatnonzero((wanted & ~held.seen).any(1))
+    if not len(absent):
+        return None
+    return (
+        f"{held.source}: {len(absent)} of {int(wanted.any(1).sum())} rows cannot be predicted, "
+        f"they have no box of a hand or no readable image (first: row {held.rows[absent[0]]}); the "
+        "official tool wants every one"
+    )
+
+
+def _meshes(
+    protocol: OnStore, store: Store, rows: Int64[np.ndarray, " n"], truth: Path | None
+) -> Meshes | None:
+    if protocol.mesh is None:
+        if truth is not None:
+            raise ValueError(
+                f"truth={str(truth)!r}: the official truth of {store.attributes.dataset} is in the "
+                "store; leave truth out"
+            )
+        return None
+    vertices = np.zeros((len(rows), 778, 3), np.float32)
+    if truth is None:
+        return Meshes(
+            vertices=vertices,
+            true_joints=store.label("joints_3d")[rows, RIGHT].astype(np.float64),
+            true_vertices=np.full(vertices.shape, np.nan),
+            source="true mesh decoded from the store's MANO parameters",
+            from_store=True,
+        )
+    official = freihand.read_truth(truth)
+    require_count("rows of the split", len(rows), len(official[0]), str(truth))
+    true_joints, true_vertices = protocol.mesh.to_standard(*official)
+    return Meshes(
+        vertices=vertices,
+        true_joints=true_joints,
+        true_vertices=true_vertices,
+        source=f"truth from {truth}",
+        from_store=False,
+    )
