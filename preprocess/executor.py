@@ -154,9 +154,9 @@ def _run_dask(tasks: Iterable[ShardTask], address: str) -> Iterator[tuple[ShardT
             for task in tasks:
                 pending[client.submit(run_shard, task, pure=False)] = task
                 if len(pending) >= _PER_WORKER * num_workers:
-                    yield from _ended_on_dask(pending)
+                    yield from _ended_on_dask(client, pending)
             while pending:
-                yield from _ended_on_dask(pending)
+                yield from _ended_on_dask(client, pending)
         except KilledWorker as error:
             raise StoreError(
                 f"a worker of {address} died several times at one shard ({error.last_worker}; "
@@ -166,11 +166,14 @@ def _run_dask(tasks: Iterable[ShardTask], address: str) -> Iterator[tuple[ShardT
             client.cancel(list(pending))
 
 
-def _ended_on_dask(pending: dict[Any, ShardTask]) -> Iterator[tuple[ShardTask, ShardResult]]:
+def _ended_on_dask(
+    client: Any, pending: dict[Any, ShardTask]
+) -> Iterator[tuple[ShardTask, ShardResult]]:
     """Wait for one task or more, take them out of ``pending`` and yield them, failures last."""
     from distributed import wait as wait_for
 
-    done = wait_for(list(pending), return_when="FIRST_COMPLETED").done
+    with client.as_current():
+        done = wait_for(list(pending), return_when="FIRST_COMPLETED").done
     for future in sorted(done, key=lambda f: bool(f.status != "finished")):
         task = pending.pop(future)
         yield task, future.result()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Int32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float, Int16, Int32, Int64
 
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, JointSet
 from pipeline.store.schema import NUM_OBJECTS
@@ -132,17 +132,9 @@ class ObjectFile:
 
     name: str
     mesh: str
-    """Path relative to the root of the dataset, or absolute; any format that trimesh reads. Empty:
-    there is none, and rows with this object have no contact."""
+    """Path relative to the root of the dataset, or absolute; obj, ply, stl or off. Empty: there is
+    none, and rows with this object have no contact."""
     metres_per_unit: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
-    """Pictures of one row in the size of the official image; see ``schema.PICTURES``."""
-
-    depth_mm: UInt16[np.ndarray, "h w"] | None
-    segmentation: UInt8[np.ndarray, "h w"] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +182,10 @@ class Source:
     """Left hands were fitted with MANO's left model as shipped (smplx issue 48)."""
     official_boxes: bool = False
     """``Labels.bbox_xyxy`` may differ from the box of the projected joints."""
-    pictures: Callable[[Path, str, LabelStack, int], Pictures] | None = None
-    """Reads depth and segmentation of one row, in a worker: (root, image path, labels of the shard,
-    row within it). A module-level function; None: the dataset has none."""
+    picture: Callable[[Path, str, str], np.ndarray | None] | None = None
+    """Reads a picture in a worker: (root, path of the image, name in ``schema.PICTURES``) to
+    [height, width], None where a row has none. A module-level function; None: the dataset has no
+    pictures."""
     picture_hw: tuple[int, int] = (480, 640)
     """Height and width of the pictures, those of every official image."""
     notes: dict[str, Any] = field(default_factory=dict)

@@ -5,16 +5,20 @@ workers, so that two builds of one store write the same page. Its text is ``repo
 template that escapes every value, since names and paths of a dataset may hold anything.
 """
 
+import functools
 import math
 import re
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from pipeline.store.schema import FLAG_MEANINGS, StoreAttributes
+
+if TYPE_CHECKING:
+    import jinja2
 from preprocess.quality import LEFT_REFIT_LIMIT_M, MANO_RESIDUAL_LIMIT_M
 
 PAGE_FILE: Final = "labels/quality/report.html"
@@ -154,22 +158,7 @@ def page(
             none was compared.
         max_refit_m: Largest error of a refitted left hand, metres; NaN if none was refitted.
     """
-    import jinja2  # the front door reads this module's types and draws no page
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "share": share,
-        "bytes": byte_text,
-        "number": "{:,}".format,
-        "compact": _compact,
-        "scalar": _scalar,
-        "nested": _nested,
-        "columns": _columns,
-    }
-    source = resources.files("preprocess").joinpath("report_page.html").read_text("utf-8")
-    text = environment.from_string(source).render(
+    text = _template().render(
         a=attributes,
         facts=facts,
         splits=_splits(attributes),
@@ -192,6 +181,27 @@ def page(
         most_items=_MOST_ITEMS,
     )  # fmt: skip
     return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+@functools.cache
+def _template() -> "jinja2.Template":
+    """Return the compiled page: half a second of work."""
+    import jinja2  # the front door reads this module's types and draws no page
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "share": share,
+        "bytes": byte_text,
+        "number": "{:,}".format,
+        "compact": _compact,
+        "scalar": _scalar,
+        "nested": _nested,
+        "columns": _columns,
+    }
+    source = resources.files("preprocess").joinpath("report_page.html").read_text("utf-8")
+    return environment.from_string(source)
 
 
 def share(count: int, total: int) -> str:

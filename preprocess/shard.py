@@ -6,7 +6,8 @@ worker, others send what they have in memory. Workers import no torch.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from preprocess.images import (
 )
 from preprocess.plan import Plan
 from preprocess.quality import derive, joint_bbox, project
-from preprocess.records import LabelJob, LabelStack, Pictures, SourceError
+from preprocess.records import LabelJob, LabelStack, SourceError
 from preprocess.report_page import Residuals, residual_counts
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ _ROUNDED: Final = tuple(
     for spec in LABELS
     if spec.name in {field.name for field in fields(LabelStack)} and spec.dtype == "float32"
 )
-ReadPictures = Any
-"""``Source.pictures``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +67,8 @@ class ShardTask:
     left_as_shipped: bool
     pictures: tuple[str, ...]
     """Names in ``schema.PICTURES`` to store."""
-    read_pictures: ReadPictures
+    read_picture: Callable[[Path, str, str], np.ndarray | None] | None
+    """``Source.picture``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +130,7 @@ def run_shard(task: ShardTask) -> ShardResult:
         arrays |= {f"labels/{name}": values for name, values in columns.items()}
         write_rows(task.store, task.shard, arrays)
         for name in task.pictures:
-            pictures = task_pictures(task, content.labels, name)
+            pictures = task_pictures(task, name)
             write_pictures(task.store, task.shard, name, pictures, task.attributes)
     except OSError as error:
         raise StoreError(
@@ -140,11 +140,11 @@ def run_shard(task: ShardTask) -> ShardResult:
     return _result(task, content, int(length.sum(dtype=np.int64)))
 
 
-def task_pictures(task: ShardTask, labels: LabelStack, name: str) -> Iterator[np.ndarray | None]:
+def task_pictures(task: ShardTask, name: str) -> Iterator[np.ndarray | None]:
     """Yield one kind of picture for every row of a shard."""
-    for row, image in enumerate(task.images):
-        pictures: Pictures = task.read_pictures(task.root, image, labels, row)
-        yield getattr(pictures, name)
+    assert task.read_picture is not None
+    for image in task.images:
+        yield task.read_picture(task.root, image, name)
 
 
 def _result(task: ShardTask, content: ShardContent, num_bytes: int) -> ShardResult:
@@ -277,6 +277,8 @@ def region_boxes(
 def _derive_objects(task: ShardTask, labels: LabelStack) -> "DerivedObjects":
     from preprocess.contact import derive_objects, hand_vertices
 
+    # Shards are what runs in parallel; read by igl at its first call.
+    os.environ.setdefault("IGL_NUM_THREADS", "1")
     vertices = None
     if task.mano is not None and (labels.object_id >= 0).any():
         mano = _mano(task.mano, task.attributes.mano_sha256)

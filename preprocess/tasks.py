@@ -67,7 +67,7 @@ class Tasks:
             mano=self.mano,
             left_as_shipped=self.source.left_as_shipped,
             pictures=self.pictures,
-            read_pictures=self.source.pictures,
+            read_picture=self.source.picture,
         )
 
 
@@ -129,7 +129,7 @@ def image_work(config: BuildConfig, source: Source) -> ImageWork:
             f"{source.dataset}: {num_png} of {len(source.rows)} images below {source.root} are "
             "PNGs, which a store does not hold as they are; pass image.encoding=recode"
         )
-    if (config.depth or config.segmentation) and source.pictures is None:
+    if (config.depth or config.segmentation) and source.picture is None:
         raise SourceError(
             f"{source.dataset} has no depth or segmentation images that a store keeps; leave out "
             "depth= and segmentation="

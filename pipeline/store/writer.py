@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import zarr
 import zarr.codecs
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pipeline.store.content import content_sha256
@@ -57,6 +58,7 @@ ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
 """Per-row arrays by their path in the store."""
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
 """Chunk files of per-row arrays lie in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
+_ZSTD: Final = Zstd(level=3, checksum=False)
 SPLIT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -100,7 +102,7 @@ def create_store(
         fill_value=0,
         compressors=None,
     )
-    zstd = zarr.codecs.ZstdCodec(level=3)
+    zstd = zarr.codecs.ZstdCodec(level=_ZSTD.level, checksum=_ZSTD.checksum)
     for name, spec in ROW_ARRAYS.items():
         group.create_array(
             name,
@@ -180,6 +182,9 @@ def write_image_shard(
 def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write the rows of one shard into per-row arrays, one chunk each.
 
+    A crash leaves the old chunk or the new one. Chunks are written here and not through
+    zarr-python, which takes forty times as long for the same bytes and never calls fsync.
+
     Args:
         path: The store's folder.
         shard: Which shard.
@@ -189,7 +194,8 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
     Raises:
         StoreError: If a name, dtype or shape is not the schema's; lists all problems.
     """
-    rows = rows_of_shard(read_attributes(path, allow_unfinished=True), shard)
+    attributes = read_attributes(path, allow_unfinished=True)
+    rows = rows_of_shard(attributes, shard)
     problems = [
         problem
         for name, values in columns.items()
@@ -198,12 +204,21 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
     if problems:
         raise StoreError(f"shard {shard} of {path}: {'; '.join(problems)}")
     for name, values in columns.items():
-        folder = path / name
-        zarr.open_array(folder, mode="r+")[rows.start : rows.stop] = values
-        chunk = path / chunk_file(name, shard)
-        if chunk.exists():  # zarr-python writes no file where all is fill, and never calls fsync
-            sync(chunk)
-        sync(folder)
+        file = path / chunk_file(name, shard)
+        encoded = _encoded_chunk(values, ROW_ARRAYS[name], attributes.shard_rows)
+        if encoded:
+            replace_file(file, [encoded])
+        else:
+            file.unlink(missing_ok=True)
+            sync(file.parent)
+
+
+def _encoded_chunk(values: NDArray[Any], spec: ArraySpec, shard_rows: int) -> bytes:
+    """Return a chunk as Zarr v3 stores it (little endian, zstd); empty if all of it is fill."""
+    chunk = np.full((shard_rows, *spec.shape), spec.fill, spec.dtype)
+    chunk[: len(values)] = values
+    is_fill = np.isnan(chunk) if chunk.dtype.kind == "f" else chunk == spec.fill
+    return b"" if is_fill.all() else bytes(_ZSTD.encode(chunk.tobytes()))
 
 
 def chunk_file(name: str, shard: int) -> str:

@@ -41,7 +41,7 @@ from preprocess.sources.dexycb_files import (
     read_intrinsics,
     read_meta,
 )
-from preprocess.sources.dexycb_labels import Recording, View, read_pictures, read_views
+from preprocess.sources.dexycb_labels import Recording, View, read_picture, read_views
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
 
 SUBJECTS: Final = (
@@ -111,7 +111,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
         label_job=functools.partial(_label_job, root, sequences, mano),
         objects=_objects(root, metas),
         left_as_shipped=True,
-        pictures=read_pictures,
+        picture=read_picture,
         notes=_notes(found, metas) | cross_check(root, sequences, mano),
     )
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from model.hand import LEFT, RIGHT
 from model.mano_files import ManoModels
 from preprocess.canonical import dexycb_hands, dexycb_objects, fill_hands
-from preprocess.records import LabelStack, Pictures, SourceError, empty_labels, stack_labels
+from preprocess.records import LabelStack, SourceError, empty_labels, stack_labels
 from preprocess.sources.dexycb_arrays import HandLabel, read_depth, read_label, read_segmentation
 from preprocess.sources.dexycb_files import NAME, Meta, read_meta
 
@@ -120,8 +120,8 @@ def _fill_view(root: Path, view: View, stack: LabelStack) -> list[HandLabel]:
 _read_meta = functools.lru_cache(maxsize=16)(read_meta)
 
 
-def read_pictures(root: Path, image: str, labels: LabelStack, row: int) -> Pictures:
-    """Return depth and segmentation of one row, in the meaning of ``schema.PICTURES``.
+def read_picture(root: Path, image: str, kind: str) -> np.ndarray:
+    """Return ``depth_mm`` or ``segmentation`` of one image, as ``schema.PICTURES`` means them.
 
     The side of a hand and the objects come from ``meta.yml``, not from the labels: a hand without
     annotation may still be seen.
@@ -130,10 +130,11 @@ def read_pictures(root: Path, image: str, labels: LabelStack, row: int) -> Pictu
         SourceError: If a file is missing or broken, or the segmentation names an object that the
             sequence does not have.
     """
-    del labels, row
     path = PurePosixPath(image)
     number = path.stem.removeprefix("color_")
     folder = root / path.parent
+    if kind == "depth_mm":
+        return read_depth(folder / f"aligned_depth_to_color_{number}.png")
     meta = _read_meta(folder.parent / "meta.yml")
     label_file = folder / f"labels_{number}.npz"
     seg = read_segmentation(label_file)
@@ -150,7 +151,5 @@ def read_pictures(root: Path, image: str, labels: LabelStack, row: int) -> Pictu
             f"{_HAND} and the objects {list(meta.ycb_ids)} of its meta.yml; unpack the sequence "
             "again, or build without segmentation"
         )
-    return Pictures(
-        depth_mm=read_depth(folder / f"aligned_depth_to_color_{number}.png"),
-        segmentation=stored[seg],
-    )
+    picture: np.ndarray = stored[seg]
+    return picture

@@ -59,7 +59,7 @@ from preprocess.sources.ho3d_files import (
     recording_of,
 )
 from preprocess.sources.ho3d_meta import Meta, RawHand, read_meta
-from preprocess.sources.ho3d_pictures import read_pictures
+from preprocess.sources.ho3d_pictures import read_picture
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
 
 LICENCE: Final = "HO-3D: academic research only, non-commercial, no redistribution"
@@ -114,7 +114,8 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
             _label_job, root, frames, _in_time(frames), truth_of, poses, mano
         ),
         objects=tuple(ObjectFile(name=name, mesh=mesh) for name, mesh in meshes.items()),
-        pictures=read_pictures,
+        official_boxes=True,
+        picture=read_picture,
         notes={
             "version": version.name,
             "version_found_by": version.found_by,

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from preprocess.records import LabelStack, Pictures, SourceError
+from preprocess.jpeg import JpegProblem, read_header
+from preprocess.png import read_png_header
+from preprocess.records import SourceError
 from preprocess.sources.ho3d_files import NAME, SUFFIXES
 
 _MM_PER_STEP: Final = 0.00012498664727900177 * 1000.0
@@ -39,26 +41,26 @@ class Colours(NamedTuple):
 COLOURS: Final = {"v2": Colours(hand=0, object=2), "v3": Colours(hand=2, object=1)}
 
 
-def read_pictures(root: Path, image: str, labels: LabelStack, row: int) -> Pictures:
-    """Return the pictures of a row, those that are there.
+def read_picture(root: Path, image: str, kind: str) -> np.ndarray | None:
+    """Return ``depth_mm`` or ``segmentation`` of an image, None if there is none.
 
     Args:
         root: Folder of the dataset.
         image: Path of the colour image below it.
-        labels: Of the shard; not needed.
-        row: Within the shard; not needed.
+        kind: Name in ``schema.PICTURES``.
 
     Raises:
         SourceError: If a picture is damaged or is encoded in another way.
     """
     path = Path(image)
-    depth = _read_depth(root / path.parent.parent / "depth" / f"{path.stem}.png")
+    if kind == "depth_mm":
+        return _read_depth(root / path.parent.parent / "depth" / f"{path.stem}.png")
     version = next(name for name, suffix in SUFFIXES.items() if suffix == path.suffix)
     segmentation = _read_segmentation(root, path, version)
-    if segmentation is not None:
-        size_hw = depth.shape if depth is not None else _size(root / path)
-        segmentation = None if size_hw is None else _enlarge(root / path, segmentation, size_hw)
-    return Pictures(depth_mm=depth, segmentation=segmentation)
+    size_hw = None if segmentation is None else _size(root / path)
+    if segmentation is None or size_hw is None:
+        return None
+    return _enlarge(root / path, segmentation, size_hw)
 
 
 def _read_depth(path: Path) -> UInt16[np.ndarray, "h w"] | None:
@@ -119,8 +121,12 @@ def _enlarge(
 
 
 def _size(path: Path) -> tuple[int, ...] | None:
-    pixels = cv2.imread(str(path)) if path.is_file() else None
-    return None if pixels is None else pixels.shape[:2]
+    """Return height and width of an image from its header; None if it has none."""
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    header = read_png_header(data) if path.suffix == ".png" else read_header(data)
+    return None if isinstance(header, JpegProblem) else (header.height, header.width)
 
 
 def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:

@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from pipeline.store.errors import StoreError, StoreUnfinishedError
 from pipeline.store.reader import open_store, read_attributes
 from pipeline.store.schema import INNER_CHUNK_BYTES
 from pipeline.store.shard import shard_path
 from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
-from tests.pipeline.stores import fill_shard, toy_attributes, toy_jpegs, toy_store
+from tests.pipeline.stores import (
+    fill_shard,
+    toy_attributes,
+    toy_jpegs,
+    toy_labels,
+    toy_store,
+)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -155,7 +162,28 @@ def test_everything_is_on_the_disk_before_a_step_returns(
     assert synced[1] == "image/bytes/c"
     new = set(files_of(path)) - set(before) - {"image/bytes/c/1"}
     assert {"labels/K/c.1.0.0", "image/crc32c/c.1"} <= new
-    assert new | {str(Path(name).parent) for name in new} <= set(synced)
+    final = {re.sub(r"\.[0-9a-f]{32}\.partial$", "", name) for name in synced}
+    assert new | {str(Path(name).parent) for name in new} <= final
+
+
+def test_chunks_are_the_bytes_of_zarr_python(tmp_path: Path) -> None:
+    """Full chunks, a short last one, and one in which every value is missing."""
+    attributes = toy_attributes(5, 3)
+    ours, theirs = tmp_path / "ours.zarr", tmp_path / "theirs.zarr"
+    for path in (ours, theirs):
+        create_store(path, attributes, {})
+    for shard, rows in enumerate((range(3), range(3, 5))):
+        columns = toy_labels(rows)
+        columns["labels/theta"][:] = np.nan
+        columns["labels/camera_idx"][:] = -1
+        write_rows(ours, shard, columns)
+        for name, values in columns.items():
+            zarr.open_array(theirs / name, mode="r+")[rows.start : rows.stop] = values
+    assert files_of(ours) == files_of(theirs)
+    assert not (ours / "labels" / "theta" / "c.0.0.0").exists()
+    assert (ours / "labels" / "K" / "c.1.0.0").exists()
+    write_rows(ours, 0, {"labels/K": np.full((3, 3, 3), np.nan, np.float32)})
+    assert not (ours / "labels" / "K" / "c.0.0.0").exists()
 
 
 def test_a_crash_in_create_store_leaves_nothing_at_the_path(tmp_path: Path) -> None:

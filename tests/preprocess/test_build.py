@@ -540,7 +540,10 @@ def test_make_sample_names_the_next_command(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "coco"}, "dataset must be one of freihand, interhand26m, got 'coco'"),
+        (
+            {"dataset": "coco"},
+            "dataset must be one of freihand, interhand26m, dexycb, ho3d, got 'coco'",
+        ),
         ({"num": 0}, "num must be at least 1, got 0"),
         ({"num_eval": 0}, "num_eval must be at least 1, got 0"),
     ],

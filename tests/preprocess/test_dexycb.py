@@ -239,28 +239,30 @@ def test_pictures_have_depth_and_slots(tiny: Tiny, tmp_path: Path) -> None:
     specs = [replace(spec, num_frames=1) for spec in tiny_specs()[:2]]
     truth = write_dexycb(tmp_path, tiny.sides, specs, pictures=True)
     source = open_source(tmp_path, None)
-    labels = source.label_job(range(len(source.rows)))()
-    assert source.pictures is not None
+    assert source.picture is not None
     sides = set()
     for i, row in list(enumerate(truth.rows))[::5]:
         sides.add(row.spec.side)
         color = cv2.imread(str(tmp_path / source.rows.image[i]))
         assert color is not None
         assert color.shape == (480, 640, 3)
-        pictures = source.pictures(tmp_path, source.rows.image[i], labels, i)
-        assert pictures.depth_mm is not None
-        assert pictures.segmentation is not None
-        assert pictures.depth_mm.dtype == np.uint16
-        assert pictures.segmentation.dtype == np.uint8
+        depth, found = (
+            source.picture(tmp_path, source.rows.image[i], kind)
+            for kind in ("depth_mm", "segmentation")
+        )
+        assert depth is not None
+        assert found is not None
+        assert depth.dtype == np.uint16
+        assert found.dtype == np.uint8
         y, x = np.mgrid[:480, :640]
         expected = np.where(y < 7, 0, y + 10 * x + 1000 * row.frame)
-        np.testing.assert_array_equal(pictures.depth_mm, expected)
+        np.testing.assert_array_equal(depth, expected)
         seg = segmentation(row.spec)
         for slot, ycb_id in enumerate(row.spec.ycb_ids):
-            np.testing.assert_array_equal(pictures.segmentation == 1 + slot, seg == ycb_id)
+            np.testing.assert_array_equal(found == 1 + slot, seg == ycb_id)
         hand = {"right": 255, "left": 254}[row.spec.side]
-        np.testing.assert_array_equal(pictures.segmentation == hand, seg == 255)
-        np.testing.assert_array_equal(pictures.segmentation == 0, seg == 0)
+        np.testing.assert_array_equal(found == hand, seg == 255)
+        np.testing.assert_array_equal(found == 0, seg == 0)
     assert sides == {"right", "left"}
 
 

@@ -265,8 +265,8 @@ def test_a_label_file_that_is_damaged_or_gone_is_named(
 def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> None:
     write_dexycb(tmp_path, sides, [replace(ONE, num_frames=1)], pictures=True)
     source = open_source(tmp_path, None)
-    labels = source.label_job([0])()
-    assert source.pictures is not None
+    assert source.picture is not None
+    image = source.rows.image[0]
     depth = tmp_path / ONE.folder / SERIALS[0] / "aligned_depth_to_color_000000.png"
     label = depth.with_name("labels_000000.npz")
     good = depth.read_bytes()
@@ -279,21 +279,21 @@ def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> 
     ):
         depth.write_bytes(data)
         with pytest.raises(SourceError) as error:
-            source.pictures(tmp_path, source.rows.image[0], labels, 0)
+            source.picture(tmp_path, image, "depth_mm")
         assert str(depth) in str(error.value)
         assert words in str(error.value)
     depth.unlink()
     with pytest.raises(SourceError, match=r"cannot read .*000000.png"):
-        source.pictures(tmp_path, source.rows.image[0], labels, 0)
+        source.picture(tmp_path, image, "depth_mm")
     depth.write_bytes(good)
-    source.pictures(tmp_path, source.rows.image[0], labels, 0)
+    source.picture(tmp_path, image, "depth_mm")
     arrays = good_arrays()
     arrays["seg"][3, 4] = 2  # an object, but none of this sequence
     np.savez(label, allow_pickle=False, **arrays)
     with pytest.raises(
         SourceError, match=r"000000.npz names \[2\], expected 0, 255 and .*\[21, 1\]"
     ):
-        source.pictures(tmp_path, source.rows.image[0], labels, 0)
+        source.picture(tmp_path, image, "segmentation")
 
 
 def test_what_is_not_there_is_named(one: Path, mano: ManoModels, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ QUIET = Console(quiet=True)
 def cluster() -> Iterator[LocalCluster]:
     """Return two worker processes on the loopback interface."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
     ) as cluster:
         yield cluster
 
@@ -68,7 +68,7 @@ def test_no_cluster_at_the_address_is_one_sentence(
 
 def test_a_cluster_without_workers_is_one_sentence(truth: FreihandTruth) -> None:
     with (
-        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as empty,
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as empty,
         pytest.raises(StoreError, match=r"has no workers; start some with: dask worker tcp://"),
     ):
         build(on_dask(truth, empty.scheduler_address), console=QUIET)

@@ -257,7 +257,7 @@ def test_images_without_annotation_are_counted(truth: FreihandTruth) -> None:
 def test_unknown_datasets_get_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"did you mean 'freihand'"):
         open_by_name("freihnad", tmp_path, None)
-    with pytest.raises(SourceError, match=r"choose from: freihand, interhand26m"):
+    with pytest.raises(SourceError, match=r"choose from: freihand, interhand26m, dexycb, ho3d"):
         open_by_name("coco", tmp_path, None)
 
 

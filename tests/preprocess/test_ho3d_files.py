@@ -13,13 +13,14 @@ import pytest
 
 from preprocess.records import SourceError
 from preprocess.sources.ho3d import open_source
-from preprocess.sources.ho3d_pictures import read_pictures
+from preprocess.sources.ho3d_pictures import read_picture
 from tests.pipeline.pickles.pickle_words import python2_dumps
 from tests.preprocess.datasets import write_mano
 from tests.preprocess.ho3d_tree import SIZE_HW, Ho3dTruth, rewrite, write_ho3d
 
 YCB = {"021_bleach_cleanser": 11, "003_cracker_box": 1, "019_pitcher_base": 10}
 """DexYCB's ids less one."""
+KINDS = ("depth_mm", "segmentation")
 
 
 @pytest.fixture(scope="module")
@@ -261,29 +262,29 @@ def test_pictures_equal_the_truth(
             target.mkdir(parents=True)
             folder.rename(target / "seg")
     source = open_source(truth.root, None)
-    assert source.pictures is read_pictures
-    labels = source.label_job([0])()
+    assert source.picture is read_picture
     for i, frame in enumerate(truth.frames):
-        pictures = read_pictures(truth.root, source.rows.image[i], labels, 0)
-        assert pictures.depth_mm is not None
-        np.testing.assert_array_equal(pictures.depth_mm, frame.depth_mm)
+        depth, segmentation = (
+            read_picture(truth.root, source.rows.image[i], kind) for kind in KINDS
+        )
+        assert depth is not None
+        np.testing.assert_array_equal(depth, frame.depth_mm)
         if frame.segmentation is None:
-            assert pictures.segmentation is None
+            assert segmentation is None
         else:
-            assert pictures.segmentation is not None
-            np.testing.assert_array_equal(pictures.segmentation, frame.segmentation)
+            assert segmentation is not None
+            np.testing.assert_array_equal(segmentation, frame.segmentation)
 
 
 def test_missing_pictures_are_none_and_segmentation_needs_no_depth(tree: Ho3dTruth) -> None:
     source = open_source(tree.root, None)
-    labels = source.label_job([0])()
+    image = source.rows.image[0]
     (tree.root / "train/ABF10/depth/0000.png").unlink()
-    pictures = read_pictures(tree.root, source.rows.image[0], labels, 0)
-    assert pictures.depth_mm is None
-    np.testing.assert_array_equal(pictures.segmentation, tree.frames[0].segmentation)
-    (tree.root / source.rows.image[0]).unlink()
-    pictures = read_pictures(tree.root, source.rows.image[0], labels, 0)
-    assert pictures.depth_mm is pictures.segmentation is None
+    assert read_picture(tree.root, image, "depth_mm") is None
+    segmentation = read_picture(tree.root, image, "segmentation")
+    np.testing.assert_array_equal(segmentation, tree.frames[0].segmentation)
+    (tree.root / image).unlink()
+    assert [read_picture(tree.root, image, kind) for kind in KINDS] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +307,6 @@ def test_pictures_of_another_encoding_are_refused(
         path.write_bytes(picture)
     else:
         cv2.imwrite(str(path), picture)
-    labels = source.label_job([0])()
-    sentence = refusal(lambda: read_pictures(tree.root, source.rows.image[0], labels, 0))
+    name = "depth_mm" if kind == "depth" else "segmentation"
+    sentence = refusal(lambda: read_picture(tree.root, source.rows.image[0], name))
     assert found in sentence

@@ -249,7 +249,7 @@ def test_a_store_that_is_being_removed_does_not_look_like_one(
 # --- disks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", range(0, 120, 7))
+@pytest.mark.parametrize("call", range(0, 120, 20))
 def test_a_full_disk_is_one_sentence(
     truth: FreihandTruth,
     expected: dict[str, str],
@@ -350,8 +350,8 @@ def test_killed_at_random_moments_a_build_ends_with_the_same_bytes(
     words += [f"root={many.root}", "shard_rows=20", "workers=2"]
     subprocess.run([*words, f"out={tmp_path / 'whole.zarr'}"], check=True, capture_output=True)
     out = tmp_path / "killed.zarr"
-    killed = killed_while_building([*words, f"out={out}"], out, random.Random(6), kills=4)
-    assert killed >= 3
+    killed = killed_while_building([*words, f"out={out}"], out, random.Random(6), kills=3)
+    assert killed >= 2
     if journal.journal_path(out).exists():
         subprocess.run([*words, f"out={out}"], check=True, capture_output=True)
     assert without_command(out) == without_command(tmp_path / "whole.zarr")

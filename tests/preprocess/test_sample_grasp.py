@@ -155,6 +155,10 @@ def test_the_hand_comes_grasps_lifts_and_leaves(sequence: HandObjectSequence) ->
     assert sequence.grasped.tolist() == [False] * 4 + [True] * 3 + [False]
     first = signed_mm(body_of(sequence, 1, 1), sequence.vertices[1])
     assert first.min() > 40
+    # It comes from outside, not out of the table or through the object.
+    assert sequence.vertices[sequence.hand_there][:, :, 2].min() > 0.0025
+    for frame in (1, 2, 3):
+        assert signed_mm(body_of(sequence, frame, 1), sequence.vertices[frame][::4]).min() > 0
     height = sequence.T_world_from_obj[:, 1, 2, 3]
     assert height[6] > height[0] + 0.05
     np.testing.assert_allclose(sequence.T_world_from_obj[7], sequence.T_world_from_obj[0])

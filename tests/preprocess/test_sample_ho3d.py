@@ -433,9 +433,11 @@ def test_pictures_show_the_labels(tmp_path: Path, version: str) -> None:
     (tmp_path / "evaluation.txt").write_text("")
     (tmp_path / "train.txt").write_text(f"{slot.sequence}/{slot.stem}\n")
     source = open_source(tmp_path, None)
-    assert source.pictures is not None
-    pictures = source.pictures(tmp_path, source.rows.image[0], source.label_job([0])(), 0)
-    depth, classes = pictures.depth_mm, pictures.segmentation
+    assert source.picture is not None
+    depth, classes = (
+        source.picture(tmp_path, source.rows.image[0], kind)
+        for kind in ("depth_mm", "segmentation")
+    )
     assert depth is not None
     assert classes is not None
     assert depth.shape == classes.shape == (480, 640)

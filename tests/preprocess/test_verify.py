@@ -151,7 +151,7 @@ DAMAGE = {
     "rest": ("labels/root_rest", set_at((2, 0, 1), np.inf), "has_mano and finite root_rest differ"),
     "beta": ("labels/beta", set_at((2, 1), 0.0), "has_beta and finite beta differ"),
     "world": ("labels/has_world", set_at(5, value=True), "has_world and finite T_world"),
-    "K": ("labels/K", set_at((5, 0, 0), np.nan), "K is not finite in 1 rows (first: row 5)"),
+    "K": ("labels/K", set_at((5, 0, 0), np.nan), "K is not finite beside joints in 1 rows"),
     "ok": ("labels/sample_ok", set_at(8, value=False), "sample_ok and image/length differ"),
     "image flag": ("labels/quality", set_at(8, FLAGS["image_missing"]), "the image flags differ"),
     "rule": ("labels/quality", set_at(8, FLAGS["behind_camera"]), "flag behind_camera and"),

@@ -161,7 +161,7 @@ HO3D_EVALUATION = [10, 8, 11, 9]
 
 
 def ho3d_store(path: Path, *, without_box: int = -1) -> Path:
-    """Right hands; evaluation frames have a wrist and a box, no joints and no mesh."""
+    """Right hands; evaluation frames have a wrist (11 not even that) and a box, and no mesh."""
 
     def labels(row: int, values: dict[str, Any]) -> None:
         whole_hands(row, values)
@@ -169,6 +169,9 @@ def ho3d_store(path: Path, *, without_box: int = -1) -> Path:
             values["joint_valid"][0, 1:] = False
             values["joints_3d"][0, 1:] = np.nan
             values["has_mano"][0] = values["has_beta"][0] = False
+        if row == 11:
+            values["joint_valid"][0] = values["has_joints"][0] = False
+            values["joints_3d"][0] = np.nan
         if row == without_box:
             values["bbox_xyxy"][0] = np.nan
 
