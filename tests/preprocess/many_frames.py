@@ -19,7 +19,7 @@ def dexycb_of(folder: Path, num_frames: int, *, sample: Path | None = None) -> P
     """
     if sample is None:
         sample = folder / "sample"
-        write_sample("dexycb", sample, 256, 4)
+        write_sample("dexycb", sample, 128, 4)
     root = folder / "dexycb"
     sequences = sorted(path.parent for path in sample.glob("*/*/meta.yml"))
     for name in ("calibration", "models", "mano"):

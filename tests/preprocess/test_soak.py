@@ -21,6 +21,7 @@ from tests.preprocess.test_resume import killed_while_building, without_command
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak.jsonl"
 KILLS = 20
+SHARD_ROWS = 128
 
 
 def words(root: Path, out: Path, *more: str) -> list[str]:
@@ -91,21 +92,22 @@ def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_thousand_frames_killed_twenty_times_end_with_the_same_bytes(tmp_path: Path) -> None:
     root = dexycb_of(tmp_path, 10_000)
-    more = ("shard_rows=128", "depth=true", "segmentation=true")
+    more = (f"shard_rows={SHARD_ROWS}", "depth=true", "segmentation=true")
     whole, out = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
     start = time.perf_counter()
     subprocess.run(words(root, whole, *more), check=True, capture_output=True)
     seconds = time.perf_counter() - start
     rng = random.Random(11)
-    # Some come while annotations are read and shards looked through, most while shards are made.
+    # Some come while annotations are read and shards looked through, or behind the last shard; most
+    # while shards are made.
+    num_shards = -(-open_store(whole).num_rows // SHARD_ROWS)
     killed = 0
     while killed < KILLS:
-        early = rng.random() < 0.25
-        spread = rng.uniform(0, 5) if early else seconds / KILLS
         command = words(root, out, *more)
-        if early:
-            killed += killed_after(command, spread)
+        if rng.random() < 0.25 or len(journal.read(out)) == num_shards:
+            killed += killed_after(command, rng.uniform(0, 5))
         else:
+            spread = seconds / KILLS / 2
             killed += killed_while_building(command, out, rng, kills=1, most_seconds=spread)
         assert journal.journal_path(out).exists() or not (out / "zarr.json").exists()
     done = len(journal.read(out))
