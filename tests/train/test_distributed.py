@@ -85,7 +85,9 @@ def test_gradients_and_weights_of_two_ranks(freihand: SampleStore, tmp_path: Pat
     for kind in ("vit", "frozen"):
         for name, expected in one[f"gradient {kind}"].items():
             difference = (two[f"gradient {kind}"][name] - expected).abs().max()
-            assert difference <= 1e-6 * expected.abs().max(), (kind, name)
+            # Rounding of float32 sums in another order; worst found: 9.5e-7 (Intel Xeon), 1.2e-6
+            # (AMD EPYC). That nothing else differs is what the float64 weights below prove.
+            assert difference <= 2e-6 * expected.abs().max(), (kind, name)
         for name, expected in one[f"weights {kind}"].items():
             assert expected.dtype is torch.float64
             difference = (two[f"weights {kind}"][name] - expected).abs().max()

@@ -28,6 +28,7 @@ def no_op_output() -> StepOutput:
     return StepOutput(loss=one, terms=terms, grad_norm=one, lr=one)
 
 
+@pytest.mark.slow  # microseconds: for a quiet machine, and one like that of the soak's rows
 def test_what_the_loop_costs(
     freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
