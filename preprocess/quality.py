@@ -56,6 +56,8 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
         labels: The labels of the rows.
         size_hw: Height and width of the image, pixels; 0 = unknown, which no rule judges.
     """
+    from preprocess.action import object_flags  # scipy, which the front door does not need
+
     finite = np.isfinite(labels.joints_3d).all(-1)
     valid = labels.joint_valid & finite
     joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K)
@@ -63,7 +65,6 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
     has_mano = _all_finite(labels.theta, labels.transl, labels.root_rest)
     residual_bad = labels.vertices_check_m > MANO_RESIDUAL_LIMIT_M
     refit_bad = labels.refit_error_m > LEFT_REFIT_LIMIT_M
-    posed = (labels.object_id >= 0) & np.isfinite(labels.object_pose).all((-1, -2))
     rules = {
         "no_label": ~has_joints.any(-1),
         "no_mano": (has_joints & ~has_mano).any(-1),
@@ -72,8 +73,7 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
         "outside_image": outside_image(joints_2d, valid, size_hw).any(-1),
         "mano_residual": residual_bad,
         "left_refit": refit_bad.any(-1),
-        "object_missing": ((labels.object_id >= 0) & ~posed).any(-1),
-        "object_behind_camera": (posed & (labels.object_pose[..., 2, 3] <= 0)).any(-1),
+        **object_flags(labels),
     }
     return Derived(
         quality=pack_flags(rules, len(valid)),

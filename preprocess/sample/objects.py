@@ -15,30 +15,9 @@ import cv2
 import numpy as np
 
 from preprocess.sample.object_catalogue import RECIPES
+from preprocess.sources.ycb import YCB_NAMES
 
-OBJECTS: Final = (
-    "002_master_chef_can",
-    "003_cracker_box",
-    "004_sugar_box",
-    "005_tomato_soup_can",
-    "006_mustard_bottle",
-    "007_tuna_fish_can",
-    "008_pudding_box",
-    "009_gelatin_box",
-    "010_potted_meat_can",
-    "011_banana",
-    "019_pitcher_base",
-    "021_bleach_cleanser",
-    "024_bowl",
-    "025_mug",
-    "035_power_drill",
-    "036_wood_block",
-    "037_scissors",
-    "040_large_marker",
-    "051_large_clamp",
-    "052_extra_large_clamp",
-    "061_foam_brick",
-)
+OBJECTS: Final = YCB_NAMES
 """Names by DexYCB's id less one."""
 _OFFSETS_M: Final = ((0.0, 0.0, 0.0), (-0.012, 0.008, 0.021), (0.017, -0.022, -0.014))
 """Where the middle of the bounding box lies in the model frame, in turns."""
