@@ -36,6 +36,12 @@ COMMANDS = (
         summary="batches per second beside DataLoader, WebDataset, SPDL and the machine's limits",
     ),
     Command(
+        name="losses",
+        module="benchmarks.losses",
+        config="benchmarks.config:LossesBenchConfig",
+        summary="launches, bytes, time of the loss terms: eager, compiled, by Triton, in a graph",
+    ),
+    Command(
         name="kernels",
         module="benchmarks.kernels",
         config="benchmarks.config:KernelsBenchConfig",

@@ -102,6 +102,20 @@ class LoaderBenchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LossesBenchConfig:
+    """What is measured, and how long."""
+
+    compiled: bool = True
+    """Measure torch.compile too, which takes minutes to build on a CPU."""
+    results: str = "benchmarks/results/losses.jsonl"
+    """File that the rows are appended to."""
+    min_time_s: float = 3.0
+    """Time measured per variant and batch size."""
+    repeats: int = 9
+    """Turns of each variant."""
+
+
+@dataclass(kw_only=True, slots=True)
 class KernelsBenchConfig:
     """The register table."""
 

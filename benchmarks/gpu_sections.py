@@ -19,9 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import gpu_loader, gpu_training
+from benchmarks import gpu_loader, gpu_training, losses
+from benchmarks.config import LossesBenchConfig
 from benchmarks.gpu import CannotRun, Suite, measured, run_python
+from benchmarks.harness import append_rows
 from benchmarks.store import FRAME_HW, build_store, synthetic_jpegs
+from train.losses.config import Impl
 
 WARM_BATCHES: Final = 4
 
@@ -78,6 +81,31 @@ def ceilings(suite: Suite) -> None:
     seconds = measured(suite, lambda: a @ b)
     kind = str(dtype).removeprefix("torch.")
     suite.note(f"matmul {kind} {side}", "arithmetic", "TFLOP/s", seconds.rate(2e-12 * side**3))
+
+
+def loss_terms(suite: Suite) -> None:
+    """Measure the loss terms: eager, compiled, by Triton, in a graph; without waiting."""
+    config = LossesBenchConfig(
+        compiled=suite.on_gpu,
+        results=str(suite.out / "losses.jsonl"),
+        min_time_s=1.0 if suite.on_gpu else 0.05,
+        repeats=7 if suite.on_gpu else 5,
+    )
+    rows, bars = losses.measure_losses(config, suite.device)
+    append_rows(config.results, rows)
+    for bar in bars:
+        suite.note(bar.name, "of its rate", bar.unit, bar.measured, at_least=bar.at_least)
+    if suite.on_gpu:
+        run, batch = losses.step(Impl.triton, suite.device), losses.draw_inputs(64, 0, suite.device)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    missed = [bar.name for bar in bars if not bar.met]
+    if missed:
+        raise RuntimeError(f"bars missed: {', '.join(missed)}")
 
 
 def power_and_counters(suite: Suite) -> None:
@@ -205,6 +233,7 @@ SECTIONS: Final[tuple[Callable[[Suite], None], ...]] = (
     triton_kernel,
     power_and_counters,
     ceilings,
+    loss_terms,
     synthetic_store,
     jpeg_engines,
     dali_beside_torch,

@@ -103,6 +103,7 @@ def variants() -> list[Variant]:
         *gather_variants(layouts),
         *gather_variants(windows, shared=True),
         *prepare_variants(how for how in prepared if how[:2] != (2, True)),
+        *loss_variants(itertools.product((1, 2), ("fp32", "bf16")), all_kinds=True),
     ]
 
 
@@ -113,6 +114,7 @@ def few_variants() -> list[Variant]:
         *gather_variants(chosen),
         *gather_variants([(True, False, "bf16")], shared=True),
         *prepare_variants([(1, True, True, False), (2, False, True, True)]),
+        *loss_variants([(1, "fp32"), (2, "bf16")], all_kinds=False),
     ]
 
 
@@ -192,6 +194,48 @@ def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterato
             num_warps=NUM_WARPS,
             options=OPTIONS,
         )
+
+
+def loss_variants(choices: Iterable[tuple[int, str]], *, all_kinds: bool) -> Iterator[Variant]:
+    """Yield the loss kernels with all of their terms for each (hands, type of predictions)."""
+    from train.losses import fused_joints, fused_mesh, fused_rotations
+    from train.losses.fused_joints import KINDS
+    from train.losses.inputs import JOINT_TERMS, MESH_TERMS, ROTATION_TERMS
+
+    masks = ("valid", "has_mesh", "has_contact", "has_beta", "present", "seen")
+    predicted = ("pred", "pred_joints", "pred_beta", "logits", "rot6d")
+    numbers = {"num": "i32", **dict.fromkeys(("per_batch", "per_pixel", "smooth", "alpha"), "fp32")}
+
+    def variant(name: str, kernel: Any, constants: Mapping[str, int], dtype: str) -> Variant:
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | numbers
+        types |= dict.fromkeys(masks, "*u1") | dict.fromkeys(predicted, f"*{dtype}")
+        return Variant(
+            name=name,
+            kernel=kernel,
+            types={key: types[key] for key in kernel.arg_names},
+            constants=constants,
+            num_warps=modules[kernel].NUM_WARPS,
+        )
+
+    joints, mesh = fused_joints.joints_kernel, fused_mesh.mesh_kernel
+    rotations = fused_rotations.rotations_kernel
+    modules: dict[Any, Any] = {
+        joints: fused_joints,
+        mesh: fused_mesh,
+        rotations: fused_rotations,
+    }
+    for hands, dtype in choices:
+        what = f"{hands} {'hand' if hands == 1 else 'hands'} {dtype}"
+        for kind, number in list(KINDS.items())[: None if all_kinds else 1]:
+            rows = dict(zip(joints.arg_names[-len(JOINT_TERMS) :], range(9), strict=False))
+            constants = {"HANDS": hands, "KIND": number, **rows}
+            yield variant(f"joint losses {kind.name} {what}", joints, constants, dtype)
+        for name, kernel, terms in (
+            ("mesh", mesh, MESH_TERMS),
+            ("rotation", rotations, ROTATION_TERMS),
+        ):
+            rows = dict(zip(kernel.arg_names[-len(terms) :], range(9), strict=False))
+            yield variant(f"{name} losses {what}", kernel, {"HANDS": hands, **rows}, dtype)
 
 
 def compile_all(chosen: list[Variant], targets: Iterable[int] = TARGETS) -> list[Build]:

@@ -78,6 +78,30 @@ CPU: Final = (
         text="{p50:.2f} %",
     ),
 )
+LOSSES: Final = (
+    *(
+        Figure(
+            what=f"launches of a forward and backward, {name}",
+            bench="losses",
+            variant=re.escape(name),
+            metric="launches",
+            text="{p50:.0f}",
+            aim=aim,
+        )
+        for name, aim in (("eager", ""), ("torch.compile", ""), ("Triton", ""))
+    ),
+    *(
+        Figure(
+            what=f"time on a GPU: Triton against {name}, B = 256",
+            bench="gpu",
+            variant=rf"Triton against {re.escape(name)}, B = 256",
+            metric="of its rate",
+            text="{p50:.1f} x",
+            aim=aim,
+        )
+        for name, aim in (("eager", "8 x"), ("torch.compile", "1.5 x"))
+    ),
+)
 GPU: Final = (
     Figure(
         what="fill: decode to the cache, best share of the JPEG engines",
@@ -181,7 +205,7 @@ def filled(text: str, rows: Rows) -> str:
     Raises:
         ValueError: If a marker is missing.
     """
-    for name, figures in {"cpu": CPU, "gpu": GPU}.items():
+    for name, figures in {"cpu": CPU, "gpu": GPU, "losses": LOSSES}.items():
         begin, end = f"<!-- figures {name} -->\n", f"<!-- end of figures {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"the README has no lines {begin.strip()!r} and {end!r}")

@@ -103,7 +103,8 @@ class ManoRegressor(nn.Module):
                 relative = parts[0].unflatten(-1, (NUM_JOINTS, 3))
                 joints = relative - relative[:, ROOT : ROOT + 1] + root[:, None]
                 return HandPrediction(joints_3d=joints[:, None])
-            theta = rot6d_to_rotmat(parts[0].unflatten(-1, (NUM_MANO_JOINTS, 6)))
+            rot6d = parts[0].unflatten(-1, (NUM_MANO_JOINTS, 6))
+            theta = rot6d_to_rotmat(rot6d)
             beta = parts[1]
             transl = root - self.mano.root_rest(beta, decode_right)
             vertices, skeleton = self.mano(theta, beta, transl, decode_right)
@@ -112,6 +113,7 @@ class ManoRegressor(nn.Module):
             joints_3d=joints[:, None],
             vertices=vertices[:, None],
             theta_rotmat=theta[:, None],
+            theta_rot6d=rot6d[:, None],
             beta=beta[:, None],
             transl=transl[:, None],
         )

@@ -20,6 +20,8 @@ class HandPrediction:
     vertices: Float[Tensor, "b h 778 3"] | None = None
     theta_rotmat: Float[Tensor, "b h 16 3 3"] | None = None
     """MANO pose, absolute: root, then 15 finger joints."""
+    theta_rot6d: Float[Tensor, "b h 16 6"] | None = None
+    """The same as the network gives it, ``[a1 | a2]`` before Gram-Schmidt."""
     beta: Float[Tensor, "b h 10"] | None = None
     transl: Float[Tensor, "b h 3"] | None = None
     """MANO translation in smplx's meaning: ``joint0 = J0(beta) + transl``."""

@@ -78,6 +78,7 @@ def save_checkpoint(
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "log_variance": None if state.log_variance is None else state.log_variance.detach(),
         "loader": loader_state,
         "rng": rng_state(),
         "config": json.dumps(facts.config),
@@ -152,6 +153,9 @@ def restore(
         )
     state.model.load_state_dict(payload["model"])
     state.ema.load_state_dict(payload["ema"])
+    if state.log_variance is not None:
+        with torch.no_grad():
+            state.log_variance.copy_(payload["log_variance"])
     # The groups keep what belongs to this device, which need not be the checkpoint's.
     here = [{k: group[k] for k in ("lr", "capturable")} for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(payload["optimizer"])

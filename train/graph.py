@@ -72,4 +72,4 @@ class GraphedStep:
         torch.cuda.synchronize(state.clock.device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._output = device_step(state, self._batch, config, stage.loss)
+            self._output = device_step(state, self._batch, config)

@@ -19,6 +19,7 @@ from train.distributed import average_
 from train.fault import raise_fault
 from train.graph import GraphedStep
 from train.log import RunLog
+from train.losses.config import TERMS
 from train.meters import Meters, bottleneck
 from train.pictures import draw_predictions, write_picture
 from train.stages import Stage, stage_at
@@ -139,10 +140,13 @@ def draw(state: TrainState, batch: Batch, run: Run) -> None:
 def read(state: TrainState, output: StepOutput) -> dict[str, float]:
     """Return what a step did: means over the ranks."""
     terms = output.terms
-    named = {"loss": output.loss, **{f"loss/{name}": value for name, value in terms.values.items()}}
-    named |= {f"seen/{name}": share for name, share in terms.seen.items()}
-    values = average_(torch.stack([value.float() for value in named.values()]), state.ranks)
+    named = ["loss", *(f"{kind}/{name}" for kind in ("loss", "seen") for name in terms.names)]
+    means = (terms.values.float().mean(1), terms.seen.float().mean(1))
+    values = average_(torch.cat([output.loss.float()[None], *means]), state.ranks)
     numbers = dict(zip(named, values.tolist(), strict=True))
+    if state.log_variance is not None:
+        learned = dict(zip(TERMS, state.log_variance.tolist(), strict=True))
+        numbers |= {f"log_variance/{name}": learned[name] for name in terms.names}
     return numbers | {"grad_norm": float(output.grad_norm), "lr": float(output.lr)}
 
 

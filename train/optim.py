@@ -45,6 +45,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
+def add_parameter(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, config: OptimConfig
+) -> None:
+    """Train a parameter that is not the model's, at the head's learning rate, without decay."""
+    lr = torch.tensor(config.lr, device=parameter.device)
+    group = {"params": [parameter], "weight_decay": 0.0, "lr": lr, "lr_share": 1.0}
+    optimizer.add_param_group(group)
+
+
 def rule_of(
     name: str, parameter: nn.Parameter, depth: dict[str, int], config: OptimConfig
 ) -> GroupRule:

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.config import AugmentConfig, PipelineConfig
 from train.config import RunConfig, StageConfig
 from train.distributed import Ranks, require_same_statistics
-from train.losses.config import LossConfig
+from train.losses.config import TERMS, LossConfig
 from train.optim import parameters_of
 
 RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")
@@ -116,11 +116,10 @@ def _filled(
         batch_size=stage.batch_size or config.pipeline.batch_size,
         augment=_scaled(config.pipeline.augment, stage.augment),
     )
-    unknown = sorted(stage.loss.keys() - {f.name for f in dataclasses.fields(LossConfig)})
+    unknown = sorted(stage.loss.keys() - set(TERMS))
     if unknown:
         raise ValueError(
-            f"stages.{name}.loss has no term {unknown[0]!r}; there are "
-            f"{', '.join(f.name for f in dataclasses.fields(LossConfig))}"
+            f"stages.{name}.loss has no term {unknown[0]!r}; there are {', '.join(TERMS)}"
         )
     steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch(pipeline)))
     return Stage(
@@ -129,7 +128,7 @@ def _filled(
         end=begin + steps,
         lr=config.optim.lr if stage.lr is None else stage.lr,
         pipeline=pipeline,
-        loss=dataclasses.replace(config.loss, **stage.loss),
+        loss=dataclasses.replace(config.loss, **stage.loss),  # type: ignore[arg-type]
         freeze=tuple(stage.freeze),
     )
 

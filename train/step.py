@@ -7,7 +7,7 @@ which stops the run.
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,12 +18,12 @@ from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from train.config import RunConfig
 from train.device import backbone_dtype
-from train.distributed import ALONE, Ranks, any_, parallel
+from train.distributed import ALONE, Ranks, any_, average_, parallel
 from train.fault import Fault, no_fault, note_fault
-from train.losses.config import LossConfig
-from train.losses.total import LossTerms, total_loss
+from train.losses.config import TERMS
+from train.losses.total import LossPlan, LossTerms, plan_losses, total_loss
 from train.mesh import decode_labels
-from train.optim import build_optimizer, set_learning_rate, update_ema
+from train.optim import add_parameter, build_optimizer, set_learning_rate, update_ema
 from train.schedule import learning_rate
 from train.stages import Stage, freeze, trainable_names, training_mode
 
@@ -37,6 +37,11 @@ class TrainState:
     """The model as it is called: compiled, and with gradients averaged over ranks."""
     ema: nn.Module
     optimizer: torch.optim.AdamW
+    total_loss: Callable[..., tuple[Tensor, LossTerms]]
+    """As it is called: ``train.losses.total.total_loss``, compiled."""
+    losses: LossPlan
+    log_variance: nn.Parameter | None
+    """Of each of ``train.losses.config.TERMS``, where the run learns them."""
     fault: Fault
     dtype: torch.dtype
     """Arithmetic of the backbone."""
@@ -68,11 +73,19 @@ def build_state(
     """
     device = next(model.parameters()).device
     trainable = trainable_names(model)
+    optimizer = build_optimizer(model, config.optim)
+    log_variance = None
+    if config.loss.uncertainty:
+        log_variance = nn.Parameter(torch.zeros(len(TERMS), device=device))
+        add_parameter(optimizer, log_variance, config.optim)
     return TrainState(
         model=model,
         net=model,
         ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
-        optimizer=build_optimizer(model, config.optim),
+        optimizer=optimizer,
+        total_loss=total_loss,
+        log_variance=log_variance,
+        losses=plan_losses(config.loss, device, _joints_rest(model)),
         fault=no_fault(batch_size, device),
         dtype=backbone_dtype(config.precision, device),
         trainable=trainable,
@@ -82,11 +95,13 @@ def build_state(
 
 
 def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
-    """Freeze what the stage freezes, and wrap the model for its ranks and the compiler."""
+    """Freeze what the stage freezes, wrap the model for ranks and compiler, plan the losses."""
     freeze(state.model, stage.freeze, state.trainable)
     state.net = parallel(state.model, state.ranks)
     if config.compile and state.clock.device.type == "cuda":
         state.net = torch.compile(state.net)  # type: ignore[assignment]
+        state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
+    state.losses = plan_losses(stage.loss, state.clock.device, _joints_rest(state.model))
     local = stage.pipeline.batch_size // state.ranks.world
     state.fault = no_fault(local, state.clock.device)
 
@@ -106,7 +121,7 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPredictio
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
     """Take one optimiser step and return what happened, without waiting for the device."""
     before_step(state, config, stage)
-    output = device_step(state, batch, config, stage.loss)
+    output = device_step(state, batch, config)
     state.step += 1
     return output
 
@@ -119,36 +134,42 @@ def before_step(state: TrainState, config: RunConfig, stage: Stage) -> None:
     training_mode(state.model, stage.freeze)
 
 
-def device_step(
-    state: TrainState, batch: Batch, config: RunConfig, weights: LossConfig
-) -> StepOutput:
+def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput:
     """Do a step's work on the device; a CUDA graph of it can be replayed."""
     losses, terms = [], []
     for part in _parts(batch, config.accumulate):
-        loss, some = losses_of(state, part, weights)
+        loss, some = losses_of(state, part)
         torch.autograd.backward(loss * (len(part) / len(batch)))
         losses.append(loss.detach() * (len(part) / len(batch)))
         terms.append(some)
     loss, merged = torch.stack(losses).sum(), _merged(terms)
+    if state.log_variance is not None and state.log_variance.grad is not None:
+        average_(state.log_variance.grad, state.ranks)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
     bad = any_((~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float(), state.ranks)
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    note_fault(state.fault, bad > 0, merged.finite, batch.sample_id, state.clock)
+    note_fault(state.fault, bad > 0, merged, batch.sample_id, state.clock)
     update_ema(state.ema, state.model, state.clock, config.ema_decay)
     state.clock += 1
     lr = state.optimizer.param_groups[-1]["lr"]
     return StepOutput(loss=loss, terms=merged, grad_norm=grad_norm.detach(), lr=lr)
 
 
-def losses_of(state: TrainState, batch: Batch, weights: LossConfig) -> tuple[Tensor, LossTerms]:
+def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
     """Return the scalar to minimise and its terms."""
     prediction = predict(state.net, batch, state.dtype)
     mesh = None
-    if prediction.vertices is not None:
+    if prediction.vertices is not None and state.losses.mesh.names:
         mesh = decode_labels(state.model.mano, batch)
-    return total_loss(prediction, batch, mesh, weights)
+    return state.total_loss(prediction, batch, mesh, state.losses, state.log_variance)
+
+
+def _joints_rest(model: nn.Module) -> Tensor | None:
+    """Return the rest skeleton of the model's hands [s, 16, 3], None without MANO."""
+    mano = getattr(model, "mano", None)
+    return None if mano is None else mano.joints_rest
 
 
 def _parts(batch: Batch, number: int) -> Iterator[Batch]:
@@ -165,16 +186,8 @@ def _parts(batch: Batch, number: int) -> Iterator[Batch]:
 
 def _merged(terms: list[LossTerms]) -> LossTerms:
     """Return the terms of a batch from those of its parts."""
-    if len(terms) == 1:
-        return terms[0]
-    finite = torch.cat([part.finite for part in terms])
-    shares = [len(part.finite) / len(finite) for part in terms]
-
-    def mean(kind: str) -> dict[str, Tensor]:
-        parts = [getattr(part, kind) for part in terms]
-        return {
-            name: torch.stack([p[name] * s for p, s in zip(parts, shares, strict=True)]).sum()
-            for name in parts[0]
-        }
-
-    return dataclasses.replace(terms[0], values=mean("values"), seen=mean("seen"), finite=finite)
+    return dataclasses.replace(
+        terms[0],
+        values=torch.cat([part.values for part in terms], 1),
+        seen=torch.cat([part.seen for part in terms], 1),
+    )

@@ -14,6 +14,8 @@ from benchmarks.kernels import TARGETS, Build, few_variants, variants
 
 MAX_REGISTERS = 96
 """At 4 warps a program, 5 programs then share an SM: 20 warps to hide the loads' latency."""
+MAX_LOSS_REGISTERS = 144
+"""One warp of a sample's joints: 14 of them fit on an SM, 1,848 on an H200."""
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,16 @@ def test_every_kernel_compiles_for_every_target(builds: list[Build]) -> None:
 
 def test_no_kernel_spills(builds: list[Build]) -> None:
     assert not [build for build in builds if build.spilled_bytes]
-    assert max(build.registers for build in builds) <= MAX_REGISTERS
+    for build in builds:
+        limit = MAX_LOSS_REGISTERS if build.variant.startswith("joint losses") else MAX_REGISTERS
+        assert build.registers <= limit, build
     assert min(build.registers for build in builds) > 0
 
 
 def test_the_table_holds_every_specialisation() -> None:
     names = {variant.name for variant in variants()}
-    gathers, prepares = 2 * 2 * 4 + 2, 3 * 2 * 2
-    assert len(names) == len(variants()) == gathers + prepares
+    gathers, prepares, losses = 2 * 2 * 4 + 2, 3 * 2 * 2, 2 * 2 * (3 + 2)
+    assert len(names) == len(variants()) == gathers + prepares + losses
     assert {variant.name for variant in few_variants()} <= names
 
 

@@ -23,7 +23,7 @@ STEPS = 3000
 def no_op_output() -> StepOutput:
     one = torch.ones(())
     terms = LossTerms(
-        values=dict.fromkeys(TERMS, one), seen=dict.fromkeys(TERMS, one), finite=torch.ones(8) > 0
+        names=TERMS, values=torch.ones(len(TERMS), 8), seen=torch.ones(len(TERMS), 8) > 0
     )
     return StepOutput(loss=one, terms=terms, grad_norm=one, lr=one)
 

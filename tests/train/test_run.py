@@ -146,11 +146,18 @@ def test_two_runs_are_equal_to_the_bit(freihand: SampleStore, tmp_path: Path) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [(signal.SIGTERM, "loss.uncertainty=false"), (signal.SIGINT, "loss.uncertainty=true")],
+)
 def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_one(
-    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+    freihand: SampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: signal.Signals,
+    word: str,
 ) -> None:
-    run(config(freihand, tmp_path / "whole", "steps=12"))
+    run(config(freihand, tmp_path / "whole", "steps=12", word))
 
     import train.loop
 
@@ -164,12 +171,21 @@ def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_one(
         return step(*arguments)
 
     monkeypatch.setattr(train.loop, "train_step", interrupted)
-    assert run(config(freihand, tmp_path / "parts", "steps=12")) == 130
+    assert run(config(freihand, tmp_path / "parts", "steps=12", word)) == 130
     assert read_checkpoint(tmp_path / "parts", say=print)["step"] == 9
     monkeypatch.setattr(train.loop, "train_step", step)
-    assert run(config(freihand, tmp_path / "parts", "steps=12")) == 0
+    assert run(config(freihand, tmp_path / "parts", "steps=12", word)) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    if word == "loss.uncertainty=true":
+        one, other = (
+            read_checkpoint(tmp_path / name, say=print)["log_variance"]
+            for name in ("whole", "parts")
+        )
+        assert torch.equal(one, other)
+        learned = {k: v for k, v in log_of(tmp_path / "whole")[-1].items() if "log_var" in k}
+        assert "log_variance/joints_rel" in learned
+        assert all(value != 0 for value in learned.values())
 
 
 def test_another_configuration_in_the_same_folder_is_refused(
@@ -195,7 +211,10 @@ def test_a_nan_label_is_named_and_changes_no_weight(freihand: SampleStore, tmp_p
     train_step(state, replace(batch, joints_3d=poisoned), settings, stage)
 
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
-    expected = rf"in 1 steps, first at step 1: samples \[{int(batch.sample_id[3])}\]"
+    expected = (
+        rf"in 1 steps, first at step 1: samples \[{int(batch.sample_id[3])}\], "
+        r"in joints_abs, joints_rel, joints_2d \(first: "
+    )
     with pytest.raises(DivergedError, match=expected):
         raise_fault(state.fault, ALONE, loader)
     train_step(state, batch, settings, stage)  # the next good step trains on

@@ -1,27 +1,173 @@
-"""Weights of the loss terms."""
+"""Which loss terms there are, what they weigh, and how they are computed. Imports nothing heavy."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Final
+
+NUM_JOINTS: Final = 21
+
+
+class Impl(Enum):
+    """How the losses are computed; all ways give the same numbers."""
+
+    auto = "auto"
+    """By Triton on a GPU, else eager."""
+    eager = "eager"
+    triton = "triton"
+
+
+class Distance(Enum):
+    """How a difference of points becomes a number, metres."""
+
+    l1 = "l1"
+    """Sum of the absolute values over the axes."""
+    l2 = "l2"
+    """Euclidean length."""
+    smooth_l1 = "smooth_l1"
+    """Sum over the axes of x^2 / (2 d) below d, of |x| - d / 2 above it."""
+
+
+class Preset(Enum):
+    """Weights to start from; a weight that is given replaces the preset's."""
+
+    handloom = "handloom"
+    mano_simple = "mano_simple"
+    """Pose, shape and a regulariser: parameters alone."""
+    mano_full = "mano_full"
+    """The same with joints and vertices."""
+    hamer = "hamer"
+    """HaMeR's, for means over joints and samples instead of sums."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
-    """Weight of each term; 0 switches it off."""
+    """Weight of each term; null is the preset's, 0 switches it off."""
 
-    joints_abs: float = 1.0
-    """Joints in the camera frame, L1, metres."""
-    joints_rel: float = 10.0
-    """Joints relative to the wrist, L1, metres."""
-    joints_2d: float = 1.0
+    preset: Preset = Preset.handloom
+    """Weights to start from."""
+    impl: Impl = Impl.auto
+    """How they are computed."""
+    uncertainty: bool = False
+    """Learn a factor for every weight while training (Kendall et al. 2018); computed eagerly."""
+    joints_abs: float | None = None
+    """Joints in the camera frame, metres."""
+    joints_rel: float | None = None
+    """Joints relative to the wrist, metres."""
+    joints_2d: float | None = None
     """Reprojected joints, L1, fraction of the input side."""
-    theta: float = 0.1
-    """MANO pose, squared chordal distance."""
-    beta: float = 0.005
-    """MANO shape, squared difference."""
-    vertices: float = 10.0
+    bone_length: float | None = None
+    """Lengths of the 20 bones, metres."""
+    bone_direction: float | None = None
+    """Directions of the 20 bones, 1 - cosine."""
+    joints_pa: float | None = None
+    """Joints after the best similarity, root mean square, metres."""
+    vertices: float | None = None
     """Vertices relative to the wrist, L1, metres."""
+    theta: float | None = None
+    """MANO pose, squared chordal distance."""
+    theta_geodesic: float | None = None
+    """MANO pose, angle, radians."""
+    beta: float | None = None
+    """MANO shape, squared difference."""
+    beta_prior: float | None = None
+    """Square of the predicted MANO shape."""
+    orthogonality: float | None = None
+    """How far the six numbers of a predicted rotation are from two orthonormal columns, squared."""
+    joint_limits: float | None = None
+    """How far fingers bend, splay or twist beyond anatomy, squared radians; computed eagerly."""
+    distance: Distance = Distance.l1
+    """How distances of joints_abs and joints_rel are measured."""
+    smooth_m: float = 0.01
+    """Where distance=smooth_l1 turns from a parabola into a line, metres."""
+    joint_weights: list[float] = field(default_factory=list)
+    """Weight of each of the 21 joints in joints_abs, joints_rel and joints_2d; empty = alike."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, weight in asdict(self).items():
-            if not 0.0 <= weight < float("inf"):
+        for name in TERMS:
+            weight = getattr(self, name)
+            if weight is not None and not 0.0 <= weight < float("inf"):
                 raise ValueError(f"loss.{name} must be finite and not negative, got {weight}")
+        if self.uncertainty and self.impl is Impl.triton:
+            raise ValueError(
+                "loss.uncertainty=true needs each term's own gradient, which loss.impl=triton does "
+                "not give; use loss.impl=eager or auto"
+            )
+        if not 0.0 < self.smooth_m < float("inf"):
+            raise ValueError(f"loss.smooth_m must be positive, got {self.smooth_m}")
+        if len(self.joint_weights) not in (0, NUM_JOINTS):
+            raise ValueError(
+                f"loss.joint_weights must have {NUM_JOINTS} numbers, the wrist's first, or none; "
+                f"got {len(self.joint_weights)}"
+            )
+        if not all(0.0 <= weight < float("inf") for weight in self.joint_weights):
+            raise ValueError("loss.joint_weights must be finite and not negative")
+
+
+TERMS: Final = tuple(f.name for f in fields(LossConfig) if f.type == float | None)
+"""Those that LossConfig weighs, in its order."""
+
+PRESETS: Final[dict[Preset, dict[str, float]]] = {
+    Preset.handloom: {
+        "joints_abs": 1.0,
+        "joints_rel": 10.0,
+        "joints_2d": 1.0,
+        "theta": 0.1,
+        "beta": 0.005,
+        "vertices": 10.0,
+    },
+    Preset.mano_simple: {
+        "theta": 1.0,
+        "beta": 0.05,
+        "beta_prior": 0.001,
+        "orthogonality": 0.01,
+    },
+    Preset.mano_full: {
+        "theta": 1.0,
+        "beta": 0.05,
+        "joints_rel": 10.0,
+        "vertices": 10.0,
+        "beta_prior": 0.001,
+        "orthogonality": 0.01,
+    },
+    # HaMeR sums over a batch of 8 per GPU and over joints, entries of matrices and betas, with
+    # weights 0.05, 0.01, 0.001, 0.001, 0.0005. Times 8 for the mean over the batch; times 21, 16
+    # (matrices, each a sum of 9 squares) and 10 for the means within a sample.
+    Preset.hamer: {
+        "joints_rel": 0.05 * 8 * 21,
+        "joints_2d": 0.01 * 8 * 21,
+        "theta": 0.001 * 8 * 16,
+        "beta": 0.0005 * 8 * 10,
+    },
+}
+"""Weights by term; terms that a preset does not name are off. But for HaMeR's, they are our own."""
+
+AMT: Final = {
+    "hand_coarse": 1.326,
+    "hand_refined": 1.189,
+    "object_position": 0.822,
+    "object_rotation": 0.463,
+    "contact": 0.359,
+    "physics": 0.086,
+    "diversity": 0.060,
+    "reprojection": 0.553,
+    "kl": 0.001,
+}
+"""Weights of the unified hand-object transformer's terms."""
+
+HAWOR: Final = {
+    "keypoint": 0.05 * 8 * 21,
+    "mano": 0.001 * 8 * 16,
+    "temporal": 1.0,
+    "camera": 1.0,
+    "reprojection": 0.01 * 8 * 21,
+}
+"""Weights of an egocentric video model's terms: HaMeR's where it has them, else our own."""
+
+
+def weights_of(config: LossConfig) -> dict[str, float]:
+    """Return the weight of every term that is on, by name, in the order of ``TERMS``."""
+    preset = PRESETS[config.preset]
+    given = {name: getattr(config, name) for name in TERMS}
+    weights = {name: preset.get(name, 0.0) if w is None else w for name, w in given.items()}
+    return {name: weight for name, weight in weights.items() if weight > 0}

@@ -3,30 +3,50 @@
 The total is the sum over terms of weight times the mean over the batch of the per-sample value.
 Samples without a label count as 0 in that mean, so neither batch size nor rank count changes the
 mix; the share of samples each term saw is logged beside it.
+
+The weights lie on the device: another schedule or stage changes numbers, not kernels or graphs.
 """
 
-from dataclasses import asdict, dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from model.anatomy import anatomical_frames, limits_rad
 from model.hand import ROOT
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
-from train.losses import terms
-from train.losses.config import LossConfig
+from train.losses.config import TERMS, Distance, Impl, LossConfig, weights_of
+from train.losses.groups import joint_losses, mesh_losses, rotation_losses, weighted
+from train.losses.inputs import (
+    EAGER_TERMS,
+    JOINT_TERMS,
+    MESH_TERMS,
+    ROTATION_TERMS,
+    GroupLoss,
+    JointInputs,
+    MeshInputs,
+    RotationInputs,
+)
+from train.losses.terms.mano import joint_limits
+
+MAX_TERMS: Final = 63
+"""Terms that a bit mask of a sample can tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossTerms:
     """Detached, on the device: read them at log points only."""
 
-    values: dict[str, Tensor]
-    """Batch mean per term, unweighted."""
-    seen: dict[str, Tensor]
-    """Share of samples with a label for the term."""
-    finite: Tensor
-    """[b], whether every term of the sample is finite."""
+    names: tuple[str, ...]
+    values: Float[Tensor, "t b"]
+    """Every term of every sample, unweighted."""
+    seen: Bool[Tensor, "t b"]
+    """Whether the sample had a label for the term."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,47 +57,201 @@ class MeshTarget:
     """[b, h, 778, 3], input camera frame, metres; any value where has_mano & has_beta is False."""
 
 
-def total_loss(
-    prediction: HandPrediction, batch: Batch, mesh: MeshTarget | None, config: LossConfig
-) -> tuple[Tensor, LossTerms]:
-    """Return the scalar to minimise and its terms."""
-    joint_valid = batch.joint_valid & batch.has_joints[..., None]
-    pred_joints, joints = prediction.joints_3d, batch.joints_3d
-    has_root = joint_valid & joint_valid[:, :, ROOT : ROOT + 1]
-    input_px = batch.image.shape[-1]
-    per_sample: dict[str, tuple[Tensor, Tensor]] = {
-        "joints_abs": (terms.joints_abs(pred_joints, joints, joint_valid), joint_valid),
-        "joints_rel": (terms.joints_rel(pred_joints, joints, joint_valid), has_root),
-        "joints_2d": (
-            terms.joints_2d(pred_joints, joints, joint_valid, batch.K, input_px),
-            joint_valid,
-        ),
-    }
-    if prediction.theta_rotmat is not None and prediction.beta is not None:
-        has_beta = batch.has_mano & batch.has_beta
-        per_sample["theta"] = (
-            terms.theta(prediction.theta_rotmat, batch.theta_rotmat, batch.has_mano),
-            batch.has_mano,
-        )
-        per_sample["beta"] = (terms.beta(prediction.beta, batch.beta, has_beta), has_beta)
-    if prediction.vertices is not None and mesh is not None:
-        has_mesh = batch.has_mano & batch.has_beta & joint_valid[:, :, ROOT]
-        per_sample["vertices"] = (
-            terms.vertices_rel(
-                prediction.vertices,
-                mesh.vertices,
-                pred_joints[:, :, ROOT],
-                joints[:, :, ROOT],
-                has_mesh,
-            ),
-            has_mesh,
-        )
-    weights = asdict(config)
-    total = torch.stack([weights[n] * value.mean() for n, (value, _) in per_sample.items()]).sum()
-    return total, LossTerms(
-        values={name: value.detach().mean() for name, (value, _) in per_sample.items()},
-        seen={
-            name: mask.flatten(1).any(1).float().mean() for name, (_, mask) in per_sample.items()
-        },
-        finite=torch.stack([torch.isfinite(value) for value, _ in per_sample.values()]).all(0),
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Of the terms of one group that are on."""
+
+    names: tuple[str, ...]
+    lam: Float[Tensor, " t"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Of finger joints; see ``model.anatomy``."""
+
+    frames: Float[Tensor, "s 15 3 3"]
+    low_rad: Float[Tensor, "15 3"]
+    high_rad: Float[Tensor, "15 3"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossPlan:
+    """Which terms are computed and how, resolved once per stage."""
+
+    joints: Weights
+    mesh: Weights
+    rotations: Weights
+    eager: Weights
+    joint_weight: Float[Tensor, "21"] | None
+    limits: Limits | None
+    """Where joint_limits is on."""
+    distance: Distance
+    smooth_m: float
+    impl: Impl
+
+
+def plan_losses(
+    config: LossConfig,
+    device: torch.device,
+    joints_rest: Float[Tensor, "s 16 3"] | None = None,
+) -> LossPlan:
+    """Return the plan with its weights on the device.
+
+    ``joints_rest``: of the model's MANO layer, None without one; joint_limits needs it.
+    """
+    weights = weights_of(config)
+    limits = None
+    if "joint_limits" in weights and joints_rest is not None:
+        low, high = (angles.to(device) for angles in limits_rad())
+        limits = Limits(frames=anatomical_frames(joints_rest), low_rad=low, high_rad=high)
+    joint_weight = None
+    if config.joint_weights:
+        joint_weight = torch.tensor(config.joint_weights, device=device)
+    return LossPlan(
+        joints=weights_on(device, weights, JOINT_TERMS),
+        mesh=weights_on(device, weights, MESH_TERMS),
+        rotations=weights_on(device, weights, ROTATION_TERMS),
+        eager=weights_on(device, weights, EAGER_TERMS),
+        limits=limits,
+        joint_weight=joint_weight,
+        distance=config.distance,
+        smooth_m=config.smooth_m,
+        impl=config.impl,
     )
+
+
+def weights_on(device: torch.device, weights: Mapping[str, float], names: Sequence[str]) -> Weights:
+    """Return the weights of those of ``names`` that are not 0, in their order."""
+    on = tuple(name for name in names if weights.get(name, 0.0) > 0)
+    lam = torch.tensor([weights[name] for name in on], dtype=torch.float32, device=device)
+    return Weights(names=on, lam=lam)
+
+
+def total_loss(
+    prediction: HandPrediction,
+    batch: Batch,
+    mesh: MeshTarget | None,
+    plan: LossPlan,
+    log_variance: Float[Tensor, " n"] | None = None,
+) -> tuple[Tensor, LossTerms]:
+    """Return the scalar to minimise and its terms; terms on what is not predicted are left out.
+
+    With ``log_variance`` s, a parameter of one number for each of ``TERMS``, a sample's term v of
+    weight w becomes ``w exp(-s) v + s``, where the sample has a label for it.
+
+    Raises:
+        ValueError: If Triton is asked for where it cannot run.
+
+    Source:
+        Kendall et al. 2018, Multi-task learning using uncertainty to weigh losses; equation 7
+        without its constants.
+    """
+    if log_variance is not None:
+        plan = _balanced(plan, log_variance)
+    joint_valid = batch.joint_valid & batch.has_joints[..., None]
+    has_beta = batch.has_mano & batch.has_beta
+    groups: list[tuple[tuple[str, ...], GroupLoss]] = []
+    if plan.joints.names:
+        joints = JointInputs(
+            pred=prediction.joints_3d,
+            target=batch.joints_3d,
+            valid=joint_valid,
+            K=batch.K,
+            input_px=batch.image.shape[-1],
+            weight=plan.joint_weight,
+            kind=plan.distance,
+            smooth=plan.smooth_m,
+        )
+        loss = joint_losses(joints, plan.joints.names, plan.joints.lam, plan.impl)
+        groups.append((plan.joints.names, loss))
+    if plan.mesh.names and prediction.vertices is not None and mesh is not None:
+        meshes = MeshInputs(
+            pred=prediction.vertices,
+            target=mesh.vertices,
+            pred_joints=prediction.joints_3d,
+            target_joints=batch.joints_3d,
+            valid=has_beta & joint_valid[:, :, ROOT],
+        )
+        loss = mesh_losses(meshes, None, plan.mesh.names, plan.mesh.lam, plan.impl)
+        groups.append((plan.mesh.names, loss))
+    if plan.rotations.names and prediction.theta_rotmat is not None:
+        assert prediction.beta is not None
+        assert prediction.theta_rot6d is not None
+        rotations = RotationInputs(
+            pred=prediction.theta_rotmat,
+            target=batch.theta_rotmat,
+            valid=batch.has_mano,
+            pred_beta=prediction.beta,
+            target_beta=batch.beta,
+            has_beta=has_beta,
+            rot6d=prediction.theta_rot6d,
+            present=batch.has_joints | batch.has_mano,
+        )
+        loss = rotation_losses(rotations, plan.rotations.names, plan.rotations.lam, plan.impl)
+        groups.append((plan.rotations.names, loss))
+    if plan.limits is not None and prediction.theta_rotmat is not None:
+        present = batch.has_joints | batch.has_mano
+        is_left = ~(batch.is_right | batch.mirrored[:, None]) & (len(plan.limits.frames) > 1)
+        frames = plan.limits.frames[is_left.long()]
+        low, high = plan.limits.low_rad, plan.limits.high_rad
+        value = joint_limits(prediction.theta_rotmat, frames, low, high, present)
+        groups.append(eager_terms({"joint_limits": (value, present)}, plan.eager))
+    total, terms = together(groups)
+    if log_variance is not None:
+        own = _of_terms(log_variance, terms.names)
+        total = total + (own * terms.seen.to(own.dtype).mean(1)).sum()
+    return total, terms
+
+
+def _balanced(plan: LossPlan, log_variance: Tensor) -> LossPlan:
+    """Return the plan with weights ``w exp(-s)``, which have a gradient."""
+
+    def scaled(weights: Weights) -> Weights:
+        if not weights.names:
+            return weights
+        factor = (-_of_terms(log_variance, weights.names)).exp()
+        return Weights(names=weights.names, lam=weights.lam * factor)
+
+    return dataclasses.replace(
+        plan,
+        impl=Impl.eager,
+        joints=scaled(plan.joints),
+        mesh=scaled(plan.mesh),
+        rotations=scaled(plan.rotations),
+        eager=scaled(plan.eager),
+    )
+
+
+def _of_terms(log_variance: Tensor, names: tuple[str, ...]) -> Tensor:
+    # Element by element: an index would be copied to the device.
+    return torch.stack([log_variance[TERMS.index(name)] for name in names])
+
+
+def together(groups: Sequence[tuple[tuple[str, ...], GroupLoss]]) -> tuple[Tensor, LossTerms]:
+    """Return the sum of named groups and all of their terms.
+
+    Raises:
+        ValueError: If there is no term, or more than ``MAX_TERMS``.
+    """
+    names = tuple(name for group, _ in groups for name in group)
+    if not 0 < len(names) <= MAX_TERMS:
+        raise ValueError(
+            f"between 1 and {MAX_TERMS} loss terms can be minimised, got {len(names)}; give a "
+            "weight to a term that the model predicts"
+        )
+    total = torch.stack([loss.total for _, loss in groups]).sum()
+    values = torch.cat([loss.values for _, loss in groups])
+    seen = torch.cat([loss.seen for _, loss in groups])
+    return total, LossTerms(names=names, values=values, seen=seen)
+
+
+def eager_terms(
+    found: Mapping[str, tuple[Float[Tensor, " b"], Bool[Tensor, "b ..."]]], weights: Weights
+) -> tuple[tuple[str, ...], GroupLoss]:
+    """Return a group for ``together`` of terms with names of one's own.
+
+    Args:
+        found: Per-sample value and mask of each term, at least those of ``weights``.
+        weights: For example of ``weights_on(device, AMT, tuple(AMT))``.
+    """
+    return weights.names, weighted([found[name] for name in weights.names], weights.lam)

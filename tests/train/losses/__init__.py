@@ -1,0 +1,1 @@
+"""Tests of the loss terms, their kernels and their sum."""
