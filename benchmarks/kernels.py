@@ -44,7 +44,7 @@ class Variant:
     """Triton's type of each argument; those left out are 32-bit integers."""
     constants: Mapping[str, int | bool | None]
     num_warps: int
-    options: Mapping[str, bool] = field(default_factory=dict)
+    options: Mapping[str, bool | int] = field(default_factory=dict)
     """What else a launch gives the compiler."""
 
 
@@ -215,6 +215,7 @@ def loss_variants(choices: Iterable[tuple[int, str]], *, all_kinds: bool) -> Ite
             types={key: types[key] for key in kernel.arg_names},
             constants=constants,
             num_warps=modules[kernel].NUM_WARPS,
+            options=getattr(modules[kernel], "OPTIONS", {}),
         )
 
     joints, mesh = fused_joints.joints_kernel, fused_mesh.mesh_kernel

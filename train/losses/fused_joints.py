@@ -20,6 +20,8 @@ from train.losses.inputs import JOINT_TERMS, GroupLoss, JointInputs
 from train.losses.terms.joints import MIN_BONE_M, MIN_SPREAD_M, SQUARINGS, Z_MIN_M
 
 NUM_WARPS: Final = 1
+OPTIONS: Final = {"maxnreg": 168}
+"""Left to itself, ptxas spills a number rather than take more than 128 registers."""
 KINDS: Final = {Distance.l1: 0, Distance.l2: 1, Distance.smooth_l1: 2}
 """``KIND`` of the kernel."""
 
@@ -341,7 +343,7 @@ def _launch(
             pred, target, valid, K, weight, lam, values, seen, weighted, grad,
             num, 1 / num, 1 / input_px, smooth,
             hands, kind, *rows,
-            num_warps=NUM_WARPS,
+            num_warps=NUM_WARPS, **OPTIONS,
         )  # fmt: skip
 
 
