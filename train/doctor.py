@@ -30,6 +30,7 @@ CHECKS: Final = (
     ("C compiler", "train.doctor_machine:compiler"),
     ("gather kernel", "train.doctor_parity:gather_kernel"),
     ("prepare kernel", "train.doctor_parity:prepare_kernel"),
+    ("loss kernels", "train.doctor_losses:loss_kernels"),
     ("store", "train.doctor_data:store"),
     ("disk", "train.doctor_data:disk"),
     ("MANO", "train.doctor_data:mano"),

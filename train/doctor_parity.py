@@ -43,7 +43,7 @@ def gather_kernel(_: DoctorConfig) -> Finding:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = "Triton" if device.type == "cuda" else "machine code"
     worst = max(gather_error(codec, device) for codec in Codec)
-    return _verdict(f"{name} on {device}", worst)
+    return verdict(f"{name} on {device}", worst)
 
 
 def prepare_kernel(_: DoctorConfig) -> Finding:
@@ -53,7 +53,7 @@ def prepare_kernel(_: DoctorConfig) -> Finding:
         return ok("for GPUs only: a CPU runs the reference itself")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = "Triton, interpreted," if interpreted else "Triton"
-    return _verdict(f"{name} on {device}", prepare_error(device))
+    return verdict(f"{name} on {device}", prepare_error(device))
 
 
 def gather_error(codec: Codec, device: torch.device) -> float:
@@ -155,7 +155,8 @@ def _table_error(ours: GatherParams | Batch, theirs: GatherParams | Batch) -> fl
     return worst
 
 
-def _verdict(what: str, worst: float) -> Finding:
+def verdict(what: str, worst: float) -> Finding:
+    """Return whether ``worst`` is within the tolerance."""
     if worst > TOLERANCE:
         text = f"{what} is not its reference: off by {worst:.2g} of the largest value"
         return error(text, CURE, worst=worst if math.isfinite(worst) else None)

@@ -25,6 +25,7 @@ from train import (
     doctor,
     doctor_data,
     doctor_gpu,
+    doctor_losses,
     doctor_machine,
     doctor_packages,
     doctor_parity,
@@ -33,6 +34,8 @@ from train.__main__ import COMMANDS
 from train.doctor import run_checks
 from train.doctor_config import DoctorConfig
 from train.doctor_finding import Finding, Verdict, ok
+from train.losses import groups
+from train.losses.config import Impl
 
 CPU = torch.device("cpu")
 NOTHING = DoctorConfig()
@@ -87,6 +90,7 @@ def test_a_gpu_machine_is_well(freihand: SampleStore) -> None:
     assert not [f for f in findings.values() if f.verdict is Verdict.error]
     assert "Triton on cuda" in findings["gather kernel"].found
     assert "Triton on cuda" in findings["prepare kernel"].found
+    assert "Triton on cuda" in findings["loss kernels"].found
     assert "engines" in findings["JPEG engines"].values
     assert findings["driver"].values["driver"]
 
@@ -264,15 +268,17 @@ def test_the_disk_check_reads_every_shard_but_not_without_end(
 def test_kernels_equal_their_references_here() -> None:
     assert gather_native.available()
     assert "machine code" in doctor_parity.gather_kernel(NOTHING).found
-    finding = doctor_parity.prepare_kernel(NOTHING)  # tests run with the interpreter
-    assert finding.verdict is Verdict.ok
-    assert "interpreted" in finding.found
+    for check in (doctor_parity.prepare_kernel, doctor_losses.loss_kernels):
+        finding = check(NOTHING)  # tests run with the interpreter
+        assert finding.verdict is Verdict.ok
+        assert "interpreted" in finding.found
 
 
 def test_without_a_kernel_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather_native, "available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for check in (doctor_parity.gather_kernel, doctor_parity.prepare_kernel):
+    kernels = (doctor_parity.gather_kernel, doctor_parity.prepare_kernel)
+    for check in (*kernels, doctor_losses.loss_kernels):
         finding = check(NOTHING)
         assert finding.verdict is Verdict.ok
         assert "reference itself" in finding.found
@@ -310,6 +316,17 @@ def test_one_wrong_label_is_found(monkeypatch: pytest.MonkeyPatch, table: int, c
 
     monkeypatch.setattr(prepare_triton, "prepare", wrong)
     assert doctor_parity.prepare_error(CPU) > doctor_parity.TOLERANCE
+
+
+def test_one_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = groups.rotation_losses
+
+    def wrong(inputs: Any, names: Any, lam: torch.Tensor, impl: Impl) -> Any:
+        return right(inputs, names, lam * (1.01 if impl is Impl.triton else 1.0), impl)
+
+    assert doctor_losses.loss_error(CPU) < doctor_parity.TOLERANCE
+    monkeypatch.setattr(doctor_losses, "rotation_losses", wrong)
+    assert doctor_losses.loss_error(CPU) > doctor_parity.TOLERANCE
 
 
 def test_a_nan_of_one_side_is_a_difference() -> None:
