@@ -4,12 +4,14 @@ Shape legend: n = rows, 2 = hands (right, left), 10 = object slots, p = points o
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int8
 
 from model.hand import JOINT_NAMES, ROOT, TIPS
+from preprocess.articulation import articulated
 from preprocess.objects import hull_points
 from preprocess.records import LabelStack
 
@@ -19,6 +21,15 @@ _THUMB_TIP, _INDEX_TIP = TIPS[:2]
 _PALMAR_SIDE: Final = np.array([1.0, -1.0])[:, None]
 """Seen from the palm, the little finger follows the index finger counter-clockwise on a right hand,
 clockwise on a left one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SurfacePoints:
+    """Points on an object, of an articulated one at angle 0."""
+
+    points: Float[np.ndarray, "p 3"]
+    """Object frame, metres."""
+    part_id: Int8[np.ndarray, " p"]
 
 
 def palm_pose(labels: LabelStack) -> Float64[np.ndarray, "n 2 3 4"]:
@@ -71,7 +82,7 @@ def object_moved_m(labels: LabelStack) -> Float64[np.ndarray, "n 10"]:
 
 
 def object_bbox_xyxy(
-    labels: LabelStack, points: Mapping[int, Float[np.ndarray, "p 3"]]
+    labels: LabelStack, points: Mapping[int, SurfacePoints]
 ) -> Float64[np.ndarray, "n 10 4"]:
     """Return the tight box (x0, y0, x1, y1) of each object's projected points, pixels.
 
@@ -80,7 +91,7 @@ def object_bbox_xyxy(
 
     Args:
         labels: The labels.
-        points: Points on the surface by ``object_id``, object frame, metres.
+        points: By ``object_id``, object frame, metres.
     """
     boxes = np.full((*labels.object_id.shape, 4), np.nan)
     posed = posed_objects(labels)
@@ -88,15 +99,27 @@ def object_bbox_xyxy(
         if int(object_id) not in points:
             continue
         row, slot = np.nonzero(posed & (labels.object_id == object_id))
-        # The outline of a projection is that of the hull's corners.
-        corners = hull_points(np.asarray(points[int(object_id)], np.float64))
+        angle = labels.object_arti_rad[row, slot]
+        corners = _corners(points[int(object_id)], angle)  # [m, p, 3]
         P = labels.K[row] @ labels.object_pose[row, slot]  # [m, 3, 4]
-        image = P[:, :, :3] @ corners.T + P[:, :, 3:]  # [m, 3, p]
+        image = P[:, :, :3] @ corners.transpose(0, 2, 1) + P[:, :, 3:]  # [m, 3, p]
         before = (image[:, 2] > 0).all(1)
         pixels = image[before, :2] / image[before, 2:]
         box = np.concatenate([pixels.min(-1), pixels.max(-1)], axis=1)
         boxes[row[before], slot[before]] = box
     return boxes
+
+
+def _corners(
+    surface: SurfacePoints, arti_rad: Float64[np.ndarray, " m"]
+) -> Float64[np.ndarray, "m p 3"]:
+    """Return points whose projections have the outline of the object's: corners of hulls."""
+    corners, parts = [], []
+    for part in np.unique(surface.part_id).tolist():
+        own = hull_points(np.asarray(surface.points[surface.part_id == part], np.float64))
+        corners.append(own)
+        parts.append(np.full(len(own), part, np.int8))
+    return articulated(np.concatenate(corners), np.concatenate(parts), arti_rad)
 
 
 def _annotated(labels: LabelStack) -> Float64[np.ndarray, "n 2 21 3"]:

@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int16, Int64, UInt8
+from jaxtyping import Bool, Float64, Int16, Int64, UInt8
 
 from model.hand import LEFT, NUM_HANDS, NUM_VERTICES, RIGHT
 from model.mano_convert import rest_root
 from model.mano_files import ManoModels, mano_forward
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, IN_CONTACT_M
 from preprocess.action import (
+    SurfacePoints,
     aperture_m,
     object_bbox_xyxy,
     object_moved_m,
     palm_pose,
     posed_objects,
 )
+from preprocess.articulation import MOVING_PART, turn
 from preprocess.mesh_distance import Solid, contact_steps, make_solid, outside_distance
 from preprocess.objects import Mesh
 from preprocess.records import LabelStack
@@ -85,7 +87,7 @@ def derive_objects(
     labels: LabelStack,
     vertices: Float64[np.ndarray, "n 2 778 3"] | None,
     meshes: Mapping[int, Mesh],
-    points: Mapping[int, Float[np.ndarray, "p 3"]],
+    points: Mapping[int, SurfacePoints],
 ) -> DerivedObjects:
     """Return the labels of n rows that follow from hands and objects.
 
@@ -93,16 +95,8 @@ def derive_objects(
         labels: In the pixels and frames that are stored.
         vertices: Of the hands, camera frame, metres, NaN where unknown; None: no MANO, no contact.
         meshes: By ``object_id``; a row that needs one that is not here has no contact.
-        points: Points on the surface by ``object_id``, object frame, metres.
-
-    Raises:
-        ValueError: If an object is articulated: one mesh does not tell where its parts are.
+        points: Points on the surface by ``object_id``, object frame, metres, and their parts.
     """
-    if np.isfinite(labels.object_arti_rad).any():
-        raise ValueError(
-            "object_arti_rad must be NaN: contact and boxes of articulated objects need a mesh "
-            "for every part"
-        )
     contact_dist, contact_object = _contact(labels, vertices, meshes)
     has_contact = contact_object >= 0
     return DerivedObjects(
@@ -132,7 +126,7 @@ def _contact(
     has_hand = np.isfinite(vertices).all((-1, -2))
     wanted = _wanted_slots(labels, meshes)
     solids = {
-        int(i): make_solid(meshes[int(i)])
+        int(i): _solids_of(meshes[int(i)])
         for i in np.unique(labels.object_id[wanted & has_hand.any(1)[:, None]])
     }
     # One object in question: it is the one. Several: the one with the nearest vertex.
@@ -142,11 +136,28 @@ def _contact(
     several = has_hand & (num_wanted > 1)[:, None]
     if several.any():
         target[several] = _nearest_slot(labels, vertices, wanted, several, solids)
-    for object_id, solid in solids.items():
+    for object_id, parts in solids.items():
         row, hand = np.nonzero((target >= 0) & (_id_of(labels, target) == object_id))
-        seen = _in_object_frame(labels, vertices, row, hand, target[row, hand])
-        steps[row, hand] = contact_steps(solid, seen)
+        for part, solid in parts.items():
+            seen = _in_part_frame(labels, vertices, row, hand, target[row, hand], part=part)
+            steps[row, hand] = np.minimum(steps[row, hand], contact_steps(solid, seen))
     return steps, target
+
+
+def _solids_of(mesh: Mesh) -> dict[int, Solid]:
+    """Return the parts of an object as solids in their own frames, by part."""
+    solids = {}
+    for part in np.unique(mesh.face_part).tolist():
+        corners = mesh.faces[mesh.face_part == part]
+        used, renamed = np.unique(corners, return_inverse=True)
+        solids[part] = make_solid(
+            Mesh(
+                vertices=np.ascontiguousarray(mesh.vertices[used]),
+                faces=np.ascontiguousarray(renamed.reshape(-1, 3).astype(np.int64)),
+                part=mesh.part[used],
+            )
+        )
+    return solids
 
 
 def _wanted_slots(labels: LabelStack, meshes: Mapping[int, Mesh]) -> Bool[np.ndarray, "n 10"]:
@@ -167,31 +178,38 @@ def _nearest_slot(
     vertices: Float64[np.ndarray, "n 2 778 3"],
     wanted: Bool[np.ndarray, "n 10"],
     hands: Bool[np.ndarray, "n 2"],
-    solids: Mapping[int, Solid],
+    solids: Mapping[int, Mapping[int, Solid]],
 ) -> Int64[np.ndarray, " m"]:
     """Return the slot whose object is nearest to some vertex, for the chosen hands in order."""
     distance = np.full((*hands.shape, wanted.shape[1]), np.inf)
     asked = hands[:, :, None] & wanted[:, None]
-    for object_id, solid in solids.items():
+    for object_id, parts in solids.items():
         row, hand, slot = np.nonzero(asked & (labels.object_id == object_id)[:, None])
-        for start in range(0, len(row), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            seen = _in_object_frame(labels, vertices, row[part], hand[part], slot[part])
-            nearest = outside_distance(solid, seen).min(-1)
-            distance[row[part], hand[part], slot[part]] = nearest
+        for part, solid in parts.items():
+            for start in range(0, len(row), _CHUNK):
+                some = slice(start, start + _CHUNK)
+                at = row[some], hand[some], slot[some]
+                seen = _in_part_frame(labels, vertices, *at, part=part)
+                nearest = outside_distance(solid, seen).min(-1)
+                distance[at] = np.minimum(distance[at], nearest)
     return np.asarray(distance[hands].argmin(-1))
 
 
-def _in_object_frame(
+def _in_part_frame(
     labels: LabelStack,
     vertices: Float64[np.ndarray, "n 2 778 3"],
     row: Int64[np.ndarray, " m"],
     hand: Int64[np.ndarray, " m"],
     slot: Int64[np.ndarray, " m"],
+    *,
+    part: int,
 ) -> Float64[np.ndarray, "m 778 3"]:
-    """Return the vertices of some hands in the frames of some objects."""
+    """Return the vertices of some hands in the frames of a part of some objects."""
     pose = labels.object_pose[row, slot]
-    return np.asarray((vertices[row, hand] - pose[:, None, :, 3]) @ pose[:, :, :3])
+    seen = (vertices[row, hand] - pose[:, None, :, 3]) @ pose[:, :, :3]
+    if part == MOVING_PART:
+        seen = seen @ turn(labels.object_arti_rad[row, slot])
+    return np.asarray(seen)
 
 
 def _id_of(labels: LabelStack, slot: Int16[np.ndarray, "n 2"]) -> Int64[np.ndarray, "n 2"]:

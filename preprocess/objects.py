@@ -8,12 +8,13 @@ Shape legend: v = vertices, f = faces, p = points.
 """
 
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int64
+from jaxtyping import Float16, Float32, Float64, Int8, Int64
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
 
@@ -38,6 +39,14 @@ class Mesh:
     """Metres; every one is used by a face."""
     faces: Int64[np.ndarray, "f 3"]
     """Counter-clockwise seen from outside."""
+    part: Int8[np.ndarray, " v"]
+    """Of each vertex: 0, or 1 for what turns (``preprocess.articulation``)."""
+
+    @property
+    def face_part(self) -> Int8[np.ndarray, " f"]:
+        """Return the part of each face: of most of its corners."""
+        most: Int8[np.ndarray, " f"] = (self.part[self.faces].sum(1) > 1).astype(np.int8)
+        return most
 
 
 def load_mesh(file: ObjectFile, root: Path) -> Mesh:
@@ -61,10 +70,10 @@ def load_mesh(file: ObjectFile, root: Path) -> Mesh:
         rounded = (vertices * file.metres_per_unit).astype(np.float32)
     if not np.isfinite(rounded[faces]).all():
         raise _unusable(file.name, path, "has vertices that are not finite")
-    mesh = _merged(rounded, faces)
+    mesh = _merged(rounded, faces, _read_part(file, root, len(vertices)))
     if len(mesh.faces) == 0:
         raise _unusable(file.name, path, "has no face with an area")
-    return Mesh(vertices=mesh.vertices, faces=_outward(mesh))
+    return Mesh(vertices=mesh.vertices, faces=_outward(mesh), part=mesh.part)
 
 
 def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
@@ -74,7 +83,7 @@ def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
         SourceError: As ``load_mesh``.
     """
     mesh = load_mesh(file, root)
-    points, normals = surface_points(mesh)
+    points, normals, part_id = surface_points(mesh)
     diameter_m = largest_distance(mesh.vertices)
     sdf, sdf_box = signed_distance_grid(mesh)
     return ObjectShape(
@@ -82,26 +91,31 @@ def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
         diameter_m=diameter_m,
         points=points.astype(np.float32),
         normals=normals.astype(np.float32),
-        part_id=np.zeros(OBJECT_POINTS, np.int8),
-        symmetries=find_symmetries(mesh.vertices, mesh.faces, points, diameter_m),
+        part_id=part_id,
+        symmetries=(
+            np.eye(3, 4, dtype=np.float32)[None]  # an articulated object has those of no angle
+            if mesh.part.any()
+            else find_symmetries(mesh.vertices, mesh.faces, points, diameter_m)
+        ),
         sdf=sdf,
         sdf_box=sdf_box,
         vertices=mesh.vertices.astype(np.float32),
+        vertex_part=mesh.part,
         faces=mesh.faces.astype(np.int32),
     )
 
 
 def surface_points(
     mesh: Mesh,
-) -> tuple[Float64[np.ndarray, "2048 3"], Float64[np.ndarray, "2048 3"]]:
-    """Return points on the surface, uniform by area, and their outward unit normals."""
+) -> tuple[Float64[np.ndarray, "2048 3"], Float64[np.ndarray, "2048 3"], Int8[np.ndarray, " 2048"]]:
+    """Return points on the surface, uniform by area, their outward unit normals and their parts."""
     import trimesh
 
     surface = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     points, face = trimesh.sample.sample_surface(surface, OBJECT_POINTS, seed=_POINT_SEED)
     normals = _face_vectors(mesh.vertices, mesh.faces[face])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.asarray(points, np.float64), normals
+    return np.asarray(points, np.float64), normals, mesh.face_part[face]
 
 
 def largest_distance(points: Float64[np.ndarray, "p 3"]) -> float:
@@ -172,12 +186,39 @@ def _read(name: str, path: Path) -> tuple[Float64[np.ndarray, "v 3"], Int64[np.n
     return vertices, faces
 
 
-def _merged(vertices: Float32[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]) -> Mesh:
-    """Drop unused and doubled vertices (seams of the texture) and faces without an area."""
+def _read_part(file: ObjectFile, root: Path, num_vertices: int) -> Int8[np.ndarray, " v"]:
+    """Return the part of every vertex of the file: 1 for what turns."""
+    if not file.moving_part:
+        return np.zeros(num_vertices, np.int8)
+    path = root / file.moving_part
+    try:
+        values = np.asarray(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is no JSON list of numbers"
+        raise _unusable(file.name, path, f"cannot be used ({reason})") from error
+    if values.shape != (num_vertices,) or not np.isin(values, (0, 1)).all():
+        raise _unusable(
+            file.name,
+            path,
+            f"must name a part, 0 or 1, for each of the {num_vertices} vertices of {file.mesh}",
+        )
+    moves: Int8[np.ndarray, " v"] = (values == 0).astype(np.int8)
+    return moves
+
+
+def _merged(
+    vertices: Float32[np.ndarray, "v 3"],
+    faces: Int64[np.ndarray, "f 3"],
+    part: Int8[np.ndarray, " v"],
+) -> Mesh:
+    """Drop unused and doubled vertices (seams of the texture) and faces without an area.
+
+    Vertices of different parts stay apart, even where they touch.
+    """
     used = np.unique(faces)
-    distinct, first, same = np.unique(
-        vertices[used], axis=0, return_index=True, return_inverse=True
-    )
+    keys = np.column_stack([vertices[used], part[used]])
+    _, first, same = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    distinct, distinct_part = vertices[used][first], part[used][first]
     order = np.argsort(first)  # as in the file
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -186,7 +227,11 @@ def _merged(vertices: Float32[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"
     points, corners = distinct[order].astype(np.float64), index_of[faces]
     kept = corners[(_face_vectors(points, corners) != 0).any(1)]
     still, renamed = np.unique(kept, return_inverse=True)
-    return Mesh(vertices=points[still], faces=renamed.reshape(-1, 3).astype(np.int64))
+    return Mesh(
+        vertices=points[still],
+        faces=renamed.reshape(-1, 3).astype(np.int64),
+        part=distinct_part[order][still],
+    )
 
 
 def _outward(mesh: Mesh) -> Int64[np.ndarray, "f 3"]:

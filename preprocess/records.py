@@ -135,6 +135,9 @@ class ObjectFile:
     """Path relative to the root of the dataset, or absolute; obj, ply, stl or off. Empty: there is
     none, and rows with this object have no contact."""
     metres_per_unit: float = 1.0
+    moving_part: str = ""
+    """Path of a JSON list with one number per vertex of the mesh: 0 for the part that turns, 1 for
+    the other, as ARCTIC has them. Empty: a rigid object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,6 +32,7 @@ from preprocess.report_page import Residuals, residual_counts
 
 if TYPE_CHECKING:
     from model.mano_files import ManoModels
+    from preprocess.action import SurfacePoints
     from preprocess.contact import DerivedObjects
 
 _ROUNDED: Final = tuple(
@@ -247,13 +248,13 @@ def to_stored_pixels(
 
 
 def region_boxes(
-    labels: LabelStack, points: Mapping[int, Float[np.ndarray, "p 3"]], *, region: str
+    labels: LabelStack, points: "Mapping[int, SurfacePoints]", *, region: str
 ) -> Float[np.ndarray, "n 4"]:
     """Return the box (raw pixels) of what a recoded image must show; NaN where nothing is labelled.
 
     Args:
         labels: Labels of the rows, official pixels.
-        points: Points on the objects, object frame, metres, by object id.
+        points: Points on the objects by object id.
         region: ``hands``, or ``hand_object`` for hands and objects.
     """
     from preprocess.action import object_bbox_xyxy
@@ -286,9 +287,14 @@ def _derive_objects(task: ShardTask, labels: LabelStack) -> "DerivedObjects":
     return derive_objects(labels, vertices, _meshes(task), _object_points(task))
 
 
-def _object_points(task: ShardTask) -> Mapping[int, np.ndarray]:
+def _object_points(task: ShardTask) -> "Mapping[int, SurfacePoints]":
+    from preprocess.action import SurfacePoints
+
     shapes = _shapes(task.store, task.attributes.plan_sha256, tuple(task.object_names))
-    return {i: shape.points.astype(np.float64) for i, shape in shapes.items()}
+    return {
+        i: SurfacePoints(points=shape.points.astype(np.float64), part_id=shape.part_id)
+        for i, shape in shapes.items()
+    }
 
 
 def _meshes(task: ShardTask) -> Mapping[int, Any]:
@@ -296,7 +302,11 @@ def _meshes(task: ShardTask) -> Mapping[int, Any]:
 
     shapes = _shapes(task.store, task.attributes.plan_sha256, tuple(task.object_names))
     return {
-        i: Mesh(vertices=shape.vertices.astype(np.float64), faces=shape.faces.astype(np.int64))
+        i: Mesh(
+            vertices=shape.vertices.astype(np.float64),
+            faces=shape.faces.astype(np.int64),
+            part=shape.vertex_part,
+        )
         for i, shape in shapes.items()
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from pipeline.store.schema import CONTACT_FAR
+from preprocess.articulation import articulated
 from preprocess.quality import project
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def draw_objects(
     for slot in sorted(slots, key=lambda slot: slot == grasped):
         shape = shapes[int(ids[slot])]
         pose = store.label("object_pose")[row, slot].astype(np.float64)
-        vertices = shape.vertices @ pose[:, :3].T + pose[:, 3]
+        angle = store.label("object_arti_rad")[row, slot, None]
+        vertices = articulated(shape.vertices, shape.vertex_part, angle)[0]
+        vertices = vertices @ pose[:, :3].T + pose[:, 3]
         pixels = project(vertices[None, None], K[None])[0, 0]
         rgb = GRASPED_RGB if slot == grasped else OTHER_RGB
         width = scale * (2 if slot == grasped else 1)

@@ -44,6 +44,7 @@ class ObjectShape:
     sdf: Float16[np.ndarray, "64 64 64"]
     sdf_box: Float32[np.ndarray, "2 3"]
     vertices: Float32[np.ndarray, "v 3"]
+    vertex_part: Int8[np.ndarray, " v"]
     faces: Int32[np.ndarray, "f 3"]
 
 
@@ -155,7 +156,13 @@ def _contradictions(shape: ObjectShape) -> list[str]:
         f"faces must lie in 0..{num_vertices - 1}, got {shape.faces.min()}..{shape.faces.max()}": (
             shape.faces.min() >= 0 and shape.faces.max() < num_vertices
         ),
-        "part_id must not be negative": shape.part_id.min() >= 0,
+        "part_id and vertex_part must be 0 or 1": (
+            min(shape.part_id.min(), shape.vertex_part.min()) >= 0
+            and max(shape.part_id.max(), shape.vertex_part.max()) <= 1
+        ),
+        f"vertex_part must have {num_vertices} values, got {len(shape.vertex_part)}": (
+            len(shape.vertex_part) == num_vertices
+        ),
         f"sdf_box must span a cube, got sides {sides.tolist()}": (
             sides.min() > 0 and np.allclose(sides, sides[0], rtol=1e-4)
         ),

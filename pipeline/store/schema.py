@@ -81,7 +81,14 @@ LABELS: Final = (
     _spec("T_world_from_cam", "float32", (4, 4), "m", "camera pose"),
     _spec("object_id", "int32", (10,), "-", "into attributes.tables['object']; -1 = empty slot"),
     _spec("object_pose", "float32", (10, 3, 4), "m, camera", "[R | t] camera from object"),
-    _spec("object_arti_rad", "float32", (10,), "rad", "angle of an articulated object"),
+    _spec(
+        "object_arti_rad",
+        "float32",
+        (10,),
+        "rad",
+        "angle of an articulated object: its part 1 turns by it about -z of the object's frame, "
+        "before object_pose; NaN = rigid",
+    ),
     _spec(
         "object_bbox_xyxy",
         "float32",
@@ -170,7 +177,12 @@ SDF_SIDE: Final = 64
 OBJECT_ARRAYS: Final[tuple[tuple[str, str, tuple[int, ...], str], ...]] = (
     ("points", "float32", (OBJECT_POINTS, 3), "m, object: on the surface, uniform by area"),
     ("normals", "float32", (OBJECT_POINTS, 3), "outward unit normals of the points"),
-    ("part_id", "int8", (OBJECT_POINTS,), "part of an articulated object; 0 = the only one"),
+    (
+        "part_id",
+        "int8",
+        (OBJECT_POINTS,),
+        "part of each point: 0 = the only or the fixed one, 1 = turns by -object_arti_rad about z",
+    ),
     (
         "symmetries",
         "float32",
@@ -193,7 +205,8 @@ OBJECT_ARRAYS: Final[tuple[tuple[str, str, tuple[int, ...], str], ...]] = (
         (2, 3),
         "m, object: centres of the first and the last cell of sdf; cells are cubes",
     ),
-    ("vertices", "float32", (0, 3), "m, object: the mesh"),
+    ("vertices", "float32", (0, 3), "m, object: the mesh, of an articulated object at angle 0"),
+    ("vertex_part", "int8", (0,), "part of each vertex, as part_id"),
     ("faces", "int32", (0, 3), "the mesh, seen from outside counter-clockwise"),
 )
 """Arrays of ``objects/<name>``: name, dtype, shape (0 = any length), meaning. ``diameter_m``, the

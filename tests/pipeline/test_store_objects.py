@@ -25,6 +25,7 @@ def _shape(name: str = "025_mug", seed: int = 0, **changes: Any) -> ObjectShape:
         sdf=rng.random((64, 64, 64)).astype(np.float16),
         sdf_box=np.array([[-0.1, -0.2, 0.0], [0.2, 0.1, 0.3]], np.float32),
         vertices=rng.random((50, 3)).astype(np.float32),
+        vertex_part=rng.integers(0, 2, 50).astype(np.int8),
         faces=rng.integers(0, 50, (90, 3)).astype(np.int32),
     )
     return dataclasses.replace(shape, **changes)
@@ -98,7 +99,9 @@ def test_an_object_is_written_once(tmp_path: Path) -> None:
         ({"vertices": np.full((50, 3), np.nan, np.float32)}, "vertices must be finite"),
         ({"faces": np.full((9, 3), 50, np.int32)}, r"faces must lie in 0\.\.49, got 50\.\.50"),
         ({"faces": np.full((9, 3), -1, np.int32)}, r"faces must lie in 0\.\.49, got -1\.\.-1"),
-        ({"part_id": np.full(2048, -1, np.int8)}, "part_id must not be negative"),
+        ({"part_id": np.full(2048, -1, np.int8)}, "part_id and vertex_part must be 0 or 1"),
+        ({"vertex_part": np.full(50, 2, np.int8)}, "part_id and vertex_part must be 0 or 1"),
+        ({"vertex_part": np.zeros(49, np.int8)}, "vertex_part must have 50 values, got 49"),
         ({"diameter_m": 0.0}, "diameter_m must be positive metres, got 0.0"),
         ({"diameter_m": float("nan")}, "diameter_m must be positive metres, got nan"),
         ({"symmetries": np.ones((1, 3, 4), np.float32)}, "begin with the identity"),

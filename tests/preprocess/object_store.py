@@ -42,6 +42,7 @@ def shape(name: str, mesh: trimesh.Trimesh) -> ObjectShape:
         sdf=np.zeros((64, 64, 64), np.float16),
         sdf_box=np.array([[-0.1] * 3, [0.1] * 3], np.float32),
         vertices=vertices,
+        vertex_part=np.zeros(len(vertices), np.int8),
         faces=np.asarray(mesh.faces, np.int32),
     )
 

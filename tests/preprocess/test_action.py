@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from model.hand import LEFT, RIGHT, STANDARD_FROM_MANO21, TIP_VERTICES
 from model.mano_files import mano_forward
 from preprocess.action import (
+    SurfacePoints,
     aperture_m,
     object_bbox_xyxy,
     object_flags,
@@ -135,9 +136,16 @@ def test_rows_are_flagged(
 # --- boxes ----------------------------------------------------------------------------------------
 
 
+def rigid(points: np.ndarray) -> SurfacePoints:
+    return SurfacePoints(points=points, part_id=np.zeros(len(points), np.int8))
+
+
 def test_boxes_are_those_of_every_projected_point() -> None:
     rng = np.random.default_rng(0)
-    points = {0: rng.uniform(-0.05, 0.05, (2048, 3)), 1: rng.uniform(-0.1, 0.1, (500, 3))}
+    points = {
+        0: rigid(rng.uniform(-0.05, 0.05, (2048, 3))),
+        1: rigid(rng.uniform(-0.1, 0.1, (500, 3))),
+    }
     labels = stack(
         row([(0, pose_of(0)), (1, pose_of(1, (0.3, -0.2, 1.0)))]),
         row([(1, pose_of(2)), (0, pose_of(3, (-2.0, 0.0, 0.5)))]),
@@ -148,7 +156,7 @@ def test_boxes_are_those_of_every_projected_point() -> None:
         for slot in range(2):
             us, vs = [], []
             R, t = labels.object_pose[i, slot, :, :3], labels.object_pose[i, slot, :, 3]
-            for point in points[int(labels.object_id[i, slot])]:
+            for point in points[int(labels.object_id[i, slot])].points:
                 x, y, z = R @ point + t
                 us.append(600 * x / z + 2 * y / z + 320)
                 vs.append(620 * y / z + 240)
@@ -157,8 +165,26 @@ def test_boxes_are_those_of_every_projected_point() -> None:
     assert np.isnan(found[:, 2:]).all()
 
 
+def test_the_moving_part_of_an_object_is_in_its_box_where_it_is() -> None:
+    """Every point turned by scipy about -z, then posed and projected by the formula."""
+    rng = np.random.default_rng(1)
+    surface = SurfacePoints(
+        points=rng.uniform(-0.1, 0.1, (400, 3)), part_id=rng.integers(0, 2, 400).astype(np.int8)
+    )
+    angles = [0.0, 0.9, -2.0]
+    rows = [row([(0, pose_of(i))], object_arti_rad=a) for i, a in enumerate(angles)]
+    labels = stack(*rows)
+    found = object_bbox_xyxy(labels, {0: surface})[:, 0]
+    for i, angle in enumerate(angles):
+        turned = Rotation.from_rotvec([0, 0, -angle]).apply(surface.points)
+        points = np.where(surface.part_id[:, None] == 1, turned, surface.points)
+        x, y, z = (points @ labels.object_pose[i, 0, :, :3].T + labels.object_pose[i, 0, :, 3]).T
+        u, v = 600 * x / z + 2 * y / z + 320, 620 * y / z + 240
+        np.testing.assert_allclose(found[i], [u.min(), v.min(), u.max(), v.max()], rtol=1e-10)
+
+
 def test_an_object_that_crosses_the_camera_plane_has_no_box() -> None:
-    points = {0: np.random.default_rng(0).uniform(-0.1, 0.1, (300, 3))}
+    points = {0: rigid(np.random.default_rng(0).uniform(-0.1, 0.1, (300, 3)))}
     labels = stack(
         row([(0, pose_of(0, (0, 0, 0.02)))]), row([(0, pose_of(0, BEHIND))]), row([(0, pose_of(0))])
     )
@@ -167,13 +193,13 @@ def test_an_object_that_crosses_the_camera_plane_has_no_box() -> None:
 
 
 def test_a_box_needs_pose_points_and_intrinsics() -> None:
-    points = {0: np.random.default_rng(0).uniform(-0.1, 0.1, (300, 3))}
+    points = {0: rigid(np.random.default_rng(0).uniform(-0.1, 0.1, (300, 3)))}
     labels = stack(row([(0, np.nan), (7, pose_of(0))]), row([(0, pose_of(0))], K=np.nan))
     assert np.isnan(object_bbox_xyxy(labels, points)).all()
 
 
 def test_flat_points_have_a_box() -> None:
-    points = {0: np.array([[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]])}
+    points = {0: rigid(np.array([[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]))}
     pose = np.concatenate([np.eye(3), [[0.0], [0.0], [1.0]]], axis=1)
     found = object_bbox_xyxy(stack(row([(0, pose)])), points)[0, 0]
     np.testing.assert_allclose(found, [320, 240, 380, 302])

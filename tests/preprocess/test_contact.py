@@ -11,6 +11,7 @@ from model.hand import LEFT, RIGHT
 from model.mano_convert import refit_left_betas, rest_root
 from model.mano_files import ManoModels, load_mano, mano_forward
 from pipeline.store.schema import LABELS
+from preprocess.action import SurfacePoints
 from preprocess.contact import DerivedObjects, derive_objects, hand_vertices
 from preprocess.objects import Mesh
 from preprocess.records import empty_labels
@@ -26,11 +27,14 @@ def _mesh(mesh: trimesh.Trimesh) -> Mesh:
     return Mesh(
         vertices=np.ascontiguousarray(mesh.vertices, np.float64),
         faces=np.ascontiguousarray(mesh.faces, np.int64),
+        part=np.zeros(len(mesh.vertices), np.int8),
     )
 
 
 BOX = _mesh(trimesh.creation.box(SIDES))
-POINTS = dict.fromkeys(range(5), BOX.vertices)
+POINTS = dict.fromkeys(
+    range(5), SurfacePoints(points=BOX.vertices, part_id=np.zeros(len(BOX.vertices), np.int8))
+)
 
 
 def _box_distance(points: np.ndarray) -> np.ndarray:
@@ -267,6 +271,33 @@ def test_rows_do_not_touch_each_other() -> None:
         np.testing.assert_array_equal(together.contact_object[i], alone.contact_object[0])
 
 
-def test_articulated_objects_are_refused() -> None:
-    with pytest.raises(ValueError, match="object_arti_rad must be NaN"):
-        _derive((row([(0, pose_of(0))], object_arti_rad=0.1), NAN, NAN))
+def test_both_parts_of_an_articulated_object_are_touched_where_they_are() -> None:
+    """Against two boxes, one of them turned by scipy, by the formula of a box."""
+    sides = {1: (0.08, 0.01, 0.06), 0: (0.08, 0.05, 0.06)}
+    centre = {1: np.array([0.04, 0.005, 0.0]), 0: np.array([0.04, -0.03, 0.0])}
+    boxes = {i: trimesh.creation.box(sides[i]) for i in (1, 0)}
+    vertices = [boxes[i].vertices + centre[i] for i in (1, 0)]
+    mesh = Mesh(
+        vertices=np.concatenate(vertices),
+        faces=np.concatenate([boxes[1].faces, boxes[0].faces + len(vertices[0])]).astype(np.int64),
+        part=np.repeat([1, 0], [len(v) for v in vertices]).astype(np.int8),
+    )
+    angles = [0.0, 0.7, -2.5, np.nan]
+    rows = []
+    for i, angle in enumerate(angles):
+        pose = pose_of(i)
+        rows.append((row([(0, pose)], object_arti_rad=angle), _hand(i, pose), NAN))
+    derived = _derive(*rows, meshes={0: mesh})
+    for i, angle in enumerate(angles):
+        own = np.random.default_rng(i).uniform(-0.09, 0.09, (778, 3))
+        closed = Rotation.from_rotvec([0, 0, -np.nan_to_num(angle)]).inv().apply(own)
+        gaps = [
+            np.linalg.norm(
+                np.maximum(np.abs(points - centre[part]) - np.array(sides[part]) / 2, 0), axis=-1
+            )
+            for part, points in ((1, closed), (0, own))
+        ]
+        expected = np.array(_steps(np.minimum(*gaps)))
+        assert np.abs(derived.contact_dist[i, 0].astype(int) - expected).max() <= 1
+        assert (derived.contact_dist[i, 0] == expected).mean() > 0.99
+    assert not np.array_equal(derived.contact_dist[0], derived.contact_dist[1])

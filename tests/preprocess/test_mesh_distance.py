@@ -18,6 +18,7 @@ def _mesh(mesh: trimesh.Trimesh) -> Mesh:
     return Mesh(
         vertices=np.ascontiguousarray(mesh.vertices, np.float64),
         faces=np.ascontiguousarray(mesh.faces, np.int64),
+        part=np.zeros(len(mesh.vertices), np.int8),
     )
 
 

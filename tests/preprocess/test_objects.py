@@ -1,6 +1,7 @@
 """Meshes against trimesh, analytic distances and brute force."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_an_unusable_mesh_is_one_sentence(
 
 
 def test_points_lie_on_the_surface_with_its_normals(tmp_path: Path) -> None:
-    points, normals = surface_points(_load(tmp_path, trimesh.creation.box(SIDES)))
+    points, normals, _ = surface_points(_load(tmp_path, trimesh.creation.box(SIDES)))
     assert points.shape == normals.shape == (2048, 3)
     np.testing.assert_allclose(_box_distance(points), 0, atol=1e-8)
     for point, normal in zip(points, normals, strict=True):
@@ -193,7 +194,7 @@ def test_points_lie_on_the_surface_with_its_normals(tmp_path: Path) -> None:
 
 
 def test_points_are_uniform_by_area(tmp_path: Path) -> None:
-    points, normals = surface_points(_load(tmp_path, trimesh.creation.box(SIDES)))
+    points, normals, _ = surface_points(_load(tmp_path, trimesh.creation.box(SIDES)))
     area = np.array([SIDES[1] * SIDES[2], SIDES[0] * SIDES[2], SIDES[0] * SIDES[1]])
     share = area / area.sum()
     for axis in range(3):
@@ -290,3 +291,54 @@ def test_the_same_mesh_gives_the_same_bytes_whatever_the_threads(tmp_path: Path)
     data = b"".join(getattr(shape, name).tobytes() for name, *_ in OBJECT_ARRAYS)
     own = hashlib.sha256(data + repr(shape.diameter_m).encode()).hexdigest()
     assert answer.stdout.strip() == own
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _two_parts(folder: Path, part: object) -> ObjectFile:
+    """A lid on a box: they share the corners of one edge. Millimetres."""
+    box, lid = trimesh.creation.box((80, 40, 60)), trimesh.creation.box((80, 10, 60))
+    lid.apply_translation((0, 25, 0))
+    vertices = np.concatenate([box.vertices, lid.vertices])
+    faces = np.concatenate([box.faces, lid.faces + 8])
+    trimesh.Trimesh(vertices, faces, process=False).export(folder / "mesh.obj")
+    (folder / "parts.json").write_text(json.dumps(part))
+    return ObjectFile(name="box", mesh="mesh.obj", metres_per_unit=1e-3, moving_part="parts.json")
+
+
+def test_parts_follow_the_vertices_of_the_file(tmp_path: Path) -> None:
+    """0 in the file is what turns: part 1. Vertices that coincide stay with their own part."""
+    file = _two_parts(tmp_path, [1] * 8 + [0] * 8)
+    shape = make_shape(file, tmp_path)
+    assert len(shape.vertices) == 16
+    top = shape.vertices[shape.vertex_part == 1]
+    assert len(top) == 8
+    np.testing.assert_allclose([top[:, 1].min(), top[:, 1].max()], [0.02, 0.03], atol=1e-7)
+    assert (shape.points[shape.part_id == 1, 1] >= 0.02 - 1e-7).all()
+    assert (shape.points[shape.part_id == 0, 1] <= 0.02 + 1e-7).all()
+    assert 400 < shape.part_id.sum() < 1100
+    assert len(shape.symmetries) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ([0] * 15, "must name a part, 0 or 1, for each of the 16 vertices"),
+        ([0] * 15 + [2], "must name a part, 0 or 1"),
+        ({"a": 1}, "must name a part, 0 or 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_sentence(tmp_path: Path, part: object, problem: str) -> None:
+    with pytest.raises(SourceError, match=problem):
+        make_shape(_two_parts(tmp_path, part), tmp_path)
+
+
+def test_parts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    file = _two_parts(tmp_path, [0] * 16)
+    (tmp_path / "parts.json").write_text("no json")
+    with pytest.raises(SourceError, match=r"parts.json cannot be used .is no JSON list of numbers"):
+        make_shape(file, tmp_path)
+    (tmp_path / "parts.json").unlink()
+    with pytest.raises(SourceError, match=r"parts.json cannot be used .No such file"):
+        make_shape(file, tmp_path)
