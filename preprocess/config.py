@@ -53,7 +53,8 @@ class ImageConfig:
 
     encoding: ImageEncoding = ImageEncoding.auto
     """passthrough: the files' bytes, untouched; recode: decode, crop, encode as baseline JPEG
-    4:2:0. auto: passthrough for a dataset of JPEGs, recode for one of PNGs."""
+    4:2:0. auto: passthrough for a dataset of JPEGs, recode for one of PNGs or of distorted
+    images."""
     jpeg: JpegProcess = JpegProcess.asis
     """baseline: turn progressive files into baseline ones without loss (passthrough); hardware
     decoders take no progressive files."""
@@ -65,6 +66,9 @@ class ImageConfig:
     """recode: make the longer side at most this long; 0 keeps the scale."""
     quality: int = 95
     """recode: JPEG quality."""
+    undistort: bool = True
+    """recode: straighten what a lens has distorted (arctic's view 0). false keeps such pixels, and
+    the labels do not lie on them."""
 
     def __post_init__(self) -> None:
         _require_at_least(self, max_px=0, quality=1)
@@ -107,10 +111,11 @@ class BuildConfig:
     ALIASES: ClassVar[dict[str, str]] = {"executor": "executor.kind", "jpeg": "image.jpeg"}
 
     dataset: str = MISSING
-    """Which dataset ``root`` holds: freihand, interhand26m, dexycb or ho3d."""
+    """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d or arctic."""
     root: str = MISSING
     """Folder of the unpacked dataset: FreiHAND_pub_v2, HO3D_v2 or HO3D_v3, the one with DexYCB's
-    subjects, or InterHand2.6M's with images and annotations."""
+    subjects, InterHand2.6M's with images and annotations, or ARCTIC's with images, raw_seqs and
+    meta."""
     out: str = MISSING
     """Folder of the store; created, conventionally named <dataset>.zarr."""
     mano: str | None = None

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt16, UInt32
 from pipeline.store.schema import FLAGS
 from preprocess.jpeg import JpegHeader, JpegProblem, read_header
 from preprocess.png import SIGNATURE, PngHeader, read_png_header
-from preprocess.records import SourceError
+from preprocess.records import Lens, SourceError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,7 @@ class _Stored:
 
 
 _Region = Float[np.ndarray, " 4"] | None
-_Convert = Callable[[bytes, _Region], _Stored | JpegProblem]
+_Convert = Callable[[bytes, _Region, Lens | None], _Stored | JpegProblem]
 
 
 def shard_images(
@@ -87,6 +87,7 @@ def shard_images(
     first_row: int,
     work: ImageWork,
     region_xyxy: Float[np.ndarray, "n 4"] | None,
+    lenses: Sequence[Lens | None] | None = None,
 ) -> ShardImages:
     """Return the images of a shard as the store holds them.
 
@@ -100,6 +101,7 @@ def shard_images(
         first_row: Row of the first one.
         work: What to do.
         region_xyxy: Recode: what each image must show, raw pixels; NaN or None: the whole image.
+        lenses: Recode: what distorted each image; it is straightened.
 
     Raises:
         SourceError: If a file changed since the plan.
@@ -115,7 +117,8 @@ def shard_images(
         for i, name in enumerate(names):
             data = _read(root / name)
             region = None if region_xyxy is None else region_xyxy[i]
-            image = convert(data, region) if isinstance(data, bytes) else data
+            lens = None if lenses is None else lenses[i]
+            image = convert(data, region, lens) if isinstance(data, bytes) else data
             if isinstance(image, JpegProblem):
                 payloads.append(b"")
                 flags[i] = FLAGS[image.flag]
@@ -170,7 +173,7 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         with work_folder() as folder:
             yield _transcoder(folder)
     else:
-        yield lambda data, _: _passed_through(data)
+        yield lambda data, *_: _passed_through(data)
 
 
 def _passed_through(data: bytes) -> _Stored | JpegProblem:
@@ -195,7 +198,7 @@ def _passed_through(data: bytes) -> _Stored | JpegProblem:
 def _transcoder(folder: Path) -> _Convert:
     from preprocess.transcode import to_baseline
 
-    def convert(data: bytes, _: _Region) -> _Stored | JpegProblem:
+    def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | JpegProblem:
         image = _passed_through(data)
         if isinstance(image, JpegProblem) or image.process == "baseline":
             return image
@@ -215,7 +218,7 @@ def _recoder(work: ImageWork) -> _Convert:
     cv2.setNumThreads(1)
     buffer = np.empty(0, np.uint8)
 
-    def convert(data: bytes, region: _Region) -> _Stored | JpegProblem:
+    def convert(data: bytes, region: _Region, lens: Lens | None) -> _Stored | JpegProblem:
         nonlocal buffer
         is_png = data.startswith(SIGNATURE)
         header: JpegHeader | PngHeader | JpegProblem
@@ -229,7 +232,13 @@ def _recoder(work: ImageWork) -> _Convert:
         if len(buffer) < 3 * header.height * header.width:
             buffer = np.empty(3 * header.height * header.width, np.uint8)
         image = recode(
-            data, header, window, max_px=work.max_px, quality=work.quality, buffer=buffer
+            data,
+            header,
+            window,
+            max_px=work.max_px,
+            quality=work.quality,
+            buffer=buffer,
+            lens=lens,
         )
         if isinstance(image, JpegProblem):
             return image

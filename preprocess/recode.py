@@ -19,6 +19,8 @@ from jaxtyping import Float, UInt8
 
 from preprocess.jpeg import JpegHeader, JpegProblem
 from preprocess.png import PngHeader
+from preprocess.records import Lens
+from preprocess.undistort import straightened
 
 BLOCK_PX: Final = 16
 """Side of the blocks that JPEG 4:2:0 codes. A crop on the grid of the source's blocks is quantised
@@ -127,6 +129,7 @@ def recode(
     max_px: int,
     quality: int,
     buffer: UInt8[np.ndarray, " n"],
+    lens: Lens | None = None,
 ) -> Recoded | JpegProblem:
     """Return the ``window`` of an image as baseline JPEG 4:2:0, or what is wrong with the image.
 
@@ -140,11 +143,13 @@ def recode(
         max_px: Longest side of the result; 0 = any.
         quality: JPEG quality.
         buffer: Memory to decode a JPEG into, at least 3 bytes a pixel.
+        lens: What distorted the image: the result is straight; the window is in straight pixels.
     """
     frame = decode(data, header, buffer)
     if isinstance(frame, JpegProblem):
         return frame
-    pixels = frame[window.top : window.bottom, window.left : window.right]
+    rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
+    pixels = frame[rows, columns] if lens is None else straightened(frame, lens, rows, columns)
     size_hw = stored_size(window, max_px)
     if size_hw != window.size_hw:
         pixels = cv2.resize(pixels, size_hw[::-1], interpolation=cv2.INTER_AREA)

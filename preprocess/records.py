@@ -140,6 +140,15 @@ class ObjectFile:
     the other, as ARCTIC has them. Empty: a rigid object."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Lens:
+    """A camera whose images are distorted while its labels are not; float64."""
+
+    K: Float[np.ndarray, "3 3"]
+    dist8: Float[np.ndarray, " 8"]
+    """OpenCV's rational model: k1, k2, p1, p2, k3, k4, k5, k6."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
     """Every candidate image in official order; all fields have the same length."""
@@ -191,5 +200,9 @@ class Source:
     pictures."""
     picture_hw: tuple[int, int] = (480, 640)
     """Height and width of the pictures, those of every official image."""
+    lenses: tuple[Lens, ...] = ()
+    """Of the images that a build straightens."""
+    lens_of: Int32[np.ndarray, " n"] | None = None
+    """Into ``lenses`` by row, -1 = none; None where there are no lenses."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the report says about the dataset beside the counts; JSON."""

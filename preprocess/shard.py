@@ -27,7 +27,7 @@ from preprocess.images import (
 )
 from preprocess.plan import Plan
 from preprocess.quality import derive, joint_bbox, project
-from preprocess.records import LabelJob, LabelStack, SourceError
+from preprocess.records import LabelJob, LabelStack, Lens, SourceError
 from preprocess.report_page import Residuals, residual_counts
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class ShardTask:
     indices: dict[str, np.ndarray]
     """``official_idx`` and the other int32 columns of the plan."""
     work: ImageWork
+    lenses: list[Lens | None] | None
+    """Of each image; None where none is straightened."""
     region: str
     """``frame``, ``hands`` or ``hand_object``: what a recoded image is cropped to."""
     stop_at_bad_image: bool
@@ -192,12 +194,13 @@ def shard_content(task: ShardTask) -> ShardContent:
     if task.region == "frame":
         # Labels in files of their own are parsed while the images are read.
         with ThreadPoolExecutor(1) as reader:
-            under_way = reader.submit(read, None)
+            under_way = reader.submit(read, None, task.lenses)
             labels = task.label_job()
             images = under_way.result()
     else:
         labels = task.label_job()
-        images = read(region_boxes(labels, _object_points(task), region=task.region))
+        regions = region_boxes(labels, _object_points(task), region=task.region)
+        images = read(regions, task.lenses)
     return ShardContent(images=images, columns=label_columns(task, labels, images), labels=labels)
 
 

@@ -12,7 +12,7 @@ from pipeline.store.schema import FLAGS, FORMAT_VERSION, StoreAttributes
 from preprocess.config import BuildConfig, ImageEncoding, JpegProcess, OnBadImage, Region
 from preprocess.images import ImageWork
 from preprocess.plan import Plan, make_plan
-from preprocess.records import LabelStack, Source, SourceError
+from preprocess.records import LabelStack, Lens, Source, SourceError
 from preprocess.shard import ShardTask, plan_indices
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ class Tasks:
         chosen = {"depth_mm": self.config.depth, "segmentation": self.config.segmentation}
         return tuple(name for name, wanted in chosen.items() if wanted)
 
+    def _lenses(self, official_idx: list[int]) -> list[Lens | None] | None:
+        """Return what distorted each of some images, None if nothing is straightened."""
+        source = self.source
+        if not straightens(self.config, source) or source.lens_of is None:
+            return None
+        return [None if k < 0 else source.lenses[k] for k in source.lens_of[official_idx].tolist()]
+
     def task(self, shard: int, *, with_labels: bool = True) -> ShardTask:
         """Return the task of a shard.
 
@@ -62,6 +69,7 @@ class Tasks:
             label_job=self.source.label_job(official) if with_labels else _no_labels,
             indices=plan_indices(self.plan, rows),
             work=self.work,
+            lenses=self._lenses(official),
             region=self.config.image.region.name if self.work.recode else "frame",
             stop_at_bad_image=self.config.on_bad_image is OnBadImage.error,
             mano=self.mano,
@@ -69,6 +77,11 @@ class Tasks:
             pictures=self.pictures,
             read_picture=self.source.picture,
         )
+
+
+def straightens(config: BuildConfig, source: Source) -> bool:
+    """Return whether a build straightens images."""
+    return bool(source.lenses) and config.image.undistort
 
 
 def _no_labels() -> LabelStack:
@@ -129,6 +142,13 @@ def image_work(config: BuildConfig, source: Source) -> ImageWork:
             f"{source.dataset}: {num_png} of {len(source.rows)} images below {source.root} are "
             "PNGs, which a store does not hold as they are; pass image.encoding=recode"
         )
+    straight = straightens(config, source)
+    if straight and image.encoding is ImageEncoding.passthrough:
+        raise SourceError(
+            f"{source.dataset}: some images are distorted by their lens, and its labels are not; "
+            "pass image.encoding=recode, which straightens them, or image.undistort=false to keep "
+            "pixels that the labels do not lie on"
+        )
     if (config.depth or config.segmentation) and source.picture is None:
         raise SourceError(
             f"{source.dataset} has no depth or segmentation images that a store keeps; leave out "
@@ -136,7 +156,7 @@ def image_work(config: BuildConfig, source: Source) -> ImageWork:
         )
     recode = image.encoding is ImageEncoding.recode or (
         image.encoding is ImageEncoding.auto
-        and (num_png > 0 or image.region is not Region.frame or image.max_px > 0)
+        and (num_png > 0 or straight or image.region is not Region.frame or image.max_px > 0)
     )
     return ImageWork(
         recode=recode,
@@ -162,6 +182,7 @@ def store_attributes(
             "margin": work.margin,
             "max_px": work.max_px,
             "quality": work.quality,
+            "undistort": straightens(config, source),
         }
     return StoreAttributes(
         format=FORMAT_VERSION,

@@ -10,7 +10,7 @@ from preprocess.records import Source, SourceError
 if TYPE_CHECKING:
     from model.mano_files import ManoModels
 
-DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d")
+DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
 """Each is a module of this package with ``open_source(root, mano) -> Source``."""
 
 
