@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from omegaconf import MISSING
 
-SAMPLE_DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d")
+SAMPLE_DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
 """Formats that ``make-sample`` writes."""
 
 
@@ -215,15 +215,17 @@ class SampleConfig:
     """A small rendered dataset in an official on-disk format. Treat as read-only."""
 
     dataset: str = "freihand"
-    """Which format: freihand, interhand26m, dexycb or ho3d."""
+    """Which format: freihand, interhand26m, dexycb, ho3d or arctic."""
     out: str = MISSING
     """Folder to create; gets the dataset and the stand-in MANO files (out/mano)."""
     num: int = 256
     """FreiHAND: training poses, each written as four images. InterHand2.6M and HO-3D: training
-    images. DexYCB: images, rounded up to eight per time step."""
+    images. DexYCB: images, rounded up to eight per time step. ARCTIC: images of the official set,
+    nine per frame; some twenty frames of a sequence are outside of it."""
     num_eval: int | None = None
     """FreiHAND and HO-3D: evaluation images. InterHand2.6M: images of each of val and test. null:
-    num // 8, at least a few. DexYCB: not used, its splits are rules over the same images."""
+    num // 8, at least a few. DexYCB and ARCTIC: not used, their splits are rules over the same
+    images."""
     seed: int = 0
     """The same seed gives the same files."""
     workers: int = 0

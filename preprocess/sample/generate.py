@@ -2,7 +2,8 @@
 
 Every sample is a pure function of (seed, split, index): neither the number of workers nor the
 number of samples changes it, and the first samples of a larger set equal a smaller set's. Only
-DexYCB's tree is planned as a whole: there the number of images is part of the seed.
+the trees of DexYCB and ARCTIC are planned as a whole: there the number of images is part of the
+seed.
 """
 
 from collections.abc import Callable
@@ -54,10 +55,12 @@ def write_sample(
         dataset: One of ``SAMPLE_DATASETS``.
         out: Target folder; must be empty or absent.
         num: FreiHAND: unique poses, each written as four images. InterHand2.6M and HO-3D: training
-            images. DexYCB: images, rounded up to eight per time step.
+            images. DexYCB: images, rounded up to eight per time step. ARCTIC: images of the
+            official set, nine per frame.
         seed: Any non-negative integer.
         num_eval: Evaluation images (FreiHAND, HO-3D) or images of each of val and test
-            (InterHand2.6M); by default ``num // 8``, at least a few. DexYCB has none.
+            (InterHand2.6M); by default ``num // 8``, at least a few. DexYCB and ARCTIC have
+            none.
         workers: Processes; 0 takes every core, 1 stays in this process.
         progress: Called with (done, total) samples.
 
@@ -97,6 +100,10 @@ def _writer(dataset: str) -> Writer:
         from preprocess.sample import dexycb
 
         return dexycb.write
+    if dataset == "arctic":
+        from preprocess.sample import arctic
+
+        return arctic.write
     from preprocess.sample import ho3d
 
     return ho3d.write

@@ -72,7 +72,7 @@ class _Look:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Part:
+class Body:
     """One body in the camera frame: its label, geometry, and normals of every face's corners."""
 
     label: int
@@ -80,6 +80,7 @@ class _Part:
     faces: np.ndarray
     corner_normals: np.ndarray
     mesh: ObjectMesh | None
+    """Its texture; None: skin."""
 
 
 def render_frame(
@@ -101,8 +102,20 @@ def render_frame(
         look_key: Non-negative integers behind skin, light, table and room; one per sequence gives
             all its cameras and frames the same look.
     """
+    bodies = _bodies(sequence, frame, T_cam_from_world, look_key)
+    return render_bodies(bodies, frame, K, T_cam_from_world, size_hw, look_key)
+
+
+def render_bodies(
+    parts: list[Body],
+    frame: int,
+    K: np.ndarray,
+    T_cam_from_world: np.ndarray,
+    size_hw: tuple[int, int],
+    look_key: tuple[int, ...],
+) -> RenderedFrame:
+    """Draw bodies over a table, z = 0 in the world, in a room; arguments as in ``render_frame``."""
     look = _look(look_key)
-    parts = _parts(sequence, frame, T_cam_from_world, look)
     vertices = np.concatenate([part.vertices for part in parts])
     starts = np.cumsum([0, *(len(part.vertices) for part in parts)])
     faces = np.concatenate(
@@ -185,54 +198,68 @@ def _room(look_key: tuple[int, ...], camera_id: int, size_hw: tuple[int, int]) -
 
 @lru_cache(maxsize=len(OBJECTS))
 def _corner_normals(name: str) -> np.ndarray:
-    """Normals [f, 3, 3] of an object's face corners, its own frame."""
-    mesh = stand_in_object(name)
+    return corner_normals(stand_in_object(name))
+
+
+def object_body(label: int, mesh: ObjectMesh, normals: np.ndarray, pose: np.ndarray) -> Body:
+    """Return an object at ``pose`` [4, 4] in the camera; normals [f, 3, 3] of its face corners."""
+    return Body(
+        label=label,
+        vertices=mesh.vertices @ pose[:3, :3].T + pose[:3, 3],
+        faces=mesh.faces,
+        corner_normals=normals @ pose[:3, :3].T,
+        mesh=mesh,
+    )
+
+
+def hand_body(
+    label: int,
+    side: str,
+    vertices: np.ndarray,
+    root_rotmat: np.ndarray,
+    look_key: tuple[int, ...],
+) -> Body:
+    """Return a hand with its forearm; ``vertices`` [778, 3] and root in the camera."""
+    look = _look(look_key)
+    sight = Sight(
+        vertices=vertices,
+        is_right=side == "right",
+        root_rotmat=root_rotmat,
+        skin=look.skin,
+        wrist_bend=look.wrist_bend,
+    )
+    body, faces = with_forearm(sight), arm_faces(side)
+    normals = vertex_normals(body, faces)[faces]
+    return Body(label=label, vertices=body, faces=faces, corner_normals=normals, mesh=None)
+
+
+def corner_normals(mesh: ObjectMesh) -> np.ndarray:
+    """Return normals [f, 3, 3] of an object's face corners, its own frame."""
     normals = igl.per_corner_normals(np.array(mesh.vertices), np.array(mesh.faces), _CREASE_DEG)
     return np.asarray(normals.reshape(-1, 3, 3))
 
 
-def _parts(
-    sequence: HandObjectSequence, frame: int, T_cam_from_world: np.ndarray, look: _Look
-) -> list[_Part]:
+def _bodies(
+    sequence: HandObjectSequence,
+    frame: int,
+    T_cam_from_world: np.ndarray,
+    look_key: tuple[int, ...],
+) -> list[Body]:
     """Objects and hand of a frame in the camera frame."""
-    parts = []
+    bodies = []
     for slot, name in enumerate(sequence.object_names):
-        mesh = stand_in_object(name)
         pose = T_cam_from_world @ sequence.T_world_from_obj[frame, slot]
-        parts.append(
-            _Part(
-                label=1 + slot,
-                vertices=mesh.vertices @ pose[:3, :3].T + pose[:3, 3],
-                faces=mesh.faces,
-                corner_normals=_corner_normals(name) @ pose[:3, :3].T,
-                mesh=mesh,
-            )
-        )
+        bodies.append(object_body(1 + slot, stand_in_object(name), _corner_normals(name), pose))
     if sequence.hand_there[frame]:
         turn, shift = T_cam_from_world[:3, :3], T_cam_from_world[:3, 3]
         root = Rotation.from_rotvec(sequence.theta[frame, :3]).as_matrix()
-        sight = Sight(
-            vertices=sequence.vertices[frame] @ turn.T + shift,
-            is_right=sequence.side == "right",
-            root_rotmat=turn @ root,
-            skin=look.skin,
-            wrist_bend=look.wrist_bend,
-        )
-        body, faces = with_forearm(sight), arm_faces(sequence.side)
-        parts.append(
-            _Part(
-                label=HAND,
-                vertices=body,
-                faces=faces,
-                corner_normals=vertex_normals(body, faces)[faces],
-                mesh=None,
-            )
-        )
-    return parts
+        vertices = sequence.vertices[frame] @ turn.T + shift
+        bodies.append(hand_body(HAND, sequence.side, vertices, turn @ root, look_key))
+    return bodies
 
 
 def _draw(
-    parts: list[_Part],
+    parts: list[Body],
     pixel: np.ndarray,
     vertices: np.ndarray,
     faces: np.ndarray,
@@ -288,7 +315,7 @@ def _mixed(weight: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def _albedo(
-    part: _Part, seen: Fragments, mine: np.ndarray, first_face: int, skin: SkinAtlas
+    part: Body, seen: Fragments, mine: np.ndarray, first_face: int, skin: SkinAtlas
 ) -> np.ndarray:
     """Colours [m, 3] of some fragments of one part, float32, sRGB."""
     face, weight = seen.face[mine] - first_face, seen.weight[mine]

@@ -19,7 +19,7 @@ def digest(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["freihand", "interhand26m", "dexycb", "ho3d"])
+@pytest.mark.parametrize("dataset", ["freihand", "interhand26m", "dexycb", "ho3d", "arctic"])
 def test_number_of_workers_changes_nothing(dataset: str, tmp_path: Path) -> None:
     # Starting two processes alone takes seconds: they import torch.
     for workers in (1, 2):

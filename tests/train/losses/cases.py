@@ -166,11 +166,11 @@ def _grid(rng: np.random.Generator, mask: str) -> Arguments:
     row = rng.integers(0, 3, B)
     row[-1] = -1  # no object
     return {
-        "points": rng.normal(0, 0.08, (B, 40, 3)),
+        "points": rng.normal(0, 0.08, (B, 12, 3)),
         "grids": rng.normal(0, 0.02, (3, 6, 6, 6)),
         "boxes": np.concatenate([low, low + 0.2], 1),
         "row": row,
-        mask: some(rng, B, 40),
+        mask: some(rng, B, 12),
     }
 
 

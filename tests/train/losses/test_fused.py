@@ -268,7 +268,7 @@ def poisoned_outputs() -> Iterator[None]:
 
 
 @given(SHAPES)
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_joints(shape: Shape) -> None:
     names: tuple[str, ...] = JOINT_TERMS
     if shape.coincident:  # the direction of a distance of 0 is rounding
