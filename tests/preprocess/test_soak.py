@@ -1,7 +1,8 @@
 """The long proofs of a build: ``make soak``, some ten minutes. Rows: benchmarks/results/soak.jsonl.
 
 Memory does not grow with the number of frames; a build that is killed again and again ends with the
-bytes of one that nothing stopped. The frames are DexYCB's, with objects, contact and depth.
+bytes of one that nothing stopped. The frames are DexYCB's, with objects, contact and depth, and
+ARCTIC's, recoded, with articulated objects.
 """
 
 import random
@@ -15,18 +16,20 @@ import pytest
 from benchmarks.harness import Measurement, append_rows, record
 from pipeline.store.reader import open_store
 from preprocess import journal
+from preprocess.sample.generate import write_sample
 from tests.preprocess.many_frames import dexycb_of
 from tests.preprocess.test_build import file_hashes
 from tests.preprocess.test_resume import killed_while_building, without_command
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak.jsonl"
 KILLS = 20
+ARCTIC_KILLS = 10
 SHARD_ROWS = 128
 
 
-def words(root: Path, out: Path, *more: str) -> list[str]:
+def words(root: Path, out: Path, *more: str, dataset: str = "dexycb") -> list[str]:
     options = [f"root={root}", f"out={out}", f"mano={root / 'mano'}", "workers=2", *more]
-    return [sys.executable, "-m", "preprocess", "build-cache", "dataset=dexycb", *options]
+    return [sys.executable, "-m", "preprocess", "build-cache", f"dataset={dataset}", *options]
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -124,6 +127,43 @@ def test_ten_thousand_frames_killed_twenty_times_end_with_the_same_bytes(tmp_pat
         "seconds_without_kills": round(seconds, 1),
     }
     row = record("soak", "build dexycb", "kills survived", "kills", value, params=params)
+    append_rows(RESULTS, [row])
+
+
+@pytest.mark.slow
+def test_twenty_thousand_frames_of_arctic(tmp_path: Path) -> None:
+    """Memory as for a tenth of them; killed ten times, the same bytes."""
+    more = ("shard_rows=512", "on_bad_image=flag")
+    peaks = {}
+    for num in (2_000, 20_000):
+        root, out = tmp_path / f"arctic-{num}", tmp_path / f"whole-{num}.zarr"
+        write_sample("arctic", root, num, 5)
+        peaks[num], seconds = peak_mb(words(root, out, *more, dataset="arctic"))
+        store = open_store(out)
+        assert store.num_rows >= num
+        assert store.label("in_contact").any()
+        params = {"frames": store.num_rows, "shard_rows": 512, "workers": 2}
+        params |= {"frames_per_s": round(store.num_rows / seconds)}
+        value = Measurement(p20=peaks[num], p50=peaks[num], p80=peaks[num], n=1)
+        name = "memory of all processes"
+        append_rows(RESULTS, [record("soak", "build arctic", name, "MB", value, params=params)])
+    assert peaks[20_000] <= 1.3 * peaks[2_000]
+    rng, killed, again = random.Random(12), 0, tmp_path / "killed.zarr"
+    command = words(root, again, *more, dataset="arctic")
+    while killed < ARCTIC_KILLS:
+        killed += killed_after(command, rng.uniform(2, 4 + seconds / ARCTIC_KILLS))
+    done = len(journal.read(again)) if journal.journal_path(again).exists() else 0
+    subprocess.run(command, check=True, capture_output=True)
+    assert without_command(again) == without_command(out)
+    value = Measurement(p20=killed, p50=killed, p80=killed, n=1)
+    params = {
+        "frames": store.num_rows,
+        "files_equal": len(file_hashes(again)),
+        "content_sha256": open_store(again).attributes.content_sha256,
+        "shards_done_before_the_last_run": done,
+        "seconds_without_kills": round(seconds, 1),
+    }
+    row = record("soak", "build arctic", "kills survived", "kills", value, params=params)
     append_rows(RESULTS, [row])
 
 
