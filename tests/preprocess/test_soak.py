@@ -156,14 +156,14 @@ def test_twenty_thousand_frames_of_arctic(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     assert without_command(again) == without_command(out)
     value = Measurement(p20=killed, p50=killed, p80=killed, n=1)
-    params = {
+    facts = {
         "frames": store.num_rows,
         "files_equal": len(file_hashes(again)),
         "content_sha256": open_store(again).attributes.content_sha256,
         "shards_done_before_the_last_run": done,
         "seconds_without_kills": round(seconds, 1),
     }
-    row = record("soak", "build arctic", "kills survived", "kills", value, params=params)
+    row = record("soak", "build arctic", "kills survived", "kills", value, params=facts)
     append_rows(RESULTS, [row])
 
 
