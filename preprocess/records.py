@@ -57,6 +57,8 @@ class Labels:
     object_arti_rad: Float[np.ndarray, " 10"]
     grasped_object: Int16[np.ndarray, ""]
     """Object slot; -1 = unknown."""
+    official_valid: Bool[np.ndarray, " 3"]
+    """Right hand, left hand, object: in view by the official protocol's rule; True without one."""
 
 
 def empty_labels() -> Labels:
@@ -79,6 +81,7 @@ def empty_labels() -> Labels:
         object_start=np.full((NUM_OBJECTS, 3), np.nan),
         object_arti_rad=np.full(NUM_OBJECTS, np.nan),
         grasped_object=np.array(-1, np.int16),
+        official_valid=np.ones(3, bool),
     )
 
 
@@ -103,6 +106,7 @@ class LabelStack:
     object_start: Float[np.ndarray, "n 10 3"]
     object_arti_rad: Float[np.ndarray, "n 10"]
     grasped_object: Int16[np.ndarray, " n"]
+    official_valid: Bool[np.ndarray, "n 3"]
 
 
 def stack_labels(rows: Sequence[Labels]) -> LabelStack:

@@ -153,6 +153,14 @@ LABELS: Final = (
     _spec("has_world", "bool", (), "-", "T_world_from_cam is valid"),
     _spec("has_object", "bool", (10,), "-", "object_id and object_pose are valid"),
     _spec("has_contact", "bool", (2,), "-", "contact_dist and contact_object are valid"),
+    _spec(
+        "official_valid",
+        "bool",
+        (3,),
+        "-",
+        "right hand, left hand, object: in view by the rule of the dataset's official protocol "
+        "(arctic); true where there is no such rule",
+    ),
     _spec("sequence_idx", "int32", (), "-", "into attributes.tables['sequence']"),
     _spec("camera_idx", "int32", (), "-", "into attributes.tables['camera']"),
     _spec("subject_idx", "int32", (), "-", "into attributes.tables['subject']"),

@@ -68,6 +68,8 @@ class Rig:
 
     T_cam_from_world: Float64[np.ndarray, "8 4 4"]
     K: Float64[np.ndarray, "8 3 3"]
+    image_size_wh: Float64[np.ndarray, "9 2"]
+    """Of all views, the one on the head first, pixels."""
     ioi_offset: int
     """Number of the image file that shows the first captured frame."""
 
@@ -141,7 +143,8 @@ def read_rigs(root: Path) -> dict[str, Rig]:
         T = _array(entry.get("world2cam"), (VIEWS - 1, 4, 4), f"{where}.world2cam")
         _require_rigid(T, f"{where}.world2cam")
         K = _array(entry.get("intris_mat"), (VIEWS - 1, 3, 3), f"{where}.intris_mat")
-        rigs[subject] = Rig(T_cam_from_world=T, K=K, ioi_offset=offset)
+        size = _array(entry.get("image_size"), (VIEWS, 2), f"{where}.image_size")
+        rigs[subject] = Rig(T_cam_from_world=T, K=K, image_size_wh=size, ioi_offset=offset)
     return rigs
 
 

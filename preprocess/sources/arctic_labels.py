@@ -4,18 +4,22 @@ Hands, object and the camera on the head are in the world frame of the capture; 
 to its own camera. A shard shows few sequences: each is read once, whole, some hundred kilobytes.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int8, Int64
 
 from model.hand import LEFT, RIGHT, STANDARD_FROM_MANO21, TIP_VERTICES
 from model.mano_files import ManoModels, mano_forward
+from preprocess.annotations import read_json
+from preprocess.articulation import articulated
 from preprocess.canonical import HandParameters, arctic_hands, arctic_objects, fill_hands
 from preprocess.records import LabelStack, empty_labels, stack_labels
-from preprocess.sources.arctic_files import EGO, OBJECTS, EgoLens, Rig, read_raw
+from preprocess.sources.arctic_files import EGO, NAME, OBJECTS, EgoLens, Rig, read_raw
+from preprocess.sources.arctic_valid import in_view
 
 _CHUNK = 256
 
@@ -44,6 +48,7 @@ def read_views(
         SourceError: If a file is missing or broken.
     """
     stack = stack_labels([empty_labels()] * num_rows)
+    stack.official_valid[:] = False
     sequences = {name: read_raw(root, name) for name in {view.sequence for view in views}}
     for view in views:
         raw = sequences[view.sequence]
@@ -77,7 +82,34 @@ def read_views(
                 fill_hands(stack, rows, slot, hands)
                 stack.joints_3d[rows, slot] = _joints(mano, slot, hands)
                 stack.joint_valid[rows, slot] = True
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            stack.official_valid[part] = _in_view(root, view, stack, part)
     return stack
+
+
+def _in_view(
+    root: Path, view: View, stack: LabelStack, rows: Int64[np.ndarray, " k"]
+) -> Bool[np.ndarray, "k 3"]:
+    """Return which hands and objects of labelled rows of a view the official protocol counts."""
+    points, part = _vertices(root, view.sequence.split("/")[1].split("_")[0])
+    posed = articulated(points, part, stack.object_arti_rad[rows, 0])
+    pose = stack.object_pose[rows, 0]
+    posed = posed @ pose[:, :, :3].transpose(0, 2, 1) + pose[:, None, :, 3]
+    K = view.rig.K[view.view - 1]
+    lens = view.lens if view.view == EGO else None
+    size_wh = view.rig.image_size_wh[view.view]
+    return in_view(stack.joints_3d[rows], posed, K, size_wh, lens)
+
+
+@functools.lru_cache(maxsize=len(OBJECTS))
+def _vertices(root: Path, name: str) -> tuple[Float64[np.ndarray, "v 3"], Int8[np.ndarray, " v"]]:
+    """Return every vertex of an object's file, metres, and its part."""
+    folder = root / "meta" / "object_vtemplates" / name
+    lines = (folder / "mesh.obj").read_text().splitlines()
+    points = np.array([line.split()[1:4] for line in lines if line.startswith("v ")], np.float64)
+    part = np.asarray(read_json(NAME, folder / "parts.json"))
+    return points / 1000.0, (part == 0).astype(np.int8)
 
 
 def _joints(mano: ManoModels, slot: int, hands: HandParameters) -> Float64[np.ndarray, "k 21 3"]:

@@ -18,6 +18,8 @@ from preprocess.build import build
 from preprocess.config import BuildConfig, ImageConfig, ImageEncoding, OnBadImage, Region
 from preprocess.records import LabelStack, Source, SourceError
 from preprocess.sources.arctic import open_source
+from preprocess.sources.arctic_files import EgoLens
+from preprocess.sources.arctic_valid import distorted, in_view
 from tests.preprocess.arctic_tree import (
     BASE,
     DIST8,
@@ -32,6 +34,7 @@ from tests.preprocess.dexycb_tree import Arrays, published, skin
 
 AGREE_M = 1e-4
 AGREE_PX = 0.05
+AHEAD = np.array([0.0, 0.0, 1.0])
 SPECS = (
     Spec(name="s01/box_use_01", num_frames=30),
     Spec(name="s05/box_grab_01", num_frames=26, missing=(14,)),
@@ -163,6 +166,75 @@ def test_without_mano_there_are_objects_and_cameras(tiny: Tiny) -> None:
     labels = source.label_job([0, 5])()
     assert not labels.joint_valid.any()
     np.testing.assert_array_equal(labels.object_pose, tiny.labels.object_pose[[0, 5]])
+
+
+def counted_by_hand(row: RowTruth, size_wh: tuple[int, int]) -> list[bool]:
+    """The official rule, point by point; the head's view is projected by OpenCV."""
+    dist = DIST8 if row.view == 0 else np.zeros(8)
+
+    def shown(points: np.ndarray) -> np.ndarray:
+        zero = np.zeros(3)
+        return np.asarray(cv2.projectPoints(points, zero, zero, row.K, dist)[0][:, 0])
+
+    corners = shown(row.object_vertices)
+    x0, y0, x1, y1 = 1.0, 1.0, float(size_wh[0]), float(size_wh[1])
+    if row.view:
+        wide, high = np.ptp(corners[:, 0]), np.ptp(corners[:, 1])
+        scale = max((1.1 * max(wide, high) + 0.6 * max(wide, high)) / 200, 3.0)
+        cx, cy = ((corners[:, i].max() + corners[:, i].min()) / 2 for i in (0, 1))
+        x0, y0 = max(cx - 100 * scale, 1.0), max(cy - 100 * scale, 1.0)
+        x1, y1 = min(cx + 100 * scale, x1), min(cy + 100 * scale, y1)
+
+    def within(point: np.ndarray) -> bool:
+        return bool(x0 <= point[0] <= x1 and y0 <= point[1] <= y1)
+
+    found = []
+    for hand in row.joints:
+        seen = [within(point) for point in shown(hand)]
+        found.append(seen[0] and sum(seen) >= 3)
+    return [*found, within(corners.mean(0))]
+
+
+def test_what_the_protocol_counts_is_in_view(tiny: Tiny) -> None:
+    for i, row in rows_with_labels(tiny):
+        size = (84, 60) if row.view == 0 else (60, 84)
+        assert tiny.labels.official_valid[i].tolist() == counted_by_hand(row, size)
+    for i, image in enumerate(tiny.source.rows.image):
+        if "/s03/" in image:
+            assert not tiny.labels.official_valid[i].any()
+
+
+def test_hands_and_objects_beside_the_box_do_not_count() -> None:
+    """Scenes as large as the real images, with the hands scattered about the object."""
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for i in range(120):
+        view = i % 3
+        size = (2800, 2000) if view == 0 else (2000, 2800)
+        K = np.array([[2000.0, 0, size[0] / 2], [0, 2010.0, size[1] / 2], [0, 0, 1]])
+        place = rng.normal(0, 0.25, 3) + AHEAD
+        box = rng.normal(0, 0.08, (16, 3)) + place
+        joints = rng.normal(0, 0.03, (2, 21, 3)) + place + rng.normal(0, 0.15, (2, 1, 3))
+        row = RowTruth(
+            image="", sequence="", view=view, number=0, K=K, T_cam_from_world=np.eye(4),
+            vertices=np.zeros(0), joints=joints, object_vertices=box, T_cam_from_obj=np.eye(4),
+            arti_rad=0.0, betas=np.zeros(0),
+        )  # fmt: skip
+        lens = EgoLens(K=K, dist8=DIST8) if view == 0 else None
+        found = in_view(joints[None], box[None], K, np.array(size, float), lens)[0].tolist()
+        assert found == counted_by_hand(row, size), i
+        kinds.add((view == 0, *found))
+    assert len(kinds) >= 10
+
+
+def test_points_are_distorted_as_opencv_does() -> None:
+    points = np.random.default_rng(1).normal(0, 0.2, (50, 3)) + AHEAD
+    K = np.array([[500.0, 0, 400], [0, 510.0, 300], [0, 0, 1]])
+    moved = distorted(points, EgoLens(K=K, dist8=DIST8))
+    zero = np.zeros(3)
+    expected = cv2.projectPoints(points, zero, zero, K, DIST8)[0][:, 0]
+    np.testing.assert_allclose((moved @ K.T)[:, :2] / moved[:, 2:], expected, atol=1e-9)
+    np.testing.assert_array_equal(moved[:, 2], points[:, 2])
 
 
 # --- splits ---------------------------------------------------------------------------------------

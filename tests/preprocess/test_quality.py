@@ -45,6 +45,7 @@ def stack(num: int = 1) -> LabelStack:
         object_start=np.full((num, 10, 3), np.nan),
         object_arti_rad=np.full((num, 10), np.nan),
         grasped_object=np.zeros(num, np.int16),
+        official_valid=np.ones((num, 3), bool),
     )
 
 

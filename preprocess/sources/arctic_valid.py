@@ -1,0 +1,89 @@
+"""Which hands and objects ARCTIC's official protocol counts: those that are in view.
+
+A hand: its wrist and at least three joints inside the box around the object, cut by the image; the
+object: the mean of its projected vertices. The camera on the head has the whole image for a box and
+is looked through with its distortion.
+
+Source:
+    The dataset's src/arctic/processing.py: compute_bbox_batch, forward_define_bbox, forward_valid
+    (described in the dataset notes, 5.4).
+"""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from preprocess.sources.arctic_files import EgoLens
+
+_AROUND: Final = 1.1 + 0.6
+"""Side of the box over the longer extent of the object."""
+_SMALLEST_PX: Final = 600.0
+_MIN_JOINTS: Final = 3
+
+
+def box_of(
+    object_px: Float64[np.ndarray, "n v 2"], size_wh: Float64[np.ndarray, " 2"]
+) -> Float64[np.ndarray, "n 4"]:
+    """Return the box (x0, y0, x1, y1) around projected vertices, cut by the image from pixel 1."""
+    low, high = object_px.min(1), object_px.max(1)
+    half = np.maximum((high - low).max(-1, keepdims=True) * _AROUND, _SMALLEST_PX) / 2
+    middle = (low + high) / 2
+    return np.concatenate(
+        [np.maximum(middle - half, 1.0), np.minimum(middle + half, size_wh)], axis=-1
+    )
+
+
+def in_view(
+    joints: Float64[np.ndarray, "n 2 21 3"],
+    vertices: Float64[np.ndarray, "n v 3"],
+    K: Float64[np.ndarray, "3 3"],
+    size_wh: Float64[np.ndarray, " 2"],
+    lens: EgoLens | None,
+) -> Bool[np.ndarray, "n 3"]:
+    """Return whether right hand, left hand and object are in view; NaN joints are not.
+
+    Args:
+        joints: Camera frame, metres.
+        vertices: Of the whole object where it is, camera frame, metres.
+        K: Of a still camera, where ``lens`` is None.
+        size_wh: Of the image, pixels.
+        lens: Of the camera on the head; its image is the box.
+    """
+    if lens is None:
+        object_px, joints_px = _pixels(vertices, K), _pixels(joints, K)
+        box = box_of(object_px, size_wh)
+    else:
+        object_px = _pixels(distorted(vertices, lens), lens.K)
+        joints_px = _pixels(distorted(joints, lens), lens.K)
+        box = np.tile([1.0, 1.0, *size_wh], (len(vertices), 1))
+    hands = _inside(joints_px, box[:, None, None])  # [n, 2, 21]
+    held = hands[..., 0] & (hands.sum(-1) >= _MIN_JOINTS)
+    return np.concatenate([held, _inside(object_px.mean(1), box)[:, None]], axis=1)
+
+
+def distorted(points: Float64[np.ndarray, "*n 3"], lens: EgoLens) -> Float64[np.ndarray, "*n 3"]:
+    """Return points moved so that a pinhole camera sees them where the lens does, same depth."""
+    k1, k2, p1, p2, k3, k4, k5, k6 = lens.dist8
+    z = points[..., 2]
+    x, y = points[..., 0] / z, points[..., 1] / z
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    radial = radial / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+    u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    v = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return np.stack([u * z, v * z, z], axis=-1)
+
+
+def _pixels(
+    points: Float64[np.ndarray, "*n 3"], K: Float64[np.ndarray, "3 3"]
+) -> Float64[np.ndarray, "*n 2"]:
+    projected = points @ K.T
+    return np.asarray(projected[..., :2] / projected[..., 2:])
+
+
+def _inside(
+    pixels: Float64[np.ndarray, "*n 2"], box: Float64[np.ndarray, "*n 4"]
+) -> Bool[np.ndarray, "*n"]:
+    inside = (pixels >= box[..., :2]) & (pixels <= box[..., 2:])
+    return np.asarray(inside.all(-1))
