@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store.schema import LABELS, StoreAttributes
+from pipeline.store.schema import FORMAT_VERSION, LABELS, StoreAttributes
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
 
@@ -19,7 +19,7 @@ COMMAND = "python -m preprocess build-cache dataset=toy out=toy.zarr"
 
 def toy_attributes(num_rows: int, shard_rows: int, **changes: Any) -> StoreAttributes:
     attributes = StoreAttributes(
-        format=0,
+        format=FORMAT_VERSION,
         dataset="toy",
         joint_set="smplx",
         num_rows=num_rows,

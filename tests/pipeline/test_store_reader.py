@@ -422,7 +422,7 @@ def test_a_row_outside_its_place(path: Path, offset: int, sentence: str) -> None
 def test_another_format_version(path: Path) -> None:
     edit(path, format=3, num_rows=None)  # another version may have other attributes
     assert error_at_open(path, StoreVersionError) == (
-        f"store {path} has format version 3, this code reads 0; rebuild it with: {COMMAND}"
+        f"store {path} has format version 3, this code reads 1; rebuild it with: {COMMAND}"
     )
 
 
@@ -456,7 +456,7 @@ def test_a_zarr_group_of_somebody_else(tmp_path: Path) -> None:
 def test_damaged_attributes(path: Path) -> None:
     edit(path, licence=None, license="MIT")
     assert error_at_open(path) == (
-        f"{path / 'zarr.json'}: expected the attributes of format 0, "
+        f"{path / 'zarr.json'}: expected the attributes of format 1, "
         f"got missing ['licence'], unknown ['license']; rebuild it with: {COMMAND}"
     )
     os.truncate(path / "zarr.json", 100)

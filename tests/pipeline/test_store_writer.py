@@ -74,7 +74,7 @@ def test_create_store_lists_all_problems(tmp_path: Path) -> None:
         f"store {tmp_path / 'toy.zarr'}",
         "shard_rows must be positive, got 0",
         f"shard_capacity_bytes must be a multiple of {INNER_CHUNK_BYTES}, got 5",
-        "format must be 0, got 9",
+        "format must be 1, got 9",
         "split 'all'",
         "split 'a/b'",
         "split 'late' must lie in 0..2, got 3..3",

@@ -542,7 +542,7 @@ def test_make_sample_names_the_next_command(
     [
         (
             {"dataset": "coco"},
-            "dataset must be one of freihand, interhand26m, dexycb, ho3d, got 'coco'",
+            "dataset must be one of freihand, interhand26m, dexycb, ho3d, arctic, got 'coco'",
         ),
         ({"num": 0}, "num must be at least 1, got 0"),
         ({"num_eval": 0}, "num_eval must be at least 1, got 0"),

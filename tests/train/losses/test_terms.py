@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from tests.reference import losses_scene
+from tests.reference import losses, losses_scene
 from tests.train.losses.cases import CASES, Arguments, B, Case, call, mask_of
 from train.losses.terms import contact, joints, mano, objects, physics, regularizers
 
@@ -300,3 +300,21 @@ def test_samples_that_are_all_alike_have_no_gradient_but_a_cost() -> None:
     assert value[0].item() == pytest.approx(1 - regularizers.VARIANCE_EPS**0.5)
     assert features.grad is not None
     assert features.grad.abs().max() == 0.0
+
+
+def test_short_bones_are_the_oracles() -> None:
+    """Bones under a millimetre point nowhere in full."""
+    case = next(c for c in CASES if c.term is joints.bone_direction)
+    arguments = case.draw(np.random.default_rng(10))
+    for child, parent, size in ((7, 6, 4e-4), (12, 11, 1e-5), (1, 0, 9e-4)):
+        arguments["pred"][:, :, child] = arguments["pred"][:, :, parent] + size
+    value = call(case, arguments)
+    np.testing.assert_allclose(value.numpy(), losses.bone_direction(**arguments), rtol=1e-9)
+
+
+def test_angles_are_the_oracles() -> None:
+    turned = Rotation.random(200, random_state=11).as_matrix().reshape(2, 100, 3, 3)
+    angle = mano.geodesic(*torch.from_numpy(turned))
+    np.testing.assert_allclose(angle.numpy(), losses.geodesic(*turned), rtol=1e-9)
+    found = mano.bend_splay_twist(torch.from_numpy(turned))
+    np.testing.assert_allclose(found.numpy(), losses.bend_splay_twist(turned), atol=1e-9)
