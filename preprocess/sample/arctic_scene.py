@@ -257,7 +257,7 @@ def still_cameras(seed: int, subject: str) -> tuple[np.ndarray, np.ndarray]:
         away[2] = np.sin(height)
         target = np.array([0.0, 0.0, 0.24]) + rng.normal(0, 0.01, 3)
         if i == 4 and subject != "s01":
-            target += 0.24 * np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
+            target += 0.36 * np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
         T.append(look_at(target + away * rng.uniform(0.85, 1.05), target, rng.normal(0, 0.04)))
         focal = rng.normal(330.0, 5.0)
         centre = np.array(STILL_HW[::-1]) / 2 - 0.5 + rng.normal(0, 2, 2)

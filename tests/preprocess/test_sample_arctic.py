@@ -249,3 +249,15 @@ def test_a_sound_store_verifies_against_its_files(store: Store, sample: Path) ->
         console=Console(quiet=True),
     )
     assert not report.problems
+
+
+def test_a_camera_that_looks_past_them_counts_neither_the_object_nor_the_left_hand(
+    store: Store,
+) -> None:
+    valid = store.label("official_valid")
+    past = [row for row, plan, view, _ in rows_of(store) if plan.subject == "s05" and view == 5]
+    at_them = [row for row, plan, view, _ in rows_of(store) if plan.subject == "s01" and view == 5]
+    assert past
+    assert at_them
+    assert not valid[past][:, 1:].any()
+    assert valid[at_them].all()

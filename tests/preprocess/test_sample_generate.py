@@ -82,8 +82,8 @@ def test_progress_and_summary(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="freihand, interhand26m, dexycb, ho3d, got 'arctic'"):
-        write_sample("arctic", tmp_path, 1, 0)
+    with pytest.raises(ValueError, match="dexycb, ho3d, arctic, got 'nope'"):
+        write_sample("nope", tmp_path, 1, 0)
     with pytest.raises(ValueError, match="num must be at least 1, got 0"):
         write_sample("freihand", tmp_path, 0, 0)
     with pytest.raises(ValueError, match="num_eval must be at least 1, got 0"):
