@@ -27,23 +27,27 @@ class PlanConfig:
 
     ALIASES: ClassVar[dict[str, str]] = _ALIASES
 
-    device_gib: float = MISSING
-    """Memory of the device, GiB: 24 for a desktop card, 139 for an H200."""
+    device_gib: float | None = None
+    """Memory of the device, GiB; null shows cards of 24, 48, 80 and 141 GB side by side."""
     model_gib: float = 8.0
     """Peak of the training step without the cache, GiB: weights, gradients, optimiser, activations;
     5 % are added. train run logs it."""
     world: int = 1
     """Devices that share the samples."""
+    num_samples: int | None = None
+    """Plan as if the store had so many: a small build shows what the whole dataset needs."""
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
 
     def __post_init__(self) -> None:
-        if self.device_gib <= 0 or self.model_gib < 0:
+        if (self.device_gib is not None and self.device_gib <= 0) or self.model_gib < 0:
             raise ValueError(
                 f"device_gib must be positive and model_gib not negative, got {self.device_gib} "
                 f"and {self.model_gib}"
             )
         if self.world < 1:
             raise ValueError(f"world must be at least 1, got {self.world}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
 
 @dataclass(kw_only=True, slots=True)

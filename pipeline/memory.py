@@ -30,6 +30,8 @@ from pipeline.view import samples_at
 GIB: Final = 2**30
 CGROUP: Final = Path("/sys/fs/cgroup")
 """Where a container's limit stands."""
+CARDS: Final = {"24 GB": 23.5, "48 GB": 44.4, "80 GB": 79.0, "141 GB": 139.0}
+"""Name: GiB that a process finds free on such cards, about."""
 MODEL_MARGIN: Final = 0.05
 DECODER_FIXED_BYTES: Final = GIB
 """Context and scratch of the decoder beside its batches; an estimate until it is measured."""
@@ -188,26 +190,40 @@ def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> Non
         )
 
 
+def capacity(demand: Demand, codec: Codec, *, device_bytes: int, model_bytes: int) -> int:
+    """Return how many samples like those of ``demand`` fit beside the model and the decoder."""
+    model = math.ceil((1 + MODEL_MARGIN) * model_bytes)
+    free = device_bytes - demand.decoder_bytes - model
+    return max(0, free // (bytes_per_sample(codec, demand.size_px) + demand.label_bytes))
+
+
 def main(config: PlanConfig) -> int:
     """Say what of a store fits on a device: resident rgb, resident yuv420, or streamed.
 
     Counts pixels, labels, the decoder's pool and the model with 5 % of margin, as the fill does. A
-    smaller cache.size_px, subset=... or more devices (world=...) make more fit.
+    smaller cache.size_px, subset=... or more devices (world=...) make more fit. Without device_gib
+    it compares cards; num_samples plans for the whole dataset from a store of a part of it.
 
     Example:
         python -m pipeline plan store=build/dexycb.zarr split=s0_train device_gib=24 model_gib=8
+        python -m pipeline plan store=build/arctic.zarr num_samples=1496400
     """
     with ExitStack() as stack:
         parts = open_parts(config.pipeline, stack, training=True)
-        share = math.ceil(sum(len(part.view) for part in parts) / config.world)
-        demand = demand_of(parts, config.pipeline, share)
+        total = config.num_samples or sum(len(part.view) for part in parts)
+        demand = demand_of(parts, config.pipeline, math.ceil(total / config.world))
+    codecs = allowed_codecs(config.pipeline.cache, training=True)
+    model_bytes = int(config.model_gib * GIB)
+    console = Console()
+    if config.device_gib is None:
+        _show_cards(console, demand, codecs, model_bytes, config)
+        return 0
     plan = plan_memory(
         demand,
         device_bytes=int(config.device_gib * GIB),
-        model_bytes=int(config.model_gib * GIB),
-        codecs=allowed_codecs(config.pipeline.cache, training=True),
+        model_bytes=model_bytes,
+        codecs=codecs,
     )
-    console = Console()
     console.print(plan.sentence(), highlight=False, soft_wrap=True)
     sheet = Table()
     for name in ("codec", "pixels", "labels", "decoder", "model + 5 %", "total GiB", "fits"):
@@ -224,6 +240,45 @@ def main(config: PlanConfig) -> int:
         )
     console.print(sheet)
     return 0
+
+
+def _show_cards(
+    console: Console,
+    demand: Demand,
+    codecs: tuple[Codec, ...],
+    model_bytes: int,
+    config: PlanConfig,
+) -> None:
+    """Print what each card holds, what becomes of the store on it, and how many would hold it."""
+    console.print(
+        f"{demand.num_samples:,} samples of {demand.size_px} px on each of {config.world}, beside "
+        f"a model of {config.model_gib:g} GiB",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sheet = Table("card")
+    for codec in codecs:
+        sheet.add_column(f"holds {codec.value}", justify="right")
+    sheet.add_column("this store")
+    for codec in codecs:
+        sheet.add_column(f"cards for {codec.value}", justify="right")
+    for card, gib in CARDS.items():
+        device_bytes = int(gib * GIB)
+        plan = plan_memory(
+            demand, device_bytes=device_bytes, model_bytes=model_bytes, codecs=codecs
+        )
+        held = [
+            capacity(demand, codec, device_bytes=device_bytes, model_bytes=model_bytes)
+            for codec in codecs
+        ]
+        everything = demand.num_samples * config.world
+        sheet.add_row(
+            card,
+            *(f"{num:,}" for num in held),
+            plan.chosen.value if plan.chosen else "stream",
+            *(str(math.ceil(everything / num)) if num else "-" for num in held),
+        )
+    console.print(sheet)
 
 
 def _gib(num_bytes: int) -> str:

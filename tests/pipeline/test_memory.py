@@ -1,7 +1,9 @@
 """The memory plan: arithmetic by hand, and the commands on a sample store."""
 
+import math
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from pipeline.codec import Codec
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig, ViewConfig
 from pipeline.memory import (
     DECODER_FIXED_BYTES,
+    GIB,
     Demand,
     allowed_codecs,
     available_bytes,
+    capacity,
     demand_of,
     plan_memory,
     require_room,
@@ -70,6 +74,37 @@ def test_the_plan_is_one_line_and_a_table(
     assert capsys.readouterr().out.startswith("resident rgb: 22 samples")
 
 
+def test_the_capacity_is_the_largest_number_that_the_plan_calls_resident() -> None:
+    for codec in BOTH:
+        num = capacity(DEMAND, codec, device_bytes=GIB, model_bytes=10_000_000)
+        for count, fits in ((num, True), (num + 1, False)):
+            plan = plan_memory(
+                replace(DEMAND, num_samples=count),
+                device_bytes=GIB,
+                model_bytes=10_000_000,
+                codecs=(codec,),
+            )
+            assert (plan.chosen is codec) is fits
+    assert capacity(DEMAND, Codec.rgb, device_bytes=7_000_000, model_bytes=10_000_000) == 0
+
+
+def test_without_a_device_cards_are_compared(
+    freihand: SampleStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", f"store={freihand.store}", "size_px=256", "num_samples=400000"]
+    assert front_door("python -m pipeline", COMMANDS, words) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "400,000 samples of 256 px on each of 1, beside a model of 8 GiB"
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in rest if " GB" in line]
+    assert [row[0] for row in cells] == ["24 GB", "48 GB", "80 GB", "141 GB"]
+    # 400,000 x 256 x 256 x 3 bytes are 73.2 GiB: two bytes of three on 48 GB, all on 141 GB
+    assert [row[3] for row in cells] == ["stream", "stream", "yuv420", "rgb"]
+    for row in cells:
+        held = [int(cell.replace(",", "")) for cell in row[1:3]]
+        assert 1.98 < held[1] / held[0] < 2.0
+        assert [int(cell) for cell in row[4:]] == [math.ceil(400_000 / num) for num in held]
+
+
 @pytest.mark.parametrize(
     ("codec", "training", "size_px", "expected"),
     [
@@ -113,7 +148,7 @@ def test_available_memory_of_this_machine() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "needs device_gib=..."),
+        (["num_samples=0"], "num_samples must be at least 1"),
         (["device_gib=0"], "device_gib must be positive"),
         (["device_gib=1", "world=0"], "world must be at least 1"),
         (["device_gib=1", "split=no"], "no split 'no'"),
