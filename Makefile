@@ -23,8 +23,9 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable . --group dev
 	@touch $(READY)
 
+# A worker per core: threads of their own would only wait for each other.
 test: $(READY)
-	$(PY) -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
