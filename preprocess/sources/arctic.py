@@ -35,7 +35,6 @@ from preprocess.sources.arctic_files import (
     NAME,
     OBJECTS,
     VIEWS,
-    EgoLens,
     Rig,
     count_images,
     list_image_sequences,
@@ -112,7 +111,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
         label_job=functools.partial(_label_job, root, found, first, rigs, lenses, mano),
         objects=_objects(root, found),
         left_as_shipped=True,
-        lenses=tuple(Lens(K=lens.K, dist8=lens.dist8) for lens in lenses.values()),
+        lenses=tuple(lenses.values()),
         lens_of=_lens_of(found, list(lenses)),
         notes=_notes(found, protocols),
     )
@@ -273,7 +272,7 @@ def _label_job(
     found: Sequence[_Found],
     first: Int64[np.ndarray, " k"],
     rigs: Mapping[str, Rig],
-    lenses: Mapping[str, EgoLens],
+    lenses: Mapping[str, Lens],
     mano: ManoModels | None,
     official_idx: Sequence[int],
 ) -> LabelJob:

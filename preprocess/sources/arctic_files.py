@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from pipeline.pickles.read import load_npy
 from preprocess.annotations import read_json
-from preprocess.records import SourceError
+from preprocess.records import Lens, SourceError
 
 NAME: Final = "arctic"
 VIEWS: Final = 9
@@ -51,15 +51,6 @@ class RawSequence:
     object: Float64[np.ndarray, "f 7"]
     """Angle (radians), axis-angle, translation in millimetres."""
     T_ego_from_world: Float64[np.ndarray, "f 4 4"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EgoLens:
-    """The camera on the head; the same in all frames of a sequence."""
-
-    K: Float64[np.ndarray, "3 3"]
-    dist8: Float64[np.ndarray, " 8"]
-    """OpenCV's rational model: k1, k2, p1, p2, k3, k4, k5, k6."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -219,7 +210,7 @@ def read_raw(root: Path, sequence: str) -> RawSequence:
     )
 
 
-def read_lens(root: Path, sequence: str) -> EgoLens:
+def read_lens(root: Path, sequence: str) -> Lens:
     """Return the lens of the camera on the head in ``sXX/<name>``.
 
     Raises:
@@ -230,7 +221,7 @@ def read_lens(root: Path, sequence: str) -> EgoLens:
 
 def _read_ego(
     root: Path, sequence: str, num: int | None
-) -> tuple[Float64[np.ndarray, "f 4 4"], EgoLens]:
+) -> tuple[Float64[np.ndarray, "f 4 4"], Lens]:
     path = _path(root, sequence, "egocam.dist")
     content = _read_dict(path)
     rotation = content.get("R_k_cam_np")
@@ -242,7 +233,7 @@ def _read_ego(
     _require_rigid(T, f"{path}: R_k_cam_np")
     K = _array(content.get("intrinsics"), (3, 3), f"{path}: intrinsics")
     dist8 = np.asarray(content.get("dist8"), dtype=object).reshape(-1)
-    return T, EgoLens(K=K, dist8=_array(dist8, (8,), f"{path}: dist8"))
+    return T, Lens(K=K, dist8=_array(dist8, (8,), f"{path}: dist8"))
 
 
 def _read_object(root: Path, sequence: str) -> Float64[np.ndarray, "f 7"]:

@@ -17,8 +17,8 @@ from model.mano_files import ManoModels, mano_forward
 from preprocess.annotations import read_json
 from preprocess.articulation import articulated
 from preprocess.canonical import HandParameters, arctic_hands, arctic_objects, fill_hands
-from preprocess.records import LabelStack, empty_labels, stack_labels
-from preprocess.sources.arctic_files import EGO, NAME, OBJECTS, EgoLens, Rig, read_raw
+from preprocess.records import LabelStack, Lens, empty_labels, stack_labels
+from preprocess.sources.arctic_files import EGO, NAME, OBJECTS, Rig, read_raw
 from preprocess.sources.arctic_valid import in_view
 
 _CHUNK = 256
@@ -32,7 +32,7 @@ class View:
     """``sXX/<name>``."""
     view: int
     rig: Rig
-    lens: EgoLens
+    lens: Lens
     frames: Int64[np.ndarray, " k"]
     """Captured frames; not all need be in the capture."""
     rows: Int64[np.ndarray, " k"]

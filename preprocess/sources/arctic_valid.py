@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from preprocess.sources.arctic_files import EgoLens
+from preprocess.records import Lens
 
 _AROUND: Final = 1.1 + 0.6
 """Side of the box over the longer extent of the object."""
@@ -39,7 +39,7 @@ def in_view(
     vertices: Float64[np.ndarray, "n v 3"],
     K: Float64[np.ndarray, "3 3"],
     size_wh: Float64[np.ndarray, " 2"],
-    lens: EgoLens | None,
+    lens: Lens | None,
 ) -> Bool[np.ndarray, "n 3"]:
     """Return whether right hand, left hand and object are in view; NaN joints are not.
 
@@ -62,7 +62,7 @@ def in_view(
     return np.concatenate([held, _inside(object_px.mean(1), box)[:, None]], axis=1)
 
 
-def distorted(points: Float64[np.ndarray, "*n 3"], lens: EgoLens) -> Float64[np.ndarray, "*n 3"]:
+def distorted(points: Float64[np.ndarray, "*n 3"], lens: Lens) -> Float64[np.ndarray, "*n 3"]:
     """Return points moved so that a pinhole camera sees them where the lens does, same depth."""
     k1, k2, p1, p2, k3, k4, k5, k6 = lens.dist8
     z = points[..., 2]

@@ -16,9 +16,8 @@ from model.mano_files import ManoModels, load_mano
 from pipeline.store.reader import open_store
 from preprocess.build import build
 from preprocess.config import BuildConfig, ImageConfig, ImageEncoding, OnBadImage, Region
-from preprocess.records import LabelStack, Source, SourceError
+from preprocess.records import LabelStack, Lens, Source, SourceError
 from preprocess.sources.arctic import open_source
-from preprocess.sources.arctic_files import EgoLens
 from preprocess.sources.arctic_valid import distorted, in_view
 from tests.preprocess.arctic_tree import (
     BASE,
@@ -220,7 +219,7 @@ def test_hands_and_objects_beside_the_box_do_not_count() -> None:
             vertices=np.zeros(0), joints=joints, object_vertices=box, T_cam_from_obj=np.eye(4),
             arti_rad=0.0, betas=np.zeros(0),
         )  # fmt: skip
-        lens = EgoLens(K=K, dist8=DIST8) if view == 0 else None
+        lens = Lens(K=K, dist8=DIST8) if view == 0 else None
         found = in_view(joints[None], box[None], K, np.array(size, float), lens)[0].tolist()
         assert found == counted_by_hand(row, size), i
         kinds.add((view == 0, *found))
@@ -230,7 +229,7 @@ def test_hands_and_objects_beside_the_box_do_not_count() -> None:
 def test_points_are_distorted_as_opencv_does() -> None:
     points = np.random.default_rng(1).normal(0, 0.2, (50, 3)) + AHEAD
     K = np.array([[500.0, 0, 400], [0, 510.0, 300], [0, 0, 1]])
-    moved = distorted(points, EgoLens(K=K, dist8=DIST8))
+    moved = distorted(points, Lens(K=K, dist8=DIST8))
     zero = np.zeros(3)
     expected = cv2.projectPoints(points, zero, zero, K, DIST8)[0][:, 0]
     np.testing.assert_allclose((moved @ K.T)[:, :2] / moved[:, 2:], expected, atol=1e-9)
