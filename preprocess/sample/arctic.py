@@ -41,6 +41,7 @@ from preprocess.sample.hand_object_render import (
     render_bodies,
 )
 from preprocess.sample.objects import ObjectMesh
+from preprocess.sample.picture_file import save_picture
 from preprocess.sample.processes import in_processes
 
 LID, BASE, HANDS = 1, 2, (254, 255)
@@ -97,10 +98,7 @@ def _write_task(out: Path, seed: int, num: int, task: tuple[int, int, int]) -> N
     rgb = np.zeros((*(STILL_HW if view else EGO_HW), 3), np.uint8)
     if BLACK[0] <= frame < plan.num_frames - BLACK[1]:
         rgb = draw(seed, plan, view, frame)[0]
-    encoded, data = cv2.imencode(".jpg", rgb[:, :, ::-1], _QUALITY)
-    if not encoded:
-        raise OSError(f"{path}: OpenCV could not encode the image")
-    path.write_bytes(data.tobytes())
+    save_picture(path, rgb[:, :, ::-1], _QUALITY)
 
 
 def draw(seed: int, plan: Plan, view: int, frame: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ from preprocess.sample.dexycb_scene import (
 from preprocess.sample.hand_curl import shipped_or_fixed
 from preprocess.sample.hand_object_render import HAND, RenderedFrame, render_frame
 from preprocess.sample.objects import write_models
+from preprocess.sample.picture_file import save_picture
 from preprocess.sample.processes import in_processes
 
 _JPEG: Final = (
@@ -98,19 +99,11 @@ def _write_task(out: Path, seed: int, num: int, task: tuple[int, str, int]) -> N
         SIZE_HW,
         look_key=(seed, 300, 5, number),
     )
-    _encode(folder / f"color_{frame:06d}.jpg", picture.rgb[:, :, ::-1], _JPEG)
+    save_picture(folder / f"color_{frame:06d}.jpg", picture.rgb[:, :, ::-1], _JPEG)
     depth_mm = np.round(picture.depth_m * 1000.0).astype(np.uint16)
-    _encode(folder / f"aligned_depth_to_color_{frame:06d}.png", depth_mm, _PNG)
+    save_picture(folder / f"aligned_depth_to_color_{frame:06d}.png", depth_mm, _PNG)
     label = label_of(truth_of(seed, num, plan, serial, frame), picture)
     np.savez_compressed(folder / f"labels_{frame:06d}.npz", allow_pickle=False, **label)
-
-
-def _encode(path: Path, image: np.ndarray, options: tuple[int, ...]) -> None:
-    """Write a picture; colours are BGR."""
-    encoded, data = cv2.imencode(path.suffix, image, options)
-    if not encoded:
-        raise OSError(f"{path}: OpenCV could not encode the image")
-    path.write_bytes(data.tobytes())
 
 
 # --- labels ---------------------------------------------------------------------------------------

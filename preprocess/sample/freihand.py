@@ -22,6 +22,7 @@ from model.hand import MIDDLE_MCP, STANDARD_FROM_MANO21, TIP_VERTICES
 from model.mano_files import mano_forward
 from preprocess.sample.background import draw_background, draw_green_screen
 from preprocess.sample.hand_mesh import stand_in_model
+from preprocess.sample.picture_file import save_picture
 from preprocess.sample.pose import draw_hand, draw_orientation
 from preprocess.sample.render import (
     Picture,
@@ -196,7 +197,4 @@ def _version(picture: Picture, seed: int, split: str, idx: int, version: int) ->
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:
     """Write a baseline 4:2:0 JPEG from RGB."""
-    encoded, data = cv2.imencode(".jpg", image[:, :, ::-1], _JPEG)
-    if not encoded:
-        raise OSError(f"{path}: OpenCV could not encode the image")
-    path.write_bytes(data.tobytes())
+    save_picture(path, image[:, :, ::-1], _JPEG)

@@ -41,6 +41,7 @@ from preprocess.sample.ho3d_scene import (
     unlisted,
 )
 from preprocess.sample.objects import OBJECTS, stand_in_object, write_models
+from preprocess.sample.picture_file import save_picture
 from preprocess.sample.processes import in_processes
 from preprocess.sample.python2_pickle import python2_pickle
 
@@ -233,8 +234,4 @@ def _write_pictures(folder: Path, slot: Slot, version: str, picture: RenderedFra
 
 def _write_image(path: Path, rgb: np.ndarray, jpeg: tuple[int, ...] = _JPEG) -> None:
     """Write RGB as PNG or baseline JPEG, as the name says."""
-    parameters = jpeg if path.suffix == ".jpg" else ()
-    encoded, data = cv2.imencode(path.suffix, rgb[:, :, ::-1], parameters)
-    if not encoded:
-        raise OSError(f"{path}: OpenCV could not encode the image")
-    path.write_bytes(data.tobytes())
+    save_picture(path, rgb[:, :, ::-1], jpeg if path.suffix == ".jpg" else ())

@@ -31,6 +31,7 @@ from preprocess.sample.interhand26m_scene import (
     stream,
     subject,
 )
+from preprocess.sample.picture_file import save_picture
 from preprocess.sample.render import (
     Picture,
     Sight,
@@ -206,7 +207,4 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
         *(cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
         *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
     )
-    encoded, data = cv2.imencode(".jpg", image[:, :, ::-1], options)
-    if not encoded:
-        raise OSError(f"{path}: OpenCV could not encode the image")
-    path.write_bytes(data.tobytes())
+    save_picture(path, image[:, :, ::-1], options)

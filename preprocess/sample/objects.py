@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-import cv2
 import numpy as np
 
 from preprocess.sample.object_catalogue import RECIPES
+from preprocess.sample.picture_file import save_picture
 from preprocess.sources.ycb import YCB_NAMES
 
 OBJECTS: Final = YCB_NAMES
@@ -78,7 +78,4 @@ def write_models(root: Path, names: Iterable[str]) -> None:
         (folder / "textured_simple.obj").write_text("\n".join(text) + "\n", encoding="ascii")
         material = "newmtl material_0\nKa 1 1 1\nKd 1 1 1\nmap_Kd texture_map.png\n"
         (folder / "textured_simple.obj.mtl").write_text(material, encoding="ascii")
-        encoded, data = cv2.imencode(".png", mesh.texture[:, :, ::-1])
-        if not encoded:
-            raise OSError(f"{folder}: OpenCV could not encode the texture")
-        (folder / "texture_map.png").write_bytes(data.tobytes())
+        save_picture(folder / "texture_map.png", mesh.texture[:, :, ::-1])
