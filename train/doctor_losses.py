@@ -1,6 +1,5 @@
 """A check of ``python -m train doctor``: the loss kernels against the eager terms here."""
 
-import os
 from typing import Final
 
 import torch
@@ -8,8 +7,8 @@ from torch import Tensor
 
 from model.geometry.rotation import rot6d_to_rotmat
 from train.doctor_config import DoctorConfig
-from train.doctor_finding import Finding, ok
-from train.doctor_parity import difference, verdict
+from train.doctor_finding import Finding
+from train.doctor_parity import difference, triton_parity
 from train.losses.config import Impl
 from train.losses.groups import joint_losses, mesh_losses, rotation_losses
 from train.losses.inputs import (
@@ -27,12 +26,7 @@ NUM: Final = 4
 
 def loss_kernels(_: DoctorConfig) -> Finding:
     """Compare the values and gradients of the loss kernels with the eager terms."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not torch.cuda.is_available() and not interpreted:
-        return ok("for GPUs only: a CPU runs the reference itself")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = "Triton, interpreted," if interpreted else "Triton"
-    return verdict(f"{name} on {device}", loss_error(device))
+    return triton_parity(loss_error)
 
 
 def loss_error(device: torch.device) -> float:

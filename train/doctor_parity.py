@@ -6,6 +6,7 @@ the gather's output, far above what the order of float32 sums may change.
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Final
 
@@ -48,12 +49,17 @@ def gather_kernel(_: DoctorConfig) -> Finding:
 
 def prepare_kernel(_: DoctorConfig) -> Finding:
     """Compare the kernel for draws and labels with its reference."""
+    return triton_parity(prepare_error)
+
+
+def triton_parity(error_on: Callable[[torch.device], float]) -> Finding:
+    """Judge a Triton kernel by its largest difference from its reference on this device."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not torch.cuda.is_available() and not interpreted:
         return ok("for GPUs only: a CPU runs the reference itself")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = "Triton, interpreted," if interpreted else "Triton"
-    return verdict(f"{name} on {device}", prepare_error(device))
+    return verdict(f"{name} on {device}", error_on(device))
 
 
 def gather_error(codec: Codec, device: torch.device) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.hand import NUM_JOINTS
 from train.losses.config import Distance
+from train.losses.fused_autograd import gradients_like, keep, room, rows_of, scaled
 from train.losses.fused_math import keep3, load3, put, reciprocal_length, sign
 from train.losses.inputs import JOINT_TERMS, GroupLoss, JointInputs
 from train.losses.terms.joints import MIN_BONE_M, MIN_SPREAD_M, SQUARINGS, Z_MIN_M
@@ -368,33 +369,27 @@ class _JointLosses(torch.autograd.Function):
         smooth: float,
         input_px: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        num = len(pred)
-        values = pred.new_empty((len(lam), num), dtype=torch.float32)
-        seen, weighted = torch.empty_like(values, dtype=torch.bool), values.new_empty(num)
-        grad = values.new_empty(pred.shape)
+        values, seen, weighted = room(lam, len(pred))
+        grads = gradients_like([pred])
         # Under the compiler the launch is an operator that it does not look into; else a call.
         launch: Any = _op if torch.compiler.is_compiling() else _launch
         launch(
             pred.contiguous(), target.contiguous(), valid.contiguous(), K.contiguous(), weight, lam,
-            values, seen, weighted, grad, rows, kind, smooth, input_px,
+            values, seen, weighted, *grads, rows, kind, smooth, input_px,
         )  # fmt: skip
-        ctx.save_for_backward(grad)
-        ctx.dtype = pred.dtype
-        ctx.mark_non_differentiable(values, seen)
-        ctx.set_materialize_grads(False)  # else two fills for what has no gradient
+        keep(ctx, [pred], grads, values, seen)
         return weighted.sum(), values, seen
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return ((grad * upstream).to(ctx.dtype), *(None,) * 9)
+        return *scaled(ctx, upstream), *(None,) * 9
 
 
 def joint_losses(
     inputs: JointInputs, names: tuple[str, ...], lam: Float[Tensor, " t"]
 ) -> GroupLoss:
     """Return what ``groups.joint_losses`` does, by the kernel."""
-    rows = tuple(names.index(name) if name in names else -1 for name in JOINT_TERMS)
+    rows = rows_of(JOINT_TERMS, names)
     total, values, seen = _JointLosses.apply(
         inputs.pred, inputs.target, inputs.valid, inputs.K, inputs.weight, lam,
         rows, KINDS[inputs.kind], inputs.smooth, inputs.input_px,

@@ -1,6 +1,6 @@
 """Functions of the loss kernels: what Triton lacks without CUDA's own library.
 
-Only ``tl`` operations that the interpreter knows; see ``tests/train/losses/test_fused_math.py``.
+Only ``tl`` operations that the interpreter knows.
 """
 
 import triton
@@ -70,6 +70,15 @@ def load3(at, stride: tl.constexpr, mask):  # type: ignore[no-untyped-def]
 def keep3(mask, x, y, z):  # type: ignore[no-untyped-def]
     """Return three tensors, 0 where masked."""
     return tl.where(mask, x, 0.0), tl.where(mask, y, 0.0), tl.where(mask, z, 0.0)
+
+
+@triton.jit
+def count_hands(has, sample, HANDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return how many hands of a sample have a flag, as a float."""
+    count = 0.0
+    for h in tl.static_range(HANDS):
+        count += (tl.load(has + sample * HANDS + h) != 0).to(tl.float32)
+    return count
 
 
 @triton.jit

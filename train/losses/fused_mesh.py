@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.hand import NUM_JOINTS, NUM_VERTICES
-from train.losses.fused_math import keep3, load3, log1p, put, sign
+from train.losses.fused_autograd import gradients_like, keep, room, rows_of, scaled
+from train.losses.fused_math import count_hands, keep3, load3, log1p, put, sign
 from train.losses.inputs import MESH_TERMS, ContactInputs, GroupLoss, MeshInputs
 
 NUM_WARPS: Final = 8
@@ -40,9 +41,7 @@ def mesh_kernel(  # type: ignore[no-untyped-def]
     is_vertex = v < _VERTICES
     total = 0.0
     if MESH >= 0:
-        count = 0.0
-        for h in tl.static_range(HANDS):
-            count += (tl.load(has_mesh + sample * HANDS + h) != 0).to(tl.float32)
+        count = count_hands(has_mesh, sample, HANDS)
         k = 1.0 / (tl.where(count > 0, count, 1.0) * _VERTICES)
         scale = k * tl.load(lam + MESH).to(tl.float32) * per_batch
         value = 0.0
@@ -70,9 +69,7 @@ def mesh_kernel(  # type: ignore[no-untyped-def]
         put(values, seen, MESH, sample, num, value * k, count > 0)
         total += tl.load(lam + MESH).to(tl.float32) * (value * k)
     if CONTACT >= 0:
-        count = 0.0
-        for h in tl.static_range(HANDS):
-            count += (tl.load(has_contact + sample * HANDS + h) != 0).to(tl.float32)
+        count = count_hands(has_contact, sample, HANDS)
         k = 1.0 / (tl.where(count > 0, count, 1.0) * _VERTICES)
         scale = k * tl.load(lam + CONTACT).to(tl.float32) * per_batch
         value = 0.0
@@ -154,28 +151,21 @@ class _MeshLosses(torch.autograd.Function):
         labels = has_mesh if has_mesh is not None else has_contact
         assert labels is not None
         num, hands = labels.shape
-        values = lam.new_empty((len(lam), num), dtype=torch.float32)
-        seen, weighted = torch.empty_like(values, dtype=torch.bool), values.new_empty(num)
+        values, seen, weighted = room(lam, num)
         inputs = (pred, pred_joints, logits)
-        grads = [None if x is None else values.new_empty(x.shape) for x in inputs]
+        grads = gradients_like(inputs)
         given = (pred, target, pred_joints, target_joints, has_mesh, logits, contact, has_contact)
         launch: Any = _op if torch.compiler.is_compiling() else _launch
         launch(
             *(None if x is None else x.contiguous() for x in given), lam, values, seen, weighted,
             *grads, hands, rows, alpha,
         )  # fmt: skip
-        ctx.save_for_backward(*grads)
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
-        ctx.mark_non_differentiable(values, seen)
-        ctx.set_materialize_grads(False)  # else two fills for what has no gradient
+        keep(ctx, inputs, grads, values, seen)
         return weighted.sum(), values, seen
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        mesh, joints, logits = (
-            None if grad is None else (grad * upstream).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
+        mesh, joints, logits = scaled(ctx, upstream)
         return mesh, None, joints, None, None, logits, *(None,) * 5
 
 
@@ -186,7 +176,7 @@ def mesh_losses(
     lam: Float[Tensor, " t"],
 ) -> GroupLoss:
     """Return what ``groups.mesh_losses`` does, by the kernel."""
-    rows = tuple(names.index(name) if name in names else -1 for name in MESH_TERMS)
+    rows = rows_of(MESH_TERMS, names)
     meshes: tuple[Tensor | None, ...] = (None,) * 5
     contacts: tuple[Tensor | None, ...] = (None,) * 3
     alpha = 0.0

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.hand import NUM_BETAS, NUM_MANO_JOINTS
-from train.losses.fused_math import atan2_upper, load3, put, reciprocal_length
+from train.losses.fused_autograd import gradients_like, keep, room, rows_of, scaled
+from train.losses.fused_math import atan2_upper, count_hands, load3, put, reciprocal_length
 from train.losses.inputs import ROTATION_TERMS, GroupLoss, RotationInputs
 
 NUM_WARPS: Final = 1
@@ -25,9 +26,7 @@ _ROTATIONS, _BETAS = tl.constexpr(NUM_MANO_JOINTS), tl.constexpr(NUM_BETAS)
 @triton.jit
 def _mean_over(valid, sample, hand, HANDS: tl.constexpr, ITEMS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return what each item of a valid hand weighs in the mean, per lane, and if there is any."""
-    count = 0.0
-    for h in tl.static_range(HANDS):
-        count += (tl.load(valid + sample * HANDS + h) != 0).to(tl.float32)
+    count = count_hands(valid, sample, HANDS)
     is_valid = tl.load(valid + sample * HANDS + hand) != 0
     share = tl.where(is_valid, 1.0 / (tl.where(count > 0, count, 1.0) * ITEMS), 0.0)
     return is_valid, share, count > 0
@@ -207,37 +206,28 @@ class _RotationLosses(torch.autograd.Function):
         lam: Tensor,
         rows: tuple[int, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        num = len(valid)
-        values = lam.new_empty((len(lam), num), dtype=torch.float32)
-        seen, weighted = torch.empty_like(values, dtype=torch.bool), values.new_empty(num)
+        values, seen, weighted = room(lam, len(valid))
         inputs = (pred, pred_beta, rot6d)
-        grads = [None if x is None else values.new_empty(x.shape) for x in inputs]
+        grads = gradients_like(inputs)
         given = (pred, target, valid, pred_beta, target_beta, has_beta, rot6d, present)
         launch: Any = _op if torch.compiler.is_compiling() else _launch
         launch(
             *(None if x is None else x.contiguous() for x in given), lam, values, seen, weighted,
             *grads, rows,
         )  # fmt: skip
-        ctx.save_for_backward(*grads)
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
-        ctx.mark_non_differentiable(values, seen)
-        ctx.set_materialize_grads(False)  # else two fills for what has no gradient
+        keep(ctx, inputs, grads, values, seen)
         return weighted.sum(), values, seen
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if grad is None else (grad * upstream).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return *scaled, *(None,) * 7
+        return *scaled(ctx, upstream), *(None,) * 7
 
 
 def rotation_losses(
     inputs: RotationInputs, names: tuple[str, ...], lam: Float[Tensor, " t"]
 ) -> GroupLoss:
     """Return what ``groups.rotation_losses`` does, by the kernel."""
-    rows = tuple(names.index(name) if name in names else -1 for name in ROTATION_TERMS)
+    rows = rows_of(ROTATION_TERMS, names)
     turned = inputs.pred if max(rows[:2]) >= 0 else None
     shape = inputs.pred_beta if max(rows[2:4]) >= 0 else None
     rot6d = inputs.rot6d if rows[4] >= 0 else None
