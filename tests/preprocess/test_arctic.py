@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,6 @@ def counted_root(root: Path) -> Path:
         "s09": 37, "s10": 21,
     }  # fmt: skip
     write_meta(root, dict.fromkeys(per_subject, 0))
-    (root / "meta" / "misc.json").write_text((root / "meta" / "misc.json").read_text())
     train = [(s, i) for s, n in per_subject.items() if s not in ("s03", "s05") for i in range(n)]
     val = [("s05", i) for i in range(34)]
     for names, total in ((train, 192_390), (val, 25_883)):
@@ -317,18 +316,20 @@ def test_the_official_counts(tmp_path: Path) -> None:
 # --- stores ---------------------------------------------------------------------------------------
 
 
-def test_a_store_has_contact_parts_and_straight_images(tiny: Tiny, tmp_path: Path) -> None:
-    out = tmp_path / "arctic.zarr"
-    config = BuildConfig(
+def settings(tiny: Tiny, out: Path) -> BuildConfig:
+    return BuildConfig(
         dataset="arctic",
         root=str(tiny.root),
         out=str(out),
         mano=str(tiny.root.parent / "mano"),
         workers=1,
-        shard_rows=64,
         on_bad_image=OnBadImage.flag,
     )
-    report = build(config)
+
+
+def test_a_store_has_contact_parts_and_straight_images(tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "arctic.zarr"
+    report = build(replace(settings(tiny, out), shard_rows=64))
     assert report.attributes.image_encoding == "recode"
     assert report.attributes.extra["recode"]["undistort"] is True
     store = open_store(out)
@@ -445,16 +446,8 @@ def test_no_sequence_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_crop_of_the_hands_and_the_object_holds_both(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "crop.zarr"
-    config = BuildConfig(
-        dataset="arctic",
-        root=str(tiny.root),
-        out=str(out),
-        mano=str(tiny.root.parent / "mano"),
-        workers=1,
-        on_bad_image=OnBadImage.flag,
-        image=ImageConfig(region=Region.hand_object, margin=1.2),
-    )
-    build(config)
+    crop = ImageConfig(region=Region.hand_object, margin=1.2)
+    build(replace(settings(tiny, out), image=crop))
     store = open_store(out)
     for row in range(0, len(store.label("K")), 40):
         image = tiny.source.rows.image[int(store.label("official_idx")[row])]
