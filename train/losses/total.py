@@ -150,6 +150,7 @@ def total_loss(
         plan = _balanced(plan, log_variance)
     joint_valid = batch.joint_valid & batch.has_joints[..., None]
     has_beta = batch.has_mano & batch.has_beta
+    present = batch.has_joints | batch.has_mano
     groups: list[tuple[tuple[str, ...], GroupLoss]] = []
     if plan.joints.names:
         joints = JointInputs(
@@ -185,12 +186,11 @@ def total_loss(
             target_beta=batch.beta,
             has_beta=has_beta,
             rot6d=prediction.theta_rot6d,
-            present=batch.has_joints | batch.has_mano,
+            present=present,
         )
         loss = rotation_losses(rotations, plan.rotations.names, plan.rotations.lam, plan.impl)
         groups.append((plan.rotations.names, loss))
     if plan.limits is not None and prediction.theta_rotmat is not None:
-        present = batch.has_joints | batch.has_mano
         is_left = ~(batch.is_right | batch.mirrored[:, None]) & (len(plan.limits.frames) > 1)
         frames = plan.limits.frames[is_left.long()]
         low, high = plan.limits.low_rad, plan.limits.high_rad
