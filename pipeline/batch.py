@@ -41,6 +41,13 @@ class Batch:
     """The hand as recorded; a mirrored left hand keeps False."""
     mirrored: Bool[Tensor, "*b"]
     """Image and labels were mirrored, so the hand now looks (and decodes) like the other side."""
+    object_id: Int64[Tensor, "*b"]
+    """The object that the hands act on, a row of ``Loader.objects``; -1 = none."""
+    object_pose: Float[Tensor, "*b 3 4"]
+    """[R | t]: input camera frame from the object's, metres; R is a mirror where ``mirrored``."""
+    object_arti_rad: Float[Tensor, "*b"]
+    """Angle of an articulated object (``model.geometry.articulation``), radians; NaN = rigid."""
+    has_object: Bool[Tensor, "*b"]
     joint_set: Int64[Tensor, "*b"]
     """Value of ``model.hand.JointSet``."""
     sample_id: Int64[Tensor, "*b"]
@@ -56,6 +63,17 @@ class Batch:
     def with_image(self, image: Tensor) -> "Batch":
         """Return the batch with another image."""
         return Batch(**{name: getattr(self, name) for name in _LABELS}, image=image)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a window; 1 where the batch is of single samples."""
+        return self.sample_id.shape[1] if self.sample_id.ndim > 1 else 1
+
+    def frames(self) -> "Batch":
+        """Return the frames of all windows one after another, [b * t]; no copy where there is t."""
+        if self.sample_id.ndim == 1:
+            return self
+        return Batch(**{f.name: getattr(self, f.name).flatten(0, 1) for f in fields(self)})
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
@@ -96,6 +114,10 @@ def blank_batch(image: Tensor, num_hands: int) -> Batch:
         has_beta=false(*hands),
         is_right=~false(*hands),
         mirrored=false(*shape),
+        object_id=torch.full_like(number, -1),
+        object_pose=torch.full((*shape, 3, 4), torch.nan, device=device),
+        object_arti_rad=torch.full(shape, torch.nan, device=device),
+        has_object=false(*shape),
         joint_set=number,
         sample_id=number,
         is_real=~false(*shape),

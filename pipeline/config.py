@@ -96,7 +96,7 @@ class ViewConfig:
     """Side of the cached crop over the side of the input crop (not in the frame view). Turning,
     shifting and growing the crop within it shows real pixels instead of repeated border pixels."""
     require_joints: bool = False
-    """Leave out hands without any annotated joint (other views: frames without any)."""
+    """Leave out hands without any annotated joint in view (other views: frames without any)."""
     exclude_flags: list[str] = field(default_factory=list)
     """Quality flags of the store whose rows are left out in training; evaluation keeps them, as the
     official denominators do."""

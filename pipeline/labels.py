@@ -21,6 +21,7 @@ from model.geometry.rotation import axis_angle_to_rotmat, rotate
 from model.hand import NUM_HANDS, NUM_MANO_JOINTS, RIGHT, JointSet
 from pipeline.batch import Batch
 from pipeline.config import ViewKind
+from pipeline.objects import acted_on
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable
 
@@ -44,40 +45,61 @@ class LabelTable:
     has_mano: Bool[Tensor, "n h"]
     has_beta: Bool[Tensor, "n h"]
     is_right: Bool[Tensor, "n h"]
+    object_id: Int64[Tensor, " n"]
+    """The object that the hands act on, in ``pipeline.objects.ObjectModels``; -1 = none."""
+    object_pose: Float[Tensor, "n 3 4"]
+    object_arti_rad: Float[Tensor, " n"]
+    has_object: Bool[Tensor, " n"]
     joint_set: Int64[Tensor, " n"]
 
 
-def load_labels(store: Store, view: ViewTable, kind: ViewKind) -> LabelTable:
-    """Read the labels of every sample of a view into host memory."""
+def load_labels(
+    store: Store, view: ViewTable, kind: ViewKind, *, first_object: int = 0
+) -> LabelTable:
+    """Read the labels of every sample of a view into host memory.
+
+    Hands and objects that the dataset's official protocol calls out of view have no label.
+    ``first_object`` is the place of the store's objects among those of all stores.
+    """
     row, slot = view.row.numpy(), (view.sample_id % NUM_HANDS).numpy()
+    is_single = kind is ViewKind.hand
+    slots = slot[:, None] if is_single else np.arange(NUM_HANDS)[None].repeat(len(row), 0)
+    in_view = torch.from_numpy(store.label("official_valid")[row[:, None], slots])
 
     def hands(name: str) -> Tensor:
         values = store.label(name)
-        picked = values[row, slot][:, None] if kind is ViewKind.hand else values[row]
-        return torch.from_numpy(picked)
+        return torch.from_numpy(values[row, slot][:, None] if is_single else values[row])
 
-    slots = (
-        slot[:, None] if kind is ViewKind.hand else np.arange(NUM_HANDS)[None].repeat(len(row), 0)
-    )
+    own_slot = acted_on(store, row)
+    is_object = torch.from_numpy(own_slot >= 0)
+
+    def of_object(name: str) -> Tensor:
+        return torch.from_numpy(store.label(name)[row, own_slot])
+
     return LabelTable(
         K=torch.from_numpy(store.label("K")[row]),
         joints_3d=hands("joints_3d"),
-        joint_valid=hands("joint_valid"),
+        joint_valid=hands("joint_valid") & in_view[..., None],
         theta_rotmat=_rotmats(hands("theta")),
         beta=hands("beta"),
         transl=hands("transl"),
         root_rest=hands("root_rest"),
-        has_joints=hands("has_joints"),
-        has_mano=hands("has_mano"),
-        has_beta=hands("has_beta"),
+        has_joints=hands("has_joints") & in_view,
+        has_mano=hands("has_mano") & in_view,
+        has_beta=hands("has_beta") & in_view,
         is_right=torch.from_numpy(slots == RIGHT),
+        object_id=torch.where(is_object, of_object("object_id").long() + first_object, -1),
+        object_pose=of_object("object_pose").where(is_object[:, None, None], torch.nan),
+        object_arti_rad=of_object("object_arti_rad").where(is_object, torch.nan),
+        has_object=is_object & torch.from_numpy(store.label("official_valid")[row, NUM_HANDS]),
         joint_set=torch.full_like(view.row, int(JointSet[store.attributes.joint_set])),
     )
 
 
 def hide_labels(labels: LabelTable, samples: Int64[Tensor, " m"]) -> None:
     """Take every label of samples back, in place."""
-    for mask in (labels.joint_valid, labels.has_joints, labels.has_mano, labels.has_beta):
+    hands = (labels.joint_valid, labels.has_joints, labels.has_mano, labels.has_beta)
+    for mask in (*hands, labels.has_object):
         mask[samples.to(mask.device)] = False
 
 
@@ -128,6 +150,10 @@ def move_labels(
         has_beta=labels.has_beta,
         is_right=labels.is_right,
         mirrored=mirrored,
+        object_id=labels.object_id,
+        object_pose=rotate(R, labels.object_pose.double().mT).mT.to(dtype),
+        object_arti_rad=labels.object_arti_rad,
+        has_object=labels.has_object,
         joint_set=labels.joint_set,
         sample_id=view.sample_id,
         is_real=torch.ones_like(mirrored),

@@ -32,6 +32,7 @@ from pipeline.batch import Batch
 from pipeline.codec import Codec, Pixels
 from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.labels import hide_labels, load_labels
+from pipeline.objects import load_objects, names_in
 from pipeline.read_ahead import read_ahead
 from pipeline.samples import (
     Part,
@@ -130,7 +131,16 @@ class Loader:
         views = [
             (part.store, view) for part, view in zip(self._parts, self._held.views, strict=True)
         ]
-        labels = concatenated([load_labels(*view, config.view.kind) for view in views])
+        stores = [store for store, _ in views]
+        self.objects = load_objects(stores, self.device)
+        """Behind ``Batch.object_id``."""
+        first = itertools.accumulate((len(names_in(store)) for store in stores), initial=0)
+        labels = concatenated(
+            [
+                load_labels(*view, config.view.kind, first_object=number)
+                for view, number in zip(views, first, strict=False)
+            ]
+        )
         view = concatenated(self._held.views)
         self.resident: resident.Resident | None = None
         """The pixels on the device; None where they are streamed."""

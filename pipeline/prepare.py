@@ -94,6 +94,7 @@ def without_labels(batch: Batch, is_real: Bool[Tensor, "*b"]) -> Batch:
         has_joints=batch.has_joints & per_hand,
         has_mano=batch.has_mano & per_hand,
         has_beta=batch.has_beta & per_hand,
+        has_object=batch.has_object & is_real,
     )
 
 

@@ -127,12 +127,14 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
     index, epoch, is_real,
     sample_id, center_px, size_px, A_cache_from_frame,
     K, joints_3d, joint_valid, theta_rotmat, beta, transl, root_rest,
-    has_joints, has_mano, has_beta, is_right, joint_set,
+    has_joints, has_mano, has_beta, is_right,
+    object_id, object_pose, object_arti_rad, has_object, joint_set,
     out_A_q16, out_colour, out_erase_xyxy, out_taps,
     out_K, out_A_input_from_frame, out_R_input_from_cam,
     out_joints_3d, out_joint_valid, out_theta_rotmat, out_beta, out_transl,
     out_has_joints, out_has_mano, out_has_beta, out_is_right,
-    out_mirrored, out_joint_set, out_sample_id, out_is_real,
+    out_mirrored, out_object_id, out_object_pose, out_object_arti_rad, out_has_object,
+    out_joint_set, out_sample_id, out_is_real,
     seed: tl.int64, frames: tl.int32, input_px: tl.int32,
     rotation_rad: tl.float64, scale: tl.float64, shift: tl.float64,
     gain: tl.float64, brightness: tl.float64, contrast: tl.float64, saturation: tl.float64,
@@ -230,6 +232,15 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_mirrored + k, mirrored)
     tl.store(out_sample_id + k, tl.load(sample_id + row))
     tl.store(out_joint_set + k, tl.load(joint_set + row))
+
+    # the object, a column of [R | t] per lane
+    tl.store(out_object_id + k, tl.load(object_id + row))
+    tl.store(out_object_arti_rad + k, tl.load(object_arti_rad + row))
+    tl.store(out_has_object + k, tl.load(has_object + row).to(tl.int1) & real)
+    x, y, z = _load3(object_pose + row * 12 + i, 4)
+    x, y, z = _turned(cos, sin, flip * x, y, z)
+    _store3(out_object_pose + k * 12 + i, 4, x, y, z)
+
     for hand in tl.static_range(HANDS):
         have, to = row * HANDS + hand, k * HANDS + hand
         tl.store(out_has_joints + to, tl.load(has_joints + have).to(tl.int1) & real)
@@ -306,6 +317,10 @@ def prepare(
         beta=new(hands, 10, dtype=labels.beta.dtype),
         transl=new(hands, 3),
         mirrored=new(dtype=torch.bool),
+        object_id=new(dtype=torch.int64),
+        object_pose=new(3, 4),
+        object_arti_rad=new(),
+        has_object=new(dtype=torch.bool),
         joint_set=new(dtype=torch.int64),
         sample_id=new(dtype=torch.int64),
         is_real=new(dtype=torch.bool),

@@ -121,19 +121,20 @@ def build_view(
     if training and config.exclude_flags:
         mask = np.bitwise_or.reduce([FLAGS[flag] for flag in config.exclude_flags])
         left_out["with an excluded flag"] = (store.label("quality")[rows] & mask) != 0
+    in_view = store.label("official_valid")[rows, :NUM_HANDS]
     if config.kind is ViewKind.hand:
         row = np.repeat(rows, NUM_HANDS)
         slot = np.tile(np.arange(NUM_HANDS), len(rows))
         left_out = {reason: np.repeat(out, NUM_HANDS) for reason, out in left_out.items()}
-        sample_id, has_joints = 2 * row + slot, store.label("has_joints")[row, slot]
+        sample_id, has_joints = 2 * row + slot, (in_view & store.label("has_joints")[rows]).ravel()
         box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
     else:
         row, sample_id = rows, 2 * rows
-        has_joints = np.logical_or.reduce(store.label("has_joints")[row], -1)
+        has_joints = (in_view & store.label("has_joints")[rows]).any(-1)
         is_frame = config.kind is ViewKind.frame
         box = _frame_box(store, row) if is_frame else _hand_object_box(store, row)
     if config.require_joints:
-        left_out["without joints"] = ~has_joints
+        left_out["without joints in view"] = ~has_joints
     center, side = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(-1)
     left_out["without a box"] = ~(np.isfinite(box).all(-1) & (side >= 1))
     pad, margin = (1.0, 1.0) if config.kind is ViewKind.frame else (config.pad, config.margin)

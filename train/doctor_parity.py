@@ -130,6 +130,10 @@ def example_tables() -> tuple[ViewTable, LabelTable]:
         has_mano=has_mano,
         has_beta=has_mano,
         is_right=torch.arange(NUM)[:, None] % 2 == 0,
+        object_id=torch.arange(NUM) % 3 - 1,
+        object_pose=normal(1, 3, 4)[:, 0],
+        object_arti_rad=normal(1)[:, 0] + missing[:, 0],
+        has_object=torch.arange(NUM) % 3 > 0,
         joint_set=torch.zeros(NUM, dtype=torch.int64),
     )
     return view, labels

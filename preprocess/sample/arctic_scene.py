@@ -40,11 +40,20 @@ BORDER: Final = 10
 BLACK: Final = (6, 10)
 """Frames at either end that are black; none of them is official."""
 LAST_MISSING: Final = 7
-OFFSETS: Final = {"s01": 1, "s02": 3, "s03": 0, "s05": 2, "s06": 4}
+OFFSETS: Final = {
+    "s01": 1, "s02": 3, "s03": 0, "s04": 1, "s05": 2, "s06": 4, "s07": 2, "s08": 5, "s09": 1,
+    "s10": 3,
+}  # fmt: skip
 _SEQUENCES: Final = (
     ("s01", "box_use_01"), ("s05", "box_use_01"), ("s02", "laptop_use_01"),
     ("s01", "microwave_use_01"), ("s05", "laptop_use_01"), ("s02", "microwave_grab_01"),
-    ("s01", "laptop_grab_01"), ("s06", "box_use_01"),
+    ("s01", "laptop_grab_01"), ("s07", "box_use_01"), ("s06", "microwave_use_01"),
+    ("s08", "laptop_use_01"), ("s05", "microwave_use_01"), ("s09", "box_use_01"),
+    ("s10", "laptop_use_01"), ("s04", "microwave_use_01"), ("s08", "box_use_01"),
+    ("s07", "laptop_use_01"), ("s09", "microwave_use_01"), ("s02", "box_use_01"),
+    ("s05", "box_grab_01"), ("s10", "box_use_01"), ("s04", "laptop_use_01"),
+    ("s07", "microwave_grab_01"), ("s01", "box_use_02"), ("s02", "laptop_use_02"),
+    ("s08", "microwave_use_01"), ("s05", "laptop_grab_01"), ("s06", "box_use_01"),
 )  # fmt: skip
 _HIDDEN: Final = ("s03", "box_use_01")
 _GAP_M: Final = 0.001

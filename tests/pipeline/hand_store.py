@@ -42,7 +42,7 @@ def labels(
     """Labels of one row: hands of 8 cm somewhere in the frame, half a metre away."""
     rng = np.random.default_rng([row, 1])
     values = {spec.name: np.full(spec.shape, spec.fill, spec.dtype) for spec in LABELS}
-    values |= {"K": K, "quality": np.array(0)}
+    values |= {"K": K, "quality": np.array(0), "official_valid": np.ones(3, bool)}
     values |= {
         f"{n}_idx": np.array(row // runs if runs else row % 2)
         for n in ("sequence", "camera", "subject")
@@ -120,7 +120,8 @@ def hand_store(
         changes: Labels of every row that replace the drawn ones.
     """
     tables = {"sequence": ["wave", "grasp"], "camera": ["c0", "c1"]}
-    made = toy_attributes(num_rows, shard_rows, tables=tables, flags=FLAGS, **(attributes or {}))
+    given = {"tables": tables, "flags": FLAGS, **(attributes or {})}
+    made = toy_attributes(num_rows, shard_rows, **given)
     lists = splits or {"train": range(num_rows), "val": range(num_rows)[::-2]}
     create_store(path, made, {name: np.array(rows) for name, rows in lists.items()})
     for shard in range(num_shards(made)):

@@ -55,6 +55,10 @@ def table(joints: Tensor, K: Tensor, **changes: Tensor) -> LabelTable:
         has_mano=torch.zeros(1, 1, dtype=torch.bool),
         has_beta=torch.zeros(1, 1, dtype=torch.bool),
         is_right=torch.ones(1, 1, dtype=torch.bool),
+        object_id=torch.full((1,), -1),
+        object_pose=torch.full((1, 3, 4), math.nan),
+        object_arti_rad=torch.full((1,), math.nan),
+        has_object=torch.zeros(1, dtype=torch.bool),
         joint_set=torch.full((1,), int(JointSet.freihand)),
     )
     return dataclasses.replace(missing, **changes)
@@ -202,6 +206,40 @@ def test_labels_of_the_right_hand_slot_are_read(store: Store, kind: ViewKind) ->
                 theta = store.label("theta")[row, slot].astype(np.float64).reshape(16, 3)
                 expected = Rotation.from_rotvec(theta).as_matrix()
                 np.testing.assert_allclose(labels.theta_rotmat[k, h], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", list(ViewKind))
+def test_the_object_that_the_hands_act_on_is_read(store: Store, kind: ViewKind) -> None:
+    view = build_view(store, np.arange(12), ViewConfig(kind=kind), 64, training=True)
+    labels = load_labels(store, view, kind, first_object=20)
+    known = set()
+    for k, row in enumerate(view.row.tolist()):
+        has_object = row % 5 != 4  # tests.pipeline.hand_store: then in slot 1, and it is number 3
+        known.add(has_object)
+        assert bool(labels.has_object[k]) == has_object
+        assert int(labels.object_id[k]) == (23 if has_object else -1)
+        expected = store.label("object_pose")[row, 1] if has_object else np.full((3, 4), np.nan)
+        np.testing.assert_array_equal(labels.object_pose[k], expected)
+        assert labels.object_arti_rad[k].isnan()
+    assert known == {True, False}
+
+
+def test_what_is_out_of_view_has_no_label(tmp_path: Path) -> None:
+    seen = np.array([False, True, False])  # right hand, left hand, object
+    store = open_store(hand_store(tmp_path / "s.zarr", official_valid=seen))
+    rows = np.arange(12)
+    view = build_view(store, rows, ViewConfig(kind=ViewKind.frame), 64, training=True)
+    labels = load_labels(store, view, ViewKind.frame)
+    for name in ("joint_valid", "has_joints", "has_mano", "has_beta"):
+        mask = getattr(labels, name)
+        assert not mask[:, 0].any()
+        assert torch.equal(mask[:, 1], torch.from_numpy(store.label(name)[rows, 1]))
+    assert not labels.has_object.any()
+    assert not labels.object_pose[0].isnan().any()  # the mask rules, the value stays
+    only = ViewConfig(kind=ViewKind.hand, require_joints=True)
+    hands = build_view(store, rows, only, 64, training=True)
+    assert torch.equal(hands.row, torch.arange(1, 12, 2))
+    assert bool((hands.sample_id % 2 == 1).all())
 
 
 def test_labels_can_be_changed_without_the_store(tmp_path: Path) -> None:

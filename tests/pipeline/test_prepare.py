@@ -23,7 +23,7 @@ from pipeline.view import ViewTable
 
 F64 = torch.float64
 CACHE_PX = 96
-MASKS = ("joint_valid", "has_joints", "has_mano", "has_beta")
+MASKS = ("joint_valid", "has_joints", "has_mano", "has_beta", "has_object")
 WIDE = AugmentConfig(
     rotation_deg=180, scale=0.4, shift=0.3, gain=0.3, brightness=0.5, contrast=0.5,
     saturation=0.5, erase_probability=0.5,
@@ -82,6 +82,10 @@ def tables(kind: ViewKind, num: int = 9, seed: int = 0) -> tuple[ViewTable, Labe
         has_mano=has_mano,
         has_beta=has_beta,
         is_right=(torch.arange(num)[:, None] + torch.arange(hands)) % 2 == 0,
+        object_id=torch.arange(num) % 4 - 1,
+        object_pose=normal(3, 4).where(torch.arange(num)[:, None, None] % 4 > 0, math.nan),
+        object_arti_rad=normal().where(torch.arange(num) % 3 > 0, math.nan),
+        has_object=torch.arange(num) % 4 > 0,
         joint_set=torch.arange(num) % 3,
     )
     return view, labels

@@ -12,7 +12,7 @@ from pipeline.store.schema import ATTRIBUTE, OBJECT_ARRAYS
 from tests.pipeline.stores import COMMAND, toy_attributes
 
 
-def _shape(name: str = "025_mug", seed: int = 0, **changes: Any) -> ObjectShape:
+def object_shape(name: str = "025_mug", seed: int = 0, **changes: Any) -> ObjectShape:
     rng = np.random.default_rng(seed)
     half_turn = np.concatenate([np.diag([-1.0, -1.0, 1.0]), rng.random((3, 1))], axis=1)
     shape = ObjectShape(
@@ -45,8 +45,8 @@ def _chunk(path: Path, array: str, name: str = "025_mug") -> Path:
 
 
 def test_a_shape_is_read_as_it_was_written(tmp_path: Path) -> None:
-    written = _shape()
-    found = read_object(_store(tmp_path / "s", _shape("b", 1), written), "025_mug")
+    written = object_shape()
+    found = read_object(_store(tmp_path / "s", object_shape("b", 1), written), "025_mug")
     assert (found.name, found.diameter_m) == ("025_mug", 0.1)
     for name, dtype, _, _ in OBJECT_ARRAYS:
         assert getattr(found, name).dtype == dtype
@@ -54,20 +54,22 @@ def test_a_shape_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_plain_zarr_reads_a_shape(tmp_path: Path) -> None:
-    group = zarr.open_group(_store(tmp_path / "s", _shape()) / "objects" / "025_mug", mode="r")
+    group = zarr.open_group(
+        _store(tmp_path / "s", object_shape()) / "objects" / "025_mug", mode="r"
+    )
     assert group.attrs["diameter_m"] == 0.1
-    np.testing.assert_array_equal(np.asarray(group["sdf"]), _shape().sdf)
+    np.testing.assert_array_equal(np.asarray(group["sdf"]), object_shape().sdf)
 
 
 def test_every_array_is_one_chunk(tmp_path: Path) -> None:
-    path = _store(tmp_path / "s", _shape())
+    path = _store(tmp_path / "s", object_shape())
     for name, *_ in OBJECT_ARRAYS:
         array = zarr.open_array(path / "objects" / "025_mug" / name, mode="r")
         assert array.chunks == array.shape
 
 
 def test_the_same_shape_gives_the_same_files(tmp_path: Path) -> None:
-    first, second = _store(tmp_path / "a", _shape()), _store(tmp_path / "b", _shape())
+    first, second = _store(tmp_path / "a", object_shape()), _store(tmp_path / "b", object_shape())
     files = sorted(f.relative_to(first) for f in first.rglob("*") if f.is_file())
     assert len(files) == 2 + 1 + 2 * len(OBJECT_ARRAYS)
     for file in files:
@@ -75,19 +77,22 @@ def test_the_same_shape_gives_the_same_files(tmp_path: Path) -> None:
 
 
 def test_names_are_sorted_and_a_store_without_objects_has_none(tmp_path: Path) -> None:
-    assert object_names(_store(tmp_path / "s", _shape("b"), _shape("a", 1))) == ("a", "b")
+    assert object_names(_store(tmp_path / "s", object_shape("b"), object_shape("a", 1))) == (
+        "a",
+        "b",
+    )
     assert object_names(tmp_path) == ()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "ä"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(StoreError, match="its name must be letters"):
-        _store(tmp_path / "s", _shape(name))
+        _store(tmp_path / "s", object_shape(name))
 
 
 def test_an_object_is_written_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="'025_mug': the store has it already"):
-        _store(tmp_path / "s", _shape(), _shape())
+        _store(tmp_path / "s", object_shape(), object_shape())
 
 
 @pytest.mark.parametrize(
@@ -117,23 +122,23 @@ def test_a_shape_that_is_not_the_schemas_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StoreError, match=message):
-        _store(tmp_path / "s", _shape(**changes))
+        _store(tmp_path / "s", object_shape(**changes))
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
-    wrong = _shape("a/b", points=np.zeros((1, 3), np.float32), diameter_m=-1.0)
+    wrong = object_shape("a/b", points=np.zeros((1, 3), np.float32), diameter_m=-1.0)
     with pytest.raises(StoreError, match=r"'a/b': its name .*; points must .*; diameter_m must"):
         _store(tmp_path / "s", wrong)
 
 
 def test_a_refused_shape_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
-        _store(tmp_path / "s", _shape(diameter_m=-1.0))
+        _store(tmp_path / "s", object_shape(diameter_m=-1.0))
     assert object_names(tmp_path / "s") == ()
 
 
 def test_an_unknown_object_is_answered_with_the_choices(tmp_path: Path) -> None:
-    path = _store(tmp_path / "s", _shape(), _shape("024_bowl", 1))
+    path = _store(tmp_path / "s", object_shape(), object_shape("024_bowl", 1))
     with pytest.raises(
         StoreError, match=r"no object '25_mug', did you mean '025_mug'\?; objects: "
     ):
@@ -145,7 +150,7 @@ def test_an_unknown_object_is_answered_with_the_choices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("array", [name for name, *_ in OBJECT_ARRAYS])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "removed", "array gone"])
 def test_damage_is_found_and_named(tmp_path: Path, array: str, damage: str) -> None:
-    path = _store(tmp_path / "s", _shape())
+    path = _store(tmp_path / "s", object_shape())
     chunk = _chunk(path, array)
     data = bytearray(chunk.read_bytes())
     if damage == "flipped":
@@ -163,7 +168,7 @@ def test_damage_is_found_and_named(tmp_path: Path, array: str, damage: str) -> N
 
 
 def test_a_lost_diameter_is_found(tmp_path: Path) -> None:
-    path = _store(tmp_path / "s", _shape())
+    path = _store(tmp_path / "s", object_shape())
     zarr.open_group(path / "objects" / "025_mug", mode="r+").attrs.clear()
     with pytest.raises(StoreCorruptError, match=COMMAND):
         read_object(path, "025_mug")
