@@ -23,10 +23,22 @@ class Readout(Enum):
     from scratch, on small data, than pooling does."""
 
 
+class Family(Enum):
+    """What an image is taken to show."""
+
+    hand = "hand"
+    """One hand: pipeline.view.kind=hand."""
+    hand_object = "hand_object"
+    """Both hands of a person and the object they act on: pipeline.view.kind=hand_object or
+    frame."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Image-to-hand regressor. Treat as read-only once the run has started."""
 
+    family: Family = Family.hand
+    """One hand per crop, or both hands and the object they act on."""
     backbone: str = "resnet50"
     """Name of a timm model; any that gives pooled features."""
     pretrained: bool = True
@@ -40,6 +52,11 @@ class ModelConfig:
     """pooled: the backbone's own pooled features. grid: its whole last feature map, narrowed."""
     hidden: int = 1024
     """Width of the regression head."""
+    temporal_layers: int = 0
+    """Layers of a transformer over the frames of a window (pipeline.window.length > 1), which
+    refines each frame's features; 0 = every frame alone."""
+    temporal_width: int = 256
+    """Width of that transformer, a multiple of 64."""
     checkpoint_activations: bool = False
     """Compute the backbone's activations again in the backward pass instead of keeping them: much
     less memory, about a third more time."""
@@ -48,5 +65,13 @@ class ModelConfig:
         """Check the values."""
         if self.hidden <= 0:
             raise ValueError(f"model.hidden must be positive, got {self.hidden}")
+        if self.temporal_layers < 0:
+            raise ValueError(
+                f"model.temporal_layers must not be negative, got {self.temporal_layers}"
+            )
+        if self.temporal_width <= 0 or self.temporal_width % 64:
+            raise ValueError(
+                f"model.temporal_width must be a multiple of 64, got {self.temporal_width}"
+            )
         if self.weights is not None and not self.pretrained:
             raise ValueError("model.weights needs model.pretrained=true, got false")

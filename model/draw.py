@@ -42,6 +42,17 @@ def draw_skeleton(
         cv2.circle(image, points[joint], (thickness + 1) << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
 
 
+def draw_points(
+    image: UInt8[np.ndarray, "h w 3"],
+    points_2d: Float[np.ndarray, "n 2"],
+    rgb: tuple[int, int, int],
+) -> None:
+    """Draw dots into an RGB image, in place; points that are NaN or far outside are left out."""
+    usable = np.isfinite(points_2d).all(-1) & (np.abs(points_2d) < 1e5).all(-1)
+    for x, y in (points_2d[usable] * (1 << _SHIFT)).round().astype(int).tolist():
+        cv2.circle(image, (x, y), 1 << _SHIFT, rgb, -1, cv2.LINE_AA, _SHIFT)
+
+
 def tile(images: list[UInt8[np.ndarray, "h w 3"]], columns: int) -> UInt8[np.ndarray, "H W 3"]:
     """Return equally sized images as one sheet, row by row, black where none is left."""
     height, width = images[0].shape[:2]

@@ -1,10 +1,13 @@
-"""Image to one hand: a pooled backbone, an MLP, and MANO or plain joints at the end.
+"""Image to hands, and to the object they act on: a backbone, an MLP, MANO or plain joints.
 
-The hand's place is predicted in terms of the crop and lifted with the crop's true intrinsics:
-the root pixel as an offset from the crop's centre, the depth as a multiple of the depth at which
-``CROP_EXTENT_M`` metres fill the crop. No weak-perspective camera, no assumed focal length.
+One hand per crop, or both hands of a person and their object. The frames of a window may look at
+each other between backbone and MLP.
 
-Shape legend: b = batch, s = input side in pixels.
+Places are predicted in terms of the crop and lifted with the crop's true intrinsics: the pixel as
+an offset from the crop's centre, the depth as a multiple of the depth at which ``CROP_EXTENT_M``
+metres fill the crop. No weak-perspective camera, no assumed focal length.
+
+Shape legend: b = images, h = hands, s = input side in pixels.
 """
 
 from pathlib import Path
@@ -15,21 +18,24 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from model.backbone import build_backbone
-from model.config import Head, ModelConfig
-from model.geometry.camera import unproject
+from model.config import Family, Head, ModelConfig
+from model.geometry.camera import project, unproject
 from model.geometry.rotation import rot6d_to_rotmat
-from model.hand import NUM_BETAS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
+from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
 from model.mano import ManoLayer, joint_regressors, regress_joints
 from model.mano_files import ManoModels
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, ObjectPrediction, Prediction
+from model.temporal import TemporalEncoder
 
 CROP_EXTENT_M: Final = 0.25
-"""What a crop around a hand spans; only the starting point of the depth."""
+"""Only the unit of the depth: what a crop around a hand spans."""
 _CAMERA: Final = 3
+OBJECT_SIZES: Final = (6, 1, _CAMERA)
+"""Rotation, angle, place."""
 
 
 class ManoRegressor(nn.Module):
-    """One hand per crop; see the module docstring."""
+    """See the module docstring."""
 
     base: Tensor
 
@@ -49,8 +55,13 @@ class ManoRegressor(nn.Module):
         """
         super().__init__()
         self.head = config.head
+        self.has_object = config.family is Family.hand_object
+        self.num_hands = NUM_HANDS if self.has_object else 1
         self.input_px = input_px
         self.backbone, width = build_backbone(config, input_px, load_weights=load_weights)
+        self.temporal: TemporalEncoder | None = None
+        if config.temporal_layers:
+            self.temporal = TemporalEncoder(width, config.temporal_width, config.temporal_layers)
         if config.head is Head.mano:
             assert mano is not None, "train.run.required_mano refuses this with a sentence"
             self.mano = ManoLayer(mano, right_only=right_only)
@@ -58,14 +69,15 @@ class ManoRegressor(nn.Module):
             self.sizes: tuple[int, ...] = (6 * NUM_MANO_JOINTS, NUM_BETAS, _CAMERA)
         else:
             self.sizes = (3 * NUM_JOINTS, _CAMERA)
+        self.parts = (self.num_hands * sum(self.sizes), sum(OBJECT_SIZES) * self.has_object)
         self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, sum(self.sizes))
+            nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, sum(self.parts))
         )
         last = self.mlp[-1]
         assert isinstance(last, nn.Linear)
         nn.init.normal_(last.weight, std=1e-3)
         nn.init.zeros_(last.bias)
-        self.register_buffer("base", torch.zeros(sum(self.sizes)))
+        self.register_buffer("base", torch.zeros(sum(self.parts)))
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, mano: ManoModels | None) -> "ManoRegressor":
@@ -75,52 +87,104 @@ class ManoRegressor(nn.Module):
         return load_pretrained(folder, mano=mano)
 
     def start_from(self, mean: Float[Tensor, " n"]) -> None:
-        """Predict ``mean`` before training: 96 + 10 MANO values, or 63 joint coordinates (metres).
+        """Predict ``mean`` before training.
 
-        The camera starts at the centre of the crop.
+        Of each hand 96 + 10 MANO values or 63 joint coordinates (metres), then its place
+        (``place_in_crop``); of the object six of its rotation, the angle, the place.
         """
-        self.base[: len(mean)].copy_(mean)
+        self.base.copy_(mean)
 
     def forward(
         self,
         image: Float[Tensor, "b 3 s s"],
         K: Float[Tensor, "b 3 3"],
-        decode_right: Bool[Tensor, " b"],
+        decode_right: Bool[Tensor, "b h"],
         joint_set: Int64[Tensor, " b"],
-        is_right: Bool[Tensor, " b"],
-    ) -> HandPrediction:
-        """Return the hand in the camera frame of the input pixels, metres; h = 1.
+        is_right: Bool[Tensor, "b h"],
+        num_frames: int = 1,
+    ) -> Prediction:
+        """Return hands and object in the camera frame of the input pixels, metres.
 
         The MANO head decodes the side ``decode_right`` and returns joints in ``joint_set``, whose
         side is the hand's as recorded, ``is_right``; the two differ where a sample is mirrored.
+        ``num_frames`` neighbours in the batch are a window.
         """
         features = self.backbone(image.contiguous(memory_format=torch.channels_last))
+        if self.temporal is not None:
+            features = self.temporal(features.unflatten(0, (-1, num_frames))).flatten(0, 1)
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
             out = self.mlp(features.float()) + self.base
-            *parts, camera = out.split(self.sizes, dim=-1)
-            root = self._root(camera, K.float())
-            if self.head is Head.joints:
-                relative = parts[0].unflatten(-1, (NUM_JOINTS, 3))
-                joints = relative - relative[:, ROOT : ROOT + 1] + root[:, None]
-                return HandPrediction(joints_3d=joints[:, None])
-            rot6d = parts[0].unflatten(-1, (NUM_MANO_JOINTS, 6))
-            theta = rot6d_to_rotmat(rot6d)
-            beta = parts[1]
-            transl = root - self.mano.root_rest(beta, decode_right)
-            vertices, skeleton = self.mano(theta, beta, transl, decode_right)
-            joints = regress_joints(vertices, skeleton, self.regressors, joint_set, is_right)
-        return HandPrediction(
-            joints_3d=joints[:, None],
-            vertices=vertices[:, None],
-            theta_rotmat=theta[:, None],
-            theta_rot6d=rot6d[:, None],
-            beta=beta[:, None],
-            transl=transl[:, None],
-        )
+            return self._decode(out, K.float(), decode_right, joint_set, is_right)
 
-    def _root(self, camera: Float[Tensor, "b 3"], K: Float[Tensor, "b 3 3"]) -> Tensor:
-        """Lift (x, y, log depth) in crop terms to the root point, camera frame, metres [b, 3]."""
-        focal = (K[:, 0, 0] * K[:, 1, 1] - K[:, 0, 1] * K[:, 1, 0]).abs().sqrt()
-        depth = focal * (CROP_EXTENT_M / self.input_px) * camera[:, 2].exp()
-        pixel = (self.input_px - 1) / 2 + self.input_px * camera[:, :2]
-        return unproject(pixel[:, None], depth[:, None], K)[:, 0]
+    def before_training(
+        self,
+        K: Float[Tensor, "b 3 3"],
+        decode_right: Bool[Tensor, "b h"],
+        joint_set: Int64[Tensor, " b"],
+        is_right: Bool[Tensor, "b h"],
+    ) -> Prediction:
+        """Return the mean of the training set, whatever the image: the baseline to beat."""
+        out = self.base.expand(len(K), -1)
+        return self._decode(out, K.float(), decode_right, joint_set, is_right)
+
+    def _decode(
+        self, out: Tensor, K: Tensor, decode_right: Tensor, joint_set: Tensor, is_right: Tensor
+    ) -> Prediction:
+        of_hands, of_object = out.split_with_sizes(self.parts, -1)
+        hands = of_hands.reshape(len(out), self.num_hands, -1)
+        *parts, camera = hands.split_with_sizes(self.sizes, -1)
+        root = lift_from_crop(camera, K, self.input_px)
+        found = ObjectPrediction(**self._object(of_object, K)) if self.has_object else None
+        if self.head is Head.joints:
+            relative = parts[0].reshape(*root.shape[:2], NUM_JOINTS, 3)
+            joints = relative - relative[..., ROOT : ROOT + 1, :] + root[..., None, :]
+            return Prediction(hands=HandPrediction(joints_3d=joints), object=found)
+        rot6d = parts[0].reshape(*root.shape[:2], NUM_MANO_JOINTS, 6)
+        theta, beta = rot6d_to_rotmat(rot6d), parts[1]
+        side = decode_right.flatten()
+        rest = self.mano.root_rest(beta.flatten(0, 1), side).view_as(root)
+        transl = root - rest
+        decoded = self.mano(*(x.flatten(0, 1) for x in (theta, beta, transl)), side)
+        vertices, skeleton = (points.unflatten(0, root.shape[:2]) for points in decoded)
+        sets = joint_set[:, None].expand(is_right.shape)
+        prediction = HandPrediction(
+            joints_3d=regress_joints(vertices, skeleton, self.regressors, sets, is_right),
+            vertices=vertices,
+            theta_rotmat=theta,
+            theta_rot6d=rot6d,
+            beta=beta,
+            transl=transl,
+        )
+        return Prediction(hands=prediction, object=found)
+
+    def _object(self, out: Tensor, K: Tensor) -> dict[str, Tensor]:
+        rot6d, arti_rad, camera = out.split_with_sizes(OBJECT_SIZES, -1)
+        return {
+            "rotmat": rot6d_to_rotmat(rot6d),
+            "rot6d": rot6d,
+            "transl": lift_from_crop(camera[:, None], K, self.input_px)[:, 0],
+            "arti_rad": arti_rad[:, 0],
+        }
+
+
+def lift_from_crop(
+    place: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
+) -> Float[Tensor, "b n 3"]:
+    """Return the points, camera frame, metres, of places (x, y, log depth) in terms of the crop."""
+    pixel = (input_px - 1) / 2 + input_px * place[..., :2]
+    return unproject(pixel, _unit_depth(K, input_px) * place[..., 2].exp(), K)
+
+
+def place_in_crop(
+    points: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
+) -> Float[Tensor, "b n 3"]:
+    """Undo ``lift_from_crop``; NaN behind the camera."""
+    pixel = (project(points, K) - (input_px - 1) / 2) / input_px
+    depth = (points[..., 2] / _unit_depth(K, input_px)).log()
+    return torch.cat((pixel, depth[..., None]), -1)
+
+
+def _unit_depth(K: Tensor, input_px: int) -> Tensor:
+    """Return the depth at which ``CROP_EXTENT_M`` fill the crop [b, 1], metres."""
+    focal = (K[:, 0, 0] * K[:, 1, 1] - K[:, 0, 1] * K[:, 1, 0]).abs().sqrt()
+    return focal[:, None] * (CROP_EXTENT_M / input_px)

@@ -26,3 +26,23 @@ class HandPrediction:
     transl: Float[Tensor, "b h 3"] | None = None
     """MANO translation in smplx's meaning: ``joint0 = J0(beta) + transl``."""
     confidence: Float[Tensor, "b h"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectPrediction:
+    """The object that the hands act on: ``p_cam = rotmat @ p_object + transl``."""
+
+    rotmat: Float[Tensor, "b 3 3"]
+    rot6d: Float[Tensor, "b 6"]
+    """The same as the network gives it, ``[a1 | a2]`` before Gram-Schmidt."""
+    transl: Float[Tensor, "b 3"]
+    arti_rad: Float[Tensor, " b"]
+    """Angle of its moving part, ``model.geometry.articulation``; of a rigid object anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a network says of one batch."""
+
+    hands: HandPrediction
+    object: ObjectPrediction | None = None

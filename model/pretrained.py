@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model.config import Head, ModelConfig, Readout
+from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
 from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.mano_regressor import ManoRegressor
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 
@@ -35,7 +35,7 @@ class InputSpec:
     mirror_left: bool
     """Left hands are mirrored to look right."""
     pad: float
-    """Side of the crop over the longer side of the joints' box."""
+    """Side of the crop over the longer side of the box: of the joints, or of hands and object."""
     joint_sets: tuple[JointSet, ...]
     """Which points the 21 joints were in the training labels."""
 
@@ -68,6 +68,7 @@ def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) ->
         "format": FORMAT,
         "model": asdict(config.model)
         | {
+            "family": config.model.family.name,
             "head": config.model.head.name,
             "readout": config.model.readout.name,
             "weights": None,  # a path of the training machine, and not needed again
@@ -177,7 +178,11 @@ def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None)
 
 def _parsed(record: dict[str, Any]) -> PretrainedConfig:
     model, inputs = dict(record["model"]), dict(record["inputs"])
-    model |= {"head": Head[model["head"]], "readout": Readout[model["readout"]]}
+    model |= {
+        "family": Family[model["family"]],
+        "head": Head[model["head"]],
+        "readout": Readout[model["readout"]],
+    }
     inputs |= {"joint_sets": tuple(JointSet[name] for name in inputs["joint_sets"])}
     inputs |= {name: tuple(inputs[name]) for name in ("mean", "std")}
     return PretrainedConfig(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 assert "triton" not in sys.modules
 if not torch.cuda.is_available():
@@ -39,17 +40,23 @@ class SampleStore:
     store: Path
 
 
-def _build(folder: Path, dataset: str, num: int) -> SampleStore:
+def _build(folder: Path, dataset: str, num: int, *, flag: bool = False) -> SampleStore:
     from preprocess.build import build
-    from preprocess.config import BuildConfig
+    from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
 
     root, store = folder / dataset, folder / f"{dataset}.zarr"
     summary = write_sample(dataset, root, num, 3, workers=1)
     build(
         BuildConfig(
-            dataset=dataset, root=str(root), out=str(store), mano=str(summary.mano), workers=1
-        )
+            dataset=dataset,
+            root=str(root),
+            out=str(store),
+            mano=str(summary.mano),
+            workers=1,
+            on_bad_image=OnBadImage.flag if flag else OnBadImage.error,
+        ),
+        console=Console(quiet=True),
     )
     return SampleStore(root=root, mano=summary.mano, store=store)
 
@@ -64,3 +71,9 @@ def freihand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
 def interhand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     """8 frames: right, left and interacting hands."""
     return _build(tmp_path_factory.mktemp("interhand"), "interhand26m", 8)
+
+
+@pytest.fixture(scope="session")
+def arctic(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
+    """Sequences of s01 and s05 of three frames in nine views; the last images are missing."""
+    return _build(tmp_path_factory.mktemp("arctic"), "arctic", 54, flag=True)

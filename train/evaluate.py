@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from model.config import Head
+from model.config import Family, Head, ModelConfig
+from model.mano_files import ManoModels
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
@@ -31,8 +33,8 @@ from train.protocols.files import existing
 from train.protocols.gathered import Gathered, gather, gathered, unpredicted
 from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, required_mano
-from train.step import predict
-from train.validate import add_scores
+from train.step import before_training, predict
+from train.validate import add_scores, every_frame_once
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
@@ -116,8 +118,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     dtype = backbone_dtype(trained.precision, device)
 
     with contextlib.closing(open_store(pipeline.store)) as store:
-        crop = on_store.crop_source(store, config.split)
-        held = _room(store, pipeline, config, has_mesh=trained.model.head is Head.mano)
+        crop = on_store.crop_source(store, config.split, pipeline.view.kind)
+        held = _room(store, pipeline, config, trained.model, mano)
+        # A scene's scores have no mean pose of a hand beside them.
+        held_mean = _room(store, pipeline, config, trained.model, mano)
+        if held_mean is not None and held_mean.scenes is None:
+            held_mean = None
         loader = Loader(pipeline, device=device, training=False)
         model = build_model(trained, mano, loader.joint_sets, load_weights=False).to(device)
         model.load_state_dict(payload["ema"])
@@ -125,21 +131,33 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
         batches = track(loader, total=len(loader), description="evaluate", transient=True)
-        for i, batch in enumerate(batches):
+        for i, windows in enumerate(batches):
             with torch.inference_mode():
-                prediction = predict(model, batch, dtype)
-                has_mesh = prediction.vertices is not None
+                batch = windows.frames()
+                prediction = predict(model, batch, dtype, windows.num_frames)
+                has_mesh = prediction.hands.vertices is not None
                 truth = decode_labels(model.mano, batch).vertices if has_mesh else None
-                add_scores(ours, prediction, batch, truth)
+                add_scores(ours, prediction.hands, batch, truth)
                 add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
                 if held is not None:
                     gather(held, prediction, batch, truth)
+                if held_mean is not None:
+                    gather(held_mean, before_training(model, batch), batch, None)
             if i == 0:
-                sheet = draw_predictions(batch, prediction, pipeline, most=32)
+                sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
-        report = None
+        report = mean_report = None
+        official = functools.partial(
+            on_store.official_report,
+            strict=config.strict,
+            crop=crop,
+            camera=CAMERA,
+            device=device,
+        )
+        if held_mean is not None:
+            mean_report = official(held_mean)
         if held is not None:
-            report = on_store.official_report(held, strict=config.strict, camera=CAMERA)
+            report = official(held)
             if config.export is not None:
                 held.protocol.export(held, Path(config.export).expanduser())
 
@@ -158,6 +176,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         "model": None if scores is None else asdict(scores),
         "mean_pose": None if mean_scores is None else asdict(mean_scores),
         "official": as_json(report) if isinstance(report, Report) else None,
+        "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
         "official_lacks": report if isinstance(report, str) else None,
     }
     write_json(out / "scores.json", record)
@@ -173,7 +192,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     else:
         _say(console, "no hand of the split has three labelled joints: no score by this protocol")
     if isinstance(report, Report):
-        show(report, console)
+        show(report, console, mean_report if isinstance(mean_report, Report) else None)
     elif report is not None:
         _say(console, f"no official score: {report}")
     if config.export is not None:
@@ -192,14 +211,22 @@ def _say(console: Console, text: str) -> None:
 
 
 def _room(
-    store: Store, pipeline: PipelineConfig, config: EvaluateConfig, *, has_mesh: bool
+    store: Store,
+    pipeline: PipelineConfig,
+    config: EvaluateConfig,
+    model: ModelConfig,
+    mano: ManoModels | None,
 ) -> Gathered | None:
     """Return room for the official protocol, None where the split has none.
 
     Raises:
         ValueError: If an export or a truth is given that the split or the run has no use for.
     """
-    protocol = on_store.protocol_of(store, config.split, has_mesh=has_mesh)
+    has_mesh = model.head is Head.mano
+    single = model.family is Family.hand
+    protocol = on_store.protocol_of(
+        store, config.split, has_mesh=has_mesh, has_object=model.family is Family.hand_object
+    )
     if protocol is None:
         asked = [key for key in ("export", "truth") if getattr(config, key)]
         if asked:
@@ -212,7 +239,7 @@ def _room(
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
-    held = gathered(protocol, store, config.split, view.sample_id, truth)
+    held = gathered(protocol, store, config.split, view.sample_id, truth, single=single, mano=mano)
     lacking = unpredicted(held)
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")
@@ -229,19 +256,19 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
         split=config.split,
         subset=1.0,
         mix={},
-        batch_size=config.batch_size,
+        batch_size=max(1, config.batch_size // trained.window.length),
+        window=every_frame_once(trained.window),
     )
 
 
 def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:
     """Return the mean pose, in front of the camera, for every sample."""
-    shape = (len(batch.image), 1)
     place = torch.tensor([0.0, 0.0, 0.5], device=batch.image.device)
     joints = mean.joints_rel.to(place.device) + place
     vertices = None if mean.vertices_rel is None else mean.vertices_rel.to(place.device) + place
     return HandPrediction(
-        joints_3d=joints.expand(*shape, *joints.shape),
-        vertices=None if vertices is None else vertices.expand(*shape, *vertices.shape),
+        joints_3d=joints.expand(len(batch), *joints.shape),
+        vertices=None if vertices is None else vertices.expand(len(batch), *vertices.shape),
     )
 
 

@@ -37,7 +37,7 @@ class FlopCount:
     count, 2 for a multiply and add.
     """
 
-    def __init__(self, model: nn.Module, input_px: int) -> None:
+    def __init__(self, model: nn.Module, input_px: int, num_hands: int = 1) -> None:
         assert not model.training
         parameter = next(model.parameters())
         image = torch.zeros((1, 3, input_px, input_px), device=parameter.device)
@@ -46,7 +46,7 @@ class FlopCount:
             sdpa_kernel(SDPBackend.MATH),  # the CPU's fused attention is not counted
             FlopCounterMode(display=False) as counter,
         ):
-            predict(model, blank_batch(image, num_hands=1), torch.float32)
+            predict(model, blank_batch(image, num_hands=num_hands), torch.float32)
         self._root = type(model).__name__
         self._counts: dict[str, int] = {
             path: sum(by_operation.values())

@@ -69,7 +69,7 @@ def train(state: TrainState, run: Run) -> bool:
                 batch = next(batches)
             with meters.stage("step"):
                 output = take_step(state, batch, config, stage)
-            meters.add(len(batch))
+            meters.add(batch.sample_id.numel())
             last = state.step == end
 
             if state.step % config.log_every == 0 or last:
@@ -128,11 +128,13 @@ def save(state: TrainState, run: Run, scored: Score | None, *, last: bool) -> No
 
 
 @torch.no_grad()
-def draw(state: TrainState, batch: Batch, run: Run) -> None:
+def draw(state: TrainState, windows: Batch, run: Run) -> None:
     """Draw predictions of the averaged weights over a batch."""
     if not state.ranks.is_first:
         return
-    sheet = draw_predictions(batch, predict(state.ema, batch, state.dtype), run.config.pipeline)
+    batch = windows.frames()
+    prediction = predict(state.ema, batch, state.dtype, windows.num_frames)
+    sheet = draw_predictions(batch, prediction, run.config.pipeline, run.loader.objects)
     write_picture(run.folder / "pictures" / f"train-{state.step:07d}.png", sheet)
     run.log.picture(state.step, "train", sheet)
 

@@ -92,7 +92,7 @@ class Meters:
         if "power_w" in values:
             values["j_per_sample"] = values["power_w"] / rate
         if self._flops is None:
-            self._flops = FlopCount(self._state.ema, self._input_px)
+            self._flops = FlopCount(self._state.ema, self._input_px, self._state.ema.num_hands)
         values["tflops"] = 1e-12 * rate * self._flops.of_a_step(self._state.model)
         if self._peak is not None:
             values["mfu"] = values["tflops"] / self._peak

@@ -9,6 +9,8 @@ import torch
 from model.mano_regressor import ManoRegressor
 from pipeline.assemble import DTYPES
 from pipeline.batch import blank_batch
+from pipeline.objects import ObjectModels
+from pipeline.store.schema import OBJECT_POINTS
 from train.config import RunConfig
 from train.stages import resolve_stages
 from train.step import build_state, train_step
@@ -40,14 +42,23 @@ def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None
     pipeline = config.pipeline
     sizes = [stage.batch_size or pipeline.batch_size for stage in config.stages.values()]
     num = max(1, max(sizes, default=pipeline.batch_size) // world)
+    device = next(model.parameters()).device
     (stage,) = resolve_stages(replace(config, stages={}), lambda _: 1)
-    state = build_state(model, config, num)
+    state = build_state(model, config, num, objects=_one_object(device))
+    length = pipeline.window.length
     image = torch.zeros(
-        (num, 3, pipeline.input_px, pipeline.input_px),
+        (num, length, 3, pipeline.input_px, pipeline.input_px),
         dtype=DTYPES[pipeline.image_dtype],
-        device=next(model.parameters()).device,
+        device=device,
     )
     if pipeline.channels_last:
-        image = image.contiguous(memory_format=torch.channels_last)
+        image = image.movedim(2, -1).contiguous().movedim(-1, 2)
+    if length == 1:
+        image = image[:, 0]
     for _ in range(STEPS):
-        train_step(state, blank_batch(image, num_hands=1), config, stage)
+        train_step(state, blank_batch(image, num_hands=model.num_hands), config, stage)
+
+
+def _one_object(device: torch.device) -> ObjectModels:
+    points = torch.zeros(1, OBJECT_POINTS, 3, device=device)
+    return ObjectModels(names=("blank",), points=points, moving=points[..., 0] > 0)

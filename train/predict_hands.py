@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-from model.config import Head
+from model.config import Family, Head
 from model.geometry.camera import camera_after_affine, input_rotation, project
 from model.geometry.crop import compose, invert, square_crop_affine
 from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
@@ -117,6 +117,12 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             unknown, or a mesh is wanted that the network does not have.
     """
     about = read_pretrained_config(folder)
+    if about.model.family is not Family.hand:
+        raise ValueError(
+            f"the weights in {folder} are of model.family={about.model.family.name}: two hands and "
+            "an object in one crop; predict takes networks of one hand per crop "
+            "(model.family=hand), train evaluate scores both"
+        )
     has_mesh = about.model.head is Head.mano
     if config.meshes and not has_mesh:
         raise ValueError(
@@ -280,7 +286,7 @@ def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Hand]:
     for begin in range(0, len(crops), predictor.batch_size):
         part = crops[begin : begin + predictor.batch_size]
         batch = batch_of(part, predictor.joint_set).to(predictor.device)
-        prediction = predict(predictor.model, batch, predictor.dtype)
+        prediction = predict(predictor.model, batch, predictor.dtype).hands
         yield from hands_of(part, prediction)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.config import Head
+from model.config import Family, Head
 from model.hand import JointSet
 from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
 from model.mano_regressor import ManoRegressor
@@ -86,7 +86,9 @@ def _run(
     model.start_from(mean_pose.network_start(config.model.head).to(device))
     done = 0 if payload is None else int(payload["step"])
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
-    state = build_state(model, config, stage.pipeline.batch_size // ranks.world, ranks)
+    state = build_state(
+        model, config, stage.pipeline.batch_size // ranks.world, ranks, loader.objects
+    )
     facts = RunFacts(
         run_id=shared(new_run_id(), ranks) if payload is None else payload["run_id"],
         config=to_plain(config),
@@ -145,17 +147,18 @@ def build_model(
     """Return the network for the pipeline's input and the stores' joint sets.
 
     Raises:
-        ValueError: If the view shows no single hand, or the joint set's regressor is missing.
+        ValueError: If view and network do not fit, or the joint set's regressor is missing.
     """
-    if config.pipeline.view.kind is not ViewKind.hand:
+    kind, family, window = config.pipeline.view.kind, config.model.family, config.pipeline.window
+    if (kind is ViewKind.hand) != (family is Family.hand):
+        wanted = "hand" if family is Family.hand else "hand_object or frame"
         raise ValueError(
-            "this model predicts one hand per image: pipeline.view.kind must be hand, got "
-            f"{config.pipeline.view.kind.name}"
+            f"model.family={family.name} needs pipeline.view.kind={wanted}, got {kind.name}"
         )
-    if config.pipeline.window.length > 1:
+    if config.model.temporal_layers and window.length == 1:
         raise ValueError(
-            "this model predicts single images: pipeline.window.length must be 1, got "
-            f"{config.pipeline.window.length}"
+            f"model.temporal_layers={config.model.temporal_layers} needs windows: "
+            "pipeline.window.length must be over 1, got 1"
         )
     needs_file = config.model.head is Head.mano and JointSet.interhand26m in joint_sets
     if needs_file and mano is not None and mano.interhand_regressor is None:
@@ -168,7 +171,7 @@ def build_model(
         config.model,
         input_px=config.pipeline.input_px,
         mano=mano,
-        right_only=config.pipeline.mirror_left,
+        right_only=config.pipeline.mirror_left and family is Family.hand,
         load_weights=load_weights,
     )
 

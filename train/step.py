@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from model.mano_regressor import ManoRegressor
-from model.prediction import HandPrediction
+from model.prediction import Prediction
 from pipeline.batch import Batch
+from pipeline.objects import ObjectModels
 from train.config import RunConfig
 from train.device import backbone_dtype
 from train.distributed import ALONE, Ranks, any_, average_, parallel
@@ -35,13 +36,15 @@ class TrainState:
     model: ManoRegressor
     net: nn.Module
     """The model as it is called: compiled, and with gradients averaged over ranks."""
-    ema: nn.Module
+    ema: ManoRegressor
     optimizer: torch.optim.AdamW
     total_loss: Callable[..., tuple[Tensor, LossTerms]]
     """As it is called: ``train.losses.total.total_loss``, compiled."""
     losses: LossPlan
     log_variance: nn.Parameter | None
     """Of each of ``train.losses.config.TERMS``, where the run learns them."""
+    objects: ObjectModels | None
+    """Behind ``Batch.object_id``."""
     fault: Fault
     dtype: torch.dtype
     """Arithmetic of the backbone."""
@@ -64,9 +67,13 @@ class StepOutput:
 
 
 def build_state(
-    model: ManoRegressor, config: RunConfig, batch_size: int, ranks: Ranks = ALONE
+    model: ManoRegressor,
+    config: RunConfig,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    objects: ObjectModels | None = None,
 ) -> TrainState:
-    """Return a fresh state at step 0; ``batch_size`` is this rank's.
+    """Return a fresh state at step 0; ``batch_size`` is this rank's, ``objects`` the loader's.
 
     Raises:
         ValueError: If the model cannot be trained on several ranks; says why.
@@ -85,8 +92,9 @@ def build_state(
         optimizer=optimizer,
         total_loss=total_loss,
         log_variance=log_variance,
-        losses=plan_losses(config.loss, device, _joints_rest(model)),
-        fault=no_fault(batch_size, device),
+        losses=plan_losses(config.loss, device, _joints_rest(model), objects),
+        objects=objects,
+        fault=no_fault(batch_size * config.pipeline.window.length, device),
         dtype=backbone_dtype(config.precision, device),
         trainable=trainable,
         ranks=ranks,
@@ -101,21 +109,34 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
     if config.compile and state.clock.device.type == "cuda":
         state.net = torch.compile(state.net)  # type: ignore[assignment]
         state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
-    state.losses = plan_losses(stage.loss, state.clock.device, _joints_rest(state.model))
-    local = stage.pipeline.batch_size // state.ranks.world
+    state.losses = plan_losses(
+        stage.loss, state.clock.device, _joints_rest(state.model), state.objects
+    )
+    local = stage.pipeline.batch_size // state.ranks.world * stage.pipeline.window.length
     state.fault = no_fault(local, state.clock.device)
 
 
-def predict(model: nn.Module, batch: Batch, dtype: torch.dtype) -> HandPrediction:
-    """Run the model on a batch: the backbone in ``dtype``, the geometry in float32."""
+def predict(model: nn.Module, batch: Batch, dtype: torch.dtype, num_frames: int = 1) -> Prediction:
+    """Run the model on a batch: the backbone in ``dtype``, the geometry in float32.
+
+    ``batch`` is one of ``Batch.frames``, ``num_frames`` of the ``Batch.num_frames`` before it.
+    """
     lower = dtype is not torch.float32
     with torch.autocast(batch.image.device.type, dtype, enabled=lower):
-        is_right = batch.is_right[:, 0]
-        decode_right = is_right | batch.mirrored
+        is_right = batch.is_right
+        decode_right = is_right | batch.mirrored[:, None]
         fits = lower and batch.image.is_floating_point()
         image = batch.image if fits else batch.image.float()
-        prediction: HandPrediction = model(image, batch.K, decode_right, batch.joint_set, is_right)
+        prediction: Prediction = model(
+            image, batch.K, decode_right, batch.joint_set, is_right, num_frames
+        )
         return prediction
+
+
+def before_training(model: ManoRegressor, batch: Batch) -> Prediction:
+    """Return what the model said before it had seen an image: the mean of its training set."""
+    decode_right = batch.is_right | batch.mirrored[:, None]
+    return model.before_training(batch.K, decode_right, batch.joint_set, batch.is_right)
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
@@ -150,7 +171,7 @@ def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutpu
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    note_fault(state.fault, bad > 0, merged, batch.sample_id, state.clock)
+    note_fault(state.fault, bad > 0, merged, batch.sample_id.flatten(), state.clock)
     update_ema(state.ema, state.model, state.clock, config.ema_decay)
     state.clock += 1
     lr = state.optimizer.param_groups[-1]["lr"]
@@ -159,11 +180,14 @@ def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutpu
 
 def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
     """Return the scalar to minimise and its terms."""
-    prediction = predict(state.net, batch, state.dtype)
+    frames, num_frames = batch.frames(), batch.num_frames
+    prediction = predict(state.net, frames, state.dtype, num_frames)
     mesh = None
-    if prediction.vertices is not None and state.losses.mesh.names:
-        mesh = decode_labels(state.model.mano, batch)
-    return state.total_loss(prediction, batch, mesh, state.losses, state.log_variance)
+    if prediction.hands.vertices is not None and state.losses.mesh.names:
+        mesh = decode_labels(state.model.mano, frames)
+    return state.total_loss(
+        prediction, frames, mesh, state.losses, state.log_variance, num_frames=num_frames
+    )
 
 
 def _joints_rest(model: nn.Module) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.mano import ManoLayer
 from model.prediction import HandPrediction
 from pipeline.batch import Batch
-from pipeline.config import PipelineConfig
+from pipeline.config import Boundary, PipelineConfig, WindowConfig
 from pipeline.loader import Loader
 from pipeline.samples import Part
 from train.config import RunConfig, ValidationConfig
@@ -24,7 +24,7 @@ from train.step import predict
 
 
 def validation_pipeline(config: RunConfig) -> PipelineConfig:
-    """Return the pipeline of the validation samples: one store, never a window of another shape."""
+    """Return the pipeline of the validation samples: one store, every frame once."""
     held_out = config.validation
     assert held_out.split is not None
     return dataclasses.replace(
@@ -33,8 +33,18 @@ def validation_pipeline(config: RunConfig) -> PipelineConfig:
         split=held_out.split,
         subset=held_out.subset,
         mix={},
-        batch_size=held_out.batch_size,
+        batch_size=max(1, held_out.batch_size // config.pipeline.window.length),
+        window=every_frame_once(config.pipeline.window),
     )
+
+
+def every_frame_once(window: WindowConfig) -> WindowConfig:
+    """Return windows side by side that reach to the end of every run.
+
+    Where a window skips frames, it begins at every frame, and frames come more than once.
+    """
+    stride = window.length if window.step == 1 else 1
+    return dataclasses.replace(window, stride=stride, boundary=Boundary.repeat)
 
 
 def score(
@@ -50,9 +60,10 @@ def score(
         ValueError: If no hand of the split can be scored.
     """
     scores = ScoreAccumulator()
-    for batch in loader:
+    for windows in loader:
         with torch.inference_mode():
-            prediction = predict(model, batch, dtype)
+            batch = windows.frames()
+            prediction = predict(model, batch, dtype, windows.num_frames).hands
             truth = None
             if mano is not None and prediction.vertices is not None:
                 truth = decode_labels(mano, batch).vertices
@@ -65,19 +76,19 @@ def add_scores(
     scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, truth: Tensor | None
 ) -> None:
     """Add a batch; ``truth`` [b, h, 778, 3] is the mesh of its labels."""
-    valid = (batch.joint_valid & batch.has_joints[..., None])[:, 0]
+    valid = batch.joint_valid & batch.has_joints[..., None]
     keep = valid.any(-1)
-    joints, target = prediction.joints_3d[keep, 0], batch.joints_3d[keep, 0]
+    joints, target = prediction.joints_3d[keep], batch.joints_3d[keep]
     if prediction.vertices is None or truth is None:
         scores.update(joints, target, valid[keep])
         return
-    has_mesh = (batch.has_mano & batch.has_beta)[keep, 0]
+    has_mesh = (batch.has_mano & batch.has_beta)[keep]
     scores.update(
         joints,
         target,
         valid[keep],
-        vertices=prediction.vertices[keep, 0],
-        target_vertices=truth[keep, 0],
+        vertices=prediction.vertices[keep],
+        target_vertices=truth[keep],
         has_vertices=has_mesh,
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from model.pretrained import InputSpec, PretrainedConfig, save_pretrained
-from pipeline.config import ImageDtype, PipelineConfig
+from pipeline.config import ImageDtype, PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from train.checkpoint import NotWrittenError, RunFacts
 from train.config import RunConfig
@@ -45,7 +45,7 @@ def input_spec(pipeline: PipelineConfig, loader: Loader) -> InputSpec:
         input_px=pipeline.input_px,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        mirror_left=pipeline.mirror_left,
+        mirror_left=pipeline.mirror_left and pipeline.view.kind is ViewKind.hand,
         pad=pipeline.view.pad,
         joint_sets=tuple(sorted(loader.joint_sets)),
     )

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import Head, ModelConfig, Readout
+from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
 from model.mano_files import ManoModels
 from model.mano_regressor import ManoRegressor
-from model.prediction import HandPrediction
+from model.prediction import Prediction
 from model.pretrained import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -45,18 +45,18 @@ def network(
 ) -> ManoRegressor:
     torch.manual_seed(0)
     model = ManoRegressor(config, input_px=32, mano=mano, right_only=right_only, load_weights=False)
-    model.start_from(torch.randn(sum(model.sizes) - 3) * 0.1)
+    model.start_from(torch.randn(len(model.base)) * 0.1)
     return model
 
 
-def answer(model: ManoRegressor) -> HandPrediction:
+def answer(model: ManoRegressor) -> Prediction:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(3, 3, 32, 32, generator=generator)
     K = torch.tensor([[50.0, 0, 16], [0, 50, 16], [0, 0, 1]]).expand(3, 3, 3)
-    right = torch.tensor([True, True, True])
+    right = torch.tensor([[True, False]] * 3)[:, : model.num_hands]
     sets = torch.full((3,), int(JointSet.freihand))
     with torch.inference_mode():
-        prediction: HandPrediction = model.eval()(image, K, right, sets, right)
+        prediction: Prediction = model.eval()(image, K, right, sets, right, 3)
     return prediction
 
 
@@ -68,19 +68,30 @@ def folder(mano: ManoModels, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("readout", list(Readout))
 @pytest.mark.parametrize("head", list(Head))
+@pytest.mark.parametrize("family", list(Family))
 def test_a_loaded_network_answers_as_the_saved_one(
-    mano: ManoModels, tmp_path: Path, head: Head, readout: Readout
+    mano: ManoModels, tmp_path: Path, family: Family, head: Head, readout: Readout
 ) -> None:
     models = mano if head is Head.mano else None
-    config = replace(CONFIG, head=head, readout=readout)
-    saved = network(config, models).train()
+    layers = 1 if family is Family.hand_object else 0
+    config = replace(CONFIG, family=family, head=head, readout=readout, temporal_layers=layers)
+    saved = network(config, models, right_only=family is Family.hand).train()
+    if saved.temporal is not None:
+        torch.nn.init.normal_(saved.temporal.leave.weight)
     saved.backbone(torch.randn(8, 3, 32, 32))  # moves the running statistics
     save_pretrained(saved, tmp_path, about(config, models))
+    if family is Family.hand_object:
+        spec = replace(INPUTS, mirror_left=False)
+        save_pretrained(saved, tmp_path, replace(about(config, models), inputs=spec))
     loaded = ManoRegressor.from_pretrained(tmp_path, mano=models)
     assert not loaded.training
-    assert torch.equal(answer(loaded).joints_3d, answer(saved).joints_3d)
-    assert (answer(loaded).vertices is None) == (head is Head.joints)
-    assert read_pretrained_config(tmp_path) == about(config, models)
+    mine, theirs = answer(loaded).object, answer(saved).object
+    assert (mine is None) == (theirs is None) == (family is Family.hand)
+    if mine is not None and theirs is not None:
+        assert torch.equal(mine.transl, theirs.transl)
+    assert torch.equal(answer(loaded).hands.joints_3d, answer(saved).hands.joints_3d)
+    assert (answer(loaded).hands.vertices is None) == (head is Head.joints)
+    assert read_pretrained_config(tmp_path).model == config
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
@@ -91,7 +102,7 @@ def test_a_frozen_backbone_comes_back_frozen(tmp_path: Path) -> None:
     save_pretrained(saved, tmp_path, about(published, None))
     assert "someone" not in (tmp_path / CONFIG_FILE).read_text()
     loaded = load_pretrained(tmp_path, mano=None)
-    assert torch.equal(answer(loaded).joints_3d, answer(saved).joints_3d)
+    assert torch.equal(answer(loaded).hands.joints_3d, answer(saved).hands.joints_3d)
 
 
 def pairs(values: np.ndarray) -> np.ndarray:
@@ -152,11 +163,11 @@ def test_a_missing_joint_regressor_is_refused(mano: ManoModels, tmp_path: Path) 
 def test_another_format_is_refused(folder: Path, mano: ManoModels) -> None:
     path = folder / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
-    with pytest.raises(ValueError, match="has format 9, this code reads 1"):
+    with pytest.raises(ValueError, match="has format 9, this code reads 2"):
         load_pretrained(folder, mano=mano)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "model": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "model": {}}'])
 def test_a_damaged_config_is_refused(folder: Path, mano: ManoModels, text: str) -> None:
     (folder / CONFIG_FILE).write_text(text)
     with pytest.raises(ValueError, match=r"config.json is damaged"):

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.store.reader import Store, open_store
-from preprocess.build import build
-from preprocess.config import BuildConfig, OnBadImage, VerifyConfig
+from preprocess.config import VerifyConfig
 from preprocess.sample.arctic import BASE, HANDS, LID, draw
 from preprocess.sample.arctic_objects import RECIPES, stand_in_parts, turned
 from preprocess.sample.arctic_scene import (
@@ -26,34 +25,21 @@ from preprocess.sample.arctic_scene import (
     scene_of,
     truth_of,
 )
-from preprocess.sample.generate import write_sample
 from preprocess.verify import verify
+from tests.conftest import SampleStore
 
 SEED, NUM = 3, 54
 METRES, PIXELS = 1e-4, 0.05
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("arctic") / "arctic"
-    write_sample("arctic", root, NUM, SEED, workers=1)
-    return root
+def sample(arctic: SampleStore) -> Path:
+    return arctic.root
 
 
 @pytest.fixture(scope="module")
-def store(sample: Path) -> Store:
-    return open_store(build(settings(sample), console=Console(quiet=True)).path)
-
-
-def settings(sample: Path) -> BuildConfig:
-    return BuildConfig(
-        dataset="arctic",
-        root=str(sample),
-        out=str(sample.with_suffix(".zarr")),
-        mano=str(sample / "mano"),
-        workers=1,
-        on_bad_image=OnBadImage.flag,
-    )
+def store(arctic: SampleStore) -> Store:
+    return open_store(arctic.store)
 
 
 def plan_of(name: str) -> Plan:

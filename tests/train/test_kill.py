@@ -88,7 +88,7 @@ def test_killed_and_continued_equals_left_alone(
     for name in ("alone", "killed"):
         model = load_pretrained(tmp_path / name / "weights", mano=mano)
         with torch.inference_mode():
-            hands.append(predict(model, batch, torch.float32))
+            hands.append(predict(model, batch, torch.float32).hands)
     assert hands[0].vertices is not None
     assert hands[1].vertices is not None
     assert torch.equal(hands[0].vertices, hands[1].vertices)

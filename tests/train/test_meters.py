@@ -42,6 +42,7 @@ class Net(nn.Module):
         )
         self.attention = Attention()
         self.mlp = nn.Linear(8, 5)
+        self.num_hands = 1
 
     def forward(self, image: Tensor, *rest: Tensor) -> Tensor:
         tokens = self.backbone(image).flatten(2).mT

@@ -73,7 +73,9 @@ def save_network(
     last = model.mlp[-1]
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, std=0.05)
-    values = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16) if head is Head.mano else torch.zeros(63)
+    values = torch.zeros_like(model.base)
+    if head is Head.mano:
+        values[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
     model.start_from(values)
     spec = InputSpec(
         input_px=PX, mean=MEAN, std=STD, mirror_left=mirror_left, pad=pad,
@@ -195,7 +197,7 @@ def test_predictions_are_those_of_the_evaluation(
     model = load_pretrained(tmp_path / "run" / "weights", mano=trained.mano)
     batch = loaded(pipeline_of(store, pad=1.3, margin=1.2, cache_px=cache_px))
     with torch.inference_mode():
-        expected = predict(model, batch, torch.float32).joints_3d[:, 0].double()
+        expected = predict(model, batch, torch.float32).hands.joints_3d[:, 0].double()
     expected = torch.einsum("bij,bnj->bni", batch.R_input_from_cam.double().mT, expected)
 
     record = predicted(

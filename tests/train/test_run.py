@@ -126,7 +126,7 @@ def test_a_run_from_published_weights_is_scored_and_continued_offline(
 
 
 def test_a_frame_view_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pipeline.view.kind must be hand, got frame"):
+    with pytest.raises(ValueError, match=r"needs pipeline\.view\.kind=hand, got frame"):
         run(config(freihand, tmp_path, "pipeline.view.kind=frame"))
 
 

@@ -75,8 +75,22 @@ class LossConfig:
     """How far the six numbers of a predicted rotation are from two orthonormal columns, squared."""
     joint_limits: float | None = None
     """How far fingers bend, splay or twist beyond anatomy, squared radians; computed eagerly."""
+    object_position: float | None = None
+    """Origin of the object that the hands act on, camera frame, metres."""
+    object_points: float | None = None
+    """Its surface points relative to its origin, metres; symmetries are not looked at."""
+    object_2d: float | None = None
+    """Its reprojected surface points, L1, fraction of the input side."""
+    object_arti: float | None = None
+    """Angle of its moving part, radians."""
+    hand_object: float | None = None
+    """Vectors between right wrist, left wrist and object, metres."""
+    velocity: float | None = None
+    """In windows: change of joints and object points from frame to frame, metres."""
+    acceleration: float | None = None
+    """In windows: change of that change, metres."""
     distance: Distance = Distance.l1
-    """How distances of joints_abs and joints_rel are measured."""
+    """How distances of points in 3D are measured."""
     smooth_m: float = 0.01
     """Where distance=smooth_l1 turns from a parabola into a line, metres."""
     joint_weights: list[float] = field(default_factory=list)
@@ -115,6 +129,11 @@ PRESETS: Final[dict[Preset, dict[str, float]]] = {
         "theta": 0.1,
         "beta": 0.005,
         "vertices": 10.0,
+        "object_position": 1.0,
+        "object_points": 10.0,
+        "object_2d": 1.0,
+        "object_arti": 1.0,
+        "hand_object": 5.0,
     },
     Preset.mano_simple: {
         "theta": 1.0,

@@ -18,8 +18,13 @@ JOINT_TERMS: Final = (
 MESH_TERMS: Final = ("vertices", "contact")
 ROTATION_TERMS: Final = ("theta", "theta_geodesic", "beta", "beta_prior", "orthogonality")
 """Terms of each group; the kernels take the rows they write to in this order."""
-EAGER_TERMS: Final = ("joint_limits",)
-"""Terms that are in no group."""
+LIMIT_TERMS: Final = ("joint_limits",)
+OBJECT_TERMS: Final = (
+    "object_position", "object_points", "object_2d", "object_arti", "hand_object",
+)  # fmt: skip
+MOTION_TERMS: Final = ("velocity", "acceleration")
+EAGER_TERMS: Final = (*LIMIT_TERMS, *OBJECT_TERMS, *MOTION_TERMS)
+"""Terms that have no kernel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,20 +18,24 @@ from torch import Tensor
 
 from model.anatomy import anatomical_frames, limits_rad
 from model.hand import ROOT
-from model.prediction import HandPrediction
+from model.prediction import Prediction
 from pipeline.batch import Batch
+from pipeline.objects import ObjectModels
 from train.losses.config import TERMS, Distance, Impl, LossConfig, weights_of
 from train.losses.groups import joint_losses, mesh_losses, rotation_losses, weighted
 from train.losses.inputs import (
-    EAGER_TERMS,
     JOINT_TERMS,
+    LIMIT_TERMS,
     MESH_TERMS,
+    MOTION_TERMS,
+    OBJECT_TERMS,
     ROTATION_TERMS,
     GroupLoss,
     JointInputs,
     MeshInputs,
     RotationInputs,
 )
+from train.losses.scene import Surfaces, between, motion_terms, object_terms, posed, surfaces_of
 from train.losses.terms.mano import joint_limits
 
 MAX_TERMS: Final = 63
@@ -81,10 +85,14 @@ class LossPlan:
     joints: Weights
     mesh: Weights
     rotations: Weights
-    eager: Weights
+    limit: Weights
+    objects: Weights
+    motion: Weights
     joint_weight: Float[Tensor, "21"] | None
     limits: Limits | None
     """Where joint_limits is on."""
+    surfaces: Surfaces | None
+    """Of the run's objects, if it has any."""
     distance: Distance
     smooth_m: float
     impl: Impl
@@ -94,10 +102,12 @@ def plan_losses(
     config: LossConfig,
     device: torch.device,
     joints_rest: Float[Tensor, "s 16 3"] | None = None,
+    objects: ObjectModels | None = None,
 ) -> LossPlan:
     """Return the plan with its weights on the device.
 
     ``joints_rest``: of the model's MANO layer, None without one; joint_limits needs it.
+    ``objects``: of the loader; the terms of ``train.losses.scene`` need them.
     """
     weights = weights_of(config)
     limits = None
@@ -111,8 +121,11 @@ def plan_losses(
         joints=weights_on(device, weights, JOINT_TERMS),
         mesh=weights_on(device, weights, MESH_TERMS),
         rotations=weights_on(device, weights, ROTATION_TERMS),
-        eager=weights_on(device, weights, EAGER_TERMS),
+        limit=weights_on(device, weights, LIMIT_TERMS),
+        objects=weights_on(device, weights, OBJECT_TERMS),
+        motion=weights_on(device, weights, MOTION_TERMS),
         limits=limits,
+        surfaces=None if objects is None or not objects.names else surfaces_of(objects),
         joint_weight=joint_weight,
         distance=config.distance,
         smooth_m=config.smooth_m,
@@ -128,16 +141,19 @@ def weights_on(device: torch.device, weights: Mapping[str, float], names: Sequen
 
 
 def total_loss(
-    prediction: HandPrediction,
+    prediction: Prediction,
     batch: Batch,
     mesh: MeshTarget | None,
     plan: LossPlan,
     log_variance: Float[Tensor, " n"] | None = None,
+    *,
+    num_frames: int = 1,
 ) -> tuple[Tensor, LossTerms]:
     """Return the scalar to minimise and its terms; terms on what is not predicted are left out.
 
     With ``log_variance`` s, a parameter of one number for each of ``TERMS``, a sample's term v of
-    weight w becomes ``w exp(-s) v + s``, where the sample has a label for it.
+    weight w becomes ``w exp(-s) v + s``, where the sample has a label for it. ``num_frames``
+    neighbours are a window; the terms of its motion need more than one.
 
     Raises:
         ValueError: If Triton is asked for where it cannot run.
@@ -148,13 +164,14 @@ def total_loss(
     """
     if log_variance is not None:
         plan = _balanced(plan, log_variance)
+    hands, obj = prediction.hands, prediction.object
     joint_valid = batch.joint_valid & batch.has_joints[..., None]
     has_beta = batch.has_mano & batch.has_beta
     present = batch.has_joints | batch.has_mano
     groups: list[tuple[tuple[str, ...], GroupLoss]] = []
     if plan.joints.names:
         joints = JointInputs(
-            pred=prediction.joints_3d,
+            pred=hands.joints_3d,
             target=batch.joints_3d,
             valid=joint_valid,
             K=batch.K,
@@ -165,37 +182,47 @@ def total_loss(
         )
         loss = joint_losses(joints, plan.joints.names, plan.joints.lam, plan.impl)
         groups.append((plan.joints.names, loss))
-    if plan.mesh.names and prediction.vertices is not None and mesh is not None:
+    if plan.mesh.names and hands.vertices is not None and mesh is not None:
         meshes = MeshInputs(
-            pred=prediction.vertices,
+            pred=hands.vertices,
             target=mesh.vertices,
-            pred_joints=prediction.joints_3d,
+            pred_joints=hands.joints_3d,
             target_joints=batch.joints_3d,
             valid=has_beta & joint_valid[:, :, ROOT],
         )
         loss = mesh_losses(meshes, None, plan.mesh.names, plan.mesh.lam, plan.impl)
         groups.append((plan.mesh.names, loss))
-    if plan.rotations.names and prediction.theta_rotmat is not None:
-        assert prediction.beta is not None
-        assert prediction.theta_rot6d is not None
+    if plan.rotations.names and hands.theta_rotmat is not None:
+        assert hands.beta is not None
+        assert hands.theta_rot6d is not None
         rotations = RotationInputs(
-            pred=prediction.theta_rotmat,
+            pred=hands.theta_rotmat,
             target=batch.theta_rotmat,
             valid=batch.has_mano,
-            pred_beta=prediction.beta,
+            pred_beta=hands.beta,
             target_beta=batch.beta,
             has_beta=has_beta,
-            rot6d=prediction.theta_rot6d,
+            rot6d=hands.theta_rot6d,
             present=present,
         )
         loss = rotation_losses(rotations, plan.rotations.names, plan.rotations.lam, plan.impl)
         groups.append((plan.rotations.names, loss))
-    if plan.limits is not None and prediction.theta_rotmat is not None:
+    if plan.limits is not None and hands.theta_rotmat is not None:
         is_left = ~(batch.is_right | batch.mirrored[:, None]) & (len(plan.limits.frames) > 1)
         frames = plan.limits.frames[is_left.long()]
         low, high = plan.limits.low_rad, plan.limits.high_rad
-        value = joint_limits(prediction.theta_rotmat, frames, low, high, present)
-        groups.append(eager_terms({"joint_limits": (value, present)}, plan.eager))
+        value = joint_limits(hands.theta_rotmat, frames, low, high, present)
+        groups.append(eager_terms({"joint_limits": (value, present)}, plan.limit))
+    shape, kind, smooth = None, plan.distance, plan.smooth_m
+    if obj is not None and plan.surfaces is not None:
+        shape = posed(obj, batch, plan.surfaces)
+        if plan.objects.names:
+            found = object_terms(obj, batch, shape, kind, smooth)
+            found["hand_object"] = between(hands, obj, batch, kind, smooth)
+            groups.append(eager_terms(found, plan.objects))
+    if plan.motion.names and num_frames > 1:
+        moved = motion_terms(hands, obj, batch, shape, num_frames)
+        groups.append(eager_terms(moved, plan.motion))
     total, terms = together(groups)
     if log_variance is not None:
         own = _of_terms(log_variance, terms.names)
@@ -218,7 +245,9 @@ def _balanced(plan: LossPlan, log_variance: Tensor) -> LossPlan:
         joints=scaled(plan.joints),
         mesh=scaled(plan.mesh),
         rotations=scaled(plan.rotations),
-        eager=scaled(plan.eager),
+        limit=scaled(plan.limit),
+        objects=scaled(plan.objects),
+        motion=scaled(plan.motion),
     )
 
 

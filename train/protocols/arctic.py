@@ -119,23 +119,44 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
             ]
         if has_field:
             scores.update(score_field(_field(pred), target, strict=strict))
-    found = scores.summary()
+    return report_of(
+        scores.summary(),
+        strict=strict,
+        num_frames=num_frames,
+        num_sequences=len(pairs),
+        crop=PAIRED,
+        camera=PAIRED,
+        warnings=tuple(warnings),
+    )
+
+
+def report_of(
+    found: dict[str, float | None],
+    *,
+    strict: bool,
+    num_frames: int,
+    num_sequences: int,
+    crop: str,
+    camera: str,
+    warnings: tuple[str, ...] = (),
+) -> Report:
+    """Return the report of ``ArcticAccumulator.summary``; a view of a sequence counts as one."""
     return Report(
         protocol="arctic",
         definition=DEFINITION,
         strict=strict,
         quirks=QUIRKS,
         num_samples=num_frames,
-        crop=PAIRED,
-        camera=PAIRED,
+        crop=crop,
+        camera=camera,
         rows=tuple(
             Row(label=label, value=found[key], unit=unit)
             for label, key, unit in _ROWS
             if key in found
         ),
-        scores={"num_sequences": len(pairs), **found},
-        official=found,
-        warnings=tuple(warnings),
+        scores={"num_sequences": num_sequences, **found},
+        official=dict(found),
+        warnings=warnings,
     )
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from model.geometry.rotation import rotate
-from model.hand import NUM_HANDS, RIGHT
-from model.prediction import HandPrediction
+from model.hand import NUM_BETAS, NUM_HANDS, NUM_MANO_JOINTS, RIGHT
+from model.mano_files import ManoModels
+from model.prediction import Prediction
 from pipeline.batch import Batch
 from pipeline.store.reader import Store
 from train.protocols import freihand
@@ -42,7 +44,9 @@ class OnStore:
     row_lists: tuple[str, ...] = ("{split}",)
     """Splits of the store that make one of ``splits``, one after another."""
     mesh: MeshForm | None = None
-    """None: joints alone are scored."""
+    """None: joints alone are scored, or a scene."""
+    has_scene: bool = False
+    """Both hands' meshes and the object are scored."""
     wanted: Callable[["Gathered"], Bool[np.ndarray, "n 2"]]
     """Hands without which the official tool gives no score."""
     report: Callable[["Gathered", "How"], Report | str]
@@ -58,6 +62,8 @@ class How:
     strict: bool
     crop: str
     camera: str
+    device: torch.device
+    """Where meshes are decoded and compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +78,23 @@ class Meshes:
     """Where the truth is from, in words."""
     from_store: bool
     """``true_vertices`` are decoded from the store's MANO parameters while batches come in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """Predicted hands and object, as in ``Gathered``; NaN where there is no crop.
+
+    Parameters instead of meshes: a hand takes a fourteenth of the memory.
+    """
+
+    theta_rotmat: Float32[np.ndarray, "n 2 16 3 3"]
+    beta: Float32[np.ndarray, "n 2 10"]
+    transl: Float32[np.ndarray, "n 2 3"]
+    object_rotmat: Float32[np.ndarray, "n 3 3"]
+    object_transl: Float32[np.ndarray, "n 3"]
+    arti_rad: Float32[np.ndarray, " n"]
+    mano: ManoModels
+    """That the parameters belong to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +113,7 @@ class Gathered:
     joints_3d: Float32[np.ndarray, "n 2 21 3"]
     """Zero where there is none."""
     meshes: Meshes | None
+    scenes: Scenes | None
 
     @property
     def source(self) -> str:
@@ -103,6 +127,9 @@ def gathered(
     split: str,
     sample_id: Int64[Tensor, " m"],
     truth: Path | None = None,
+    *,
+    single: bool = True,
+    mano: ManoModels | None = None,
 ) -> Gathered:
     """Return room for the predictions of a split, in the official order of its protocol.
 
@@ -110,8 +137,10 @@ def gathered(
         protocol: Of the store and the split.
         store: The open store.
         split: One of the protocol's.
-        sample_id: Every sample that will be predicted, of a view of single hands.
+        sample_id: Every sample that will be predicted.
         truth: The dataset's own ground truth, for a mesh that the store does not have.
+        single: The view is of single hands; else every sample shows both.
+        mano: Of the network; a scene needs it.
 
     Raises:
         ValueError: If ``truth`` does not fit the split, or the protocol takes none.
@@ -120,7 +149,9 @@ def gathered(
     lists = [store.split(name.format(split=split)) for name in protocol.row_lists]
     rows = np.concatenate(lists).astype(np.int64)
     has_crop = np.zeros((store.num_rows, NUM_HANDS), bool)
-    has_crop[divmod(sample_id.numpy(), NUM_HANDS)] = True
+    row, slot = divmod(sample_id.numpy(), NUM_HANDS)
+    for shown in (slot,) if single else range(NUM_HANDS):
+        has_crop[row, shown] = True
     return Gathered(
         protocol=protocol,
         store=store,
@@ -130,32 +161,81 @@ def gathered(
         seen=has_crop[rows],
         joints_3d=np.zeros((len(rows), NUM_HANDS, 21, 3), np.float32),
         meshes=_meshes(protocol, store, rows, truth),
+        scenes=_scenes(len(rows), mano) if protocol.has_scene else None,
     )
 
 
 def gather(
     held: Gathered,
-    prediction: HandPrediction,
+    prediction: Prediction,
     batch: Batch,
     true_vertices: Float[Tensor, "b h 778 3"] | None,
 ) -> None:
-    """Put a batch of single-hand crops where it belongs, back in the dataset's camera frame."""
-    row, slot = divmod(batch.sample_id.cpu().numpy(), NUM_HANDS)
+    """Put a batch, of ``Batch.frames``, where it belongs, back in the dataset's camera frame.
+
+    ``true_vertices`` are those of its labels.
+    """
+    real = batch.is_real.cpu().numpy()
+    row, slot = divmod(batch.sample_id.cpu().numpy()[real], NUM_HANDS)
     place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
     back = batch.R_input_from_cam.double().mT
 
     def in_camera(points: Tensor) -> np.ndarray:
-        return np.asarray(rotate(back, points.double()).cpu().numpy(), np.float32)
+        return np.asarray(rotate(back, points.double()).cpu().numpy()[real], np.float32)
 
-    held.joints_3d[place, slot] = in_camera(prediction.joints_3d[:, 0])
-    if held.meshes is None:
-        return
-    assert prediction.vertices is not None
-    held.meshes.vertices[place] = in_camera(prediction.vertices[:, 0])
-    if held.meshes.from_store:
-        assert true_vertices is not None
-        known = (batch.has_mano & batch.has_beta)[:, 0].cpu().numpy()
-        held.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, 0])[known]
+    hands = prediction.hands
+    if hands.joints_3d.shape[1] == 1:
+        held.joints_3d[place, slot] = in_camera(hands.joints_3d[:, 0])
+    else:
+        for hand in range(NUM_HANDS):
+            held.joints_3d[place, hand] = in_camera(hands.joints_3d[:, hand])
+    if held.meshes is not None:
+        assert hands.vertices is not None
+        held.meshes.vertices[place] = in_camera(hands.vertices[:, RIGHT])
+        if held.meshes.from_store:
+            assert true_vertices is not None
+            known = (batch.has_mano & batch.has_beta)[:, RIGHT].cpu().numpy()[real]
+            held.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, RIGHT])[known]
+    if held.scenes is not None:
+        _put_scene(held.scenes, place, prediction, real)
+
+
+def _put_scene(
+    scenes: Scenes, place: Int64[np.ndarray, " k"], prediction: Prediction, real: np.ndarray
+) -> None:
+    """Put parameters as they are: images of both hands are neither turned nor mirrored here."""
+    hands, obj = prediction.hands, prediction.object
+    assert hands.theta_rotmat is not None
+    assert hands.beta is not None
+    assert hands.transl is not None
+    assert obj is not None
+    columns = {
+        "theta_rotmat": hands.theta_rotmat,
+        "beta": hands.beta,
+        "transl": hands.transl,
+        "object_rotmat": obj.rotmat,
+        "object_transl": obj.transl,
+        "arti_rad": obj.arti_rad,
+    }
+    for name, values in columns.items():
+        getattr(scenes, name)[place] = values.float().cpu().numpy()[real]
+
+
+def _scenes(num: int, mano: ManoModels | None) -> Scenes:
+    assert mano is not None, "train.protocols.on_store.protocol_of asks for a mesh"
+
+    def missing(*shape: int) -> np.ndarray:
+        return np.full((num, *shape), np.nan, np.float32)
+
+    return Scenes(
+        theta_rotmat=missing(NUM_HANDS, NUM_MANO_JOINTS, 3, 3),
+        beta=missing(NUM_HANDS, NUM_BETAS),
+        transl=missing(NUM_HANDS, 3),
+        object_rotmat=missing(3, 3),
+        object_transl=missing(3),
+        arti_rad=missing(),
+        mano=mano,
+    )
 
 
 def unpredicted(held: Gathered) -> str | None:

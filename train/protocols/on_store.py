@@ -10,31 +10,43 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int64
 
 from model.hand import LEFT, RIGHT, STANDARD_FROM_INTERHAND
+from pipeline.config import ViewKind
 from pipeline.store.reader import Store
-from train.protocols import dexycb, freihand, ho3d, interhand26m
+from train.protocols import arctic_store, dexycb, freihand, ho3d, interhand26m
 from train.protocols.files import write_two_lists
 from train.protocols.freihand import Points
 from train.protocols.gathered import Gathered, How, MeshForm, OnStore, unpredicted
 from train.protocols.report import Report
 
 LABELLED_BOX: Final = "box of the labelled joints"
+CROPS: Final = {
+    ViewKind.hand_object: "box around the labelled hands and the object",
+    ViewKind.frame: "none: the whole frame",
+}
 _INTERHAND_FROM_STANDARD: Final = np.argsort(STANDARD_FROM_INTERHAND)
 _NO_HANDEDNESS: Final = "handedness is given, not predicted: no score"
 
 
-def protocol_of(store: Store, split: str, *, has_mesh: bool) -> OnStore | None:
-    """Return the protocol of a split that predictions with or without a mesh can answer."""
+def protocol_of(
+    store: Store, split: str, *, has_mesh: bool, has_object: bool = False
+) -> OnStore | None:
+    """Return the protocol of a split that predictions with or without these can answer."""
     found = PROTOCOLS.get(store.attributes.dataset)
     if found is None or split not in found.splits or (found.mesh and not has_mesh):
+        return None
+    if found.has_scene and not (has_mesh and has_object):
         return None
     return found
 
 
-def crop_source(store: Store, split: str) -> str:
+def crop_source(store: Store, split: str, kind: ViewKind) -> str:
     """Return where the crops of a split come from, in words."""
+    if kind is not ViewKind.hand:
+        return CROPS[kind]
     found = PROTOCOLS.get(store.attributes.dataset)
     return found.crop if found is not None and split in found.splits else LABELLED_BOX
 
@@ -42,19 +54,27 @@ def crop_source(store: Store, split: str) -> str:
 def choices() -> str:
     """Return the splits that have a protocol, in words."""
     found = [
-        f"{', '.join(protocol.splits)} of {dataset}{' (needs a mesh)' if protocol.mesh else ''}"
+        f"{', '.join(protocol.splits)} of {dataset}{_needs(protocol)}"
         for dataset, protocol in PROTOCOLS.items()
     ]
     return "; ".join(found)
 
 
-def official_report(held: Gathered, *, strict: bool, camera: str) -> Report | str:
+def _needs(protocol: OnStore) -> str:
+    if protocol.has_scene:
+        return " (needs meshes and an object: model.family=hand_object)"
+    return " (needs a mesh)" if protocol.mesh else ""
+
+
+def official_report(
+    held: Gathered, *, strict: bool, crop: str, camera: str, device: torch.device
+) -> Report | str:
     """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
 
     Raises:
         ValueError: If the predictions cannot be meant.
     """
-    how = How(strict=strict, crop=held.protocol.crop, camera=camera)
+    how = How(strict=strict, crop=crop, camera=camera, device=device)
     return unpredicted(held) or held.protocol.report(held, how)
 
 
@@ -224,6 +244,14 @@ PROTOCOLS: Final = {
         wanted=_no_hand,
         report=_interhand_report,
         export=_export_interhand,
+    ),
+    "arctic": OnStore(
+        splits=arctic_store.SPLITS,
+        crop=CROPS[ViewKind.hand_object],
+        has_scene=True,
+        wanted=arctic_store.wanted,
+        report=arctic_store.report,
+        export=arctic_store.export,
     ),
 }
 """By the dataset of a store."""

@@ -71,8 +71,8 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the protocol, its sources and the table."""
+def show(report: Report, console: Console, mean: Report | None = None) -> None:
+    """Print the protocol, its sources and the table; ``mean``: of the training set's mean."""
     rules = "strict" if report.strict else "official, quirks included"
     console.print(
         f"protocol {report.protocol} ({rules}): {report.num_samples} samples; "
@@ -85,15 +85,20 @@ def show(report: Report, console: Console) -> None:
         for quirk in report.quirks:
             console.print(f"quirk: {quirk}", markup=False, highlight=False, soft_wrap=True)
     sheet = Table()
-    for name in ("metric", "value", "unit"):
-        sheet.add_column(name, justify="right" if name == "value" else "left")
+    columns = ("metric", "value", *([] if mean is None else ["training mean"]), "unit")
+    for name in columns:
+        sheet.add_column(name, justify="left" if name in ("metric", "unit") else "right")
+    beside = {} if mean is None else {row.label: [_cell(row)] for row in mean.rows}
     for row in report.rows:
-        value = "-" if row.value is None else f"{row.value:.{row.digits}f}"
-        sheet.add_row(row.label, value, row.unit)
+        sheet.add_row(row.label, _cell(row), *beside.get(row.label, []), row.unit)
     console.print(sheet)
     for warning in report.warnings:
         line = Text.assemble(("warning", "bold yellow"), f": {warning}")
         console.print(line, soft_wrap=True)
+
+
+def _cell(row: Row) -> str:
+    return "-" if row.value is None else f"{row.value:.{row.digits}f}"
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, Prediction
 from pipeline.batch import Batch
 from train.losses.config import (
     AMT,
@@ -22,9 +22,17 @@ from train.losses.config import (
     Preset,
     weights_of,
 )
-from train.losses.inputs import EAGER_TERMS, JOINT_TERMS, MESH_TERMS, ROTATION_TERMS
+from train.losses.inputs import (
+    EAGER_TERMS,
+    JOINT_TERMS,
+    MESH_TERMS,
+    MOTION_TERMS,
+    OBJECT_TERMS,
+    ROTATION_TERMS,
+)
 from train.losses.total import (
     LossPlan,
+    LossTerms,
     MeshTarget,
     eager_terms,
     plan_losses,
@@ -42,7 +50,7 @@ def plan(config: LossConfig = EVERY_TERM, dtype: torch.dtype = torch.float64) ->
     made = plan_losses(config, CPU, rest)
     groups = {
         name: replace(getattr(made, name), lam=getattr(made, name).lam.to(dtype))
-        for name in ("joints", "mesh", "rotations", "eager")
+        for name in ("joints", "mesh", "rotations", "limit")
     }
     weight = made.joint_weight
     return replace(made, **groups, joint_weight=None if weight is None else weight.to(dtype))
@@ -74,6 +82,10 @@ def make_batch(b: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Bat
         has_beta=mask(b, 1),
         is_right=torch.ones(b, 1, dtype=torch.bool),
         mirrored=torch.zeros(b, dtype=torch.bool),
+        object_id=torch.full((b,), -1),
+        object_pose=torch.full((b, 3, 4), torch.nan, dtype=dtype),
+        object_arti_rad=torch.full((b,), torch.nan, dtype=dtype),
+        has_object=torch.zeros(b, dtype=torch.bool),
         joint_set=torch.ones(b, dtype=torch.int64),
         sample_id=torch.arange(b),
         is_real=torch.ones(b, dtype=torch.bool),
@@ -100,6 +112,10 @@ def make_mesh(b: int, dtype: torch.dtype = torch.float64) -> MeshTarget:
     )
 
 
+def of_hands(prediction: HandPrediction, *rest: Any) -> tuple[Tensor, LossTerms]:
+    return total_loss(Prediction(hands=prediction), *rest)
+
+
 def part(item: Any, where: slice) -> Any:
     values = {f.name: getattr(item, f.name) for f in fields(item)}
     return type(item)(**{k: None if v is None else v[where] for k, v in values.items()})
@@ -121,20 +137,20 @@ def test_every_term_has_a_weight_and_every_weight_a_term() -> None:
 
 
 def test_the_total_is_the_weighted_sum_of_means() -> None:
-    total, terms = total_loss(make_prediction(8), make_batch(8), make_mesh(8), plan())
-    assert set(terms.names) == set(TERMS)
+    total, terms = of_hands(make_prediction(8), make_batch(8), make_mesh(8), plan())
+    assert set(terms.names) == set(TERMS) - {*OBJECT_TERMS, *MOTION_TERMS}
     means = dict(zip(terms.names, terms.values.mean(1).tolist(), strict=True))
-    expected = sum((1.0 + k) * means[name] for k, name in enumerate(TERMS))
+    expected = sum((1.0 + TERMS.index(name)) * mean for name, mean in means.items())
     assert total.item() == pytest.approx(expected, rel=1e-12)
     assert not terms.values.requires_grad
 
 
 def test_a_batch_is_the_mean_of_its_halves() -> None:
     items = (make_prediction(8), make_batch(8), make_mesh(8))
-    whole, _ = total_loss(*items, plan())
+    whole, _ = of_hands(*items, plan())
     prediction, batch, mesh = items
     halves = [
-        total_loss(part(prediction, where), part(batch, where), part(mesh, where), plan())[0].item()
+        of_hands(part(prediction, where), part(batch, where), part(mesh, where), plan())[0].item()
         for where in (slice(0, 4), slice(4, 8))
     ]
     assert whole.item() == pytest.approx(sum(halves) / 2, rel=1e-12)
@@ -146,7 +162,7 @@ def test_triton_and_eager_agree() -> None:
         prediction = make_prediction(3, torch.float32)
         chosen = replace(plan(dtype=torch.float32), impl=impl)
         batch, mesh = make_batch(3, dtype=torch.float32), make_mesh(3, torch.float32)
-        total, terms = total_loss(prediction, batch, mesh, chosen)
+        total, terms = of_hands(prediction, batch, mesh, chosen)
         torch.autograd.backward(total)
         found.append((total.detach(), terms, gradients(prediction)))
     (total, terms, grads), (other, others, other_grads) = found
@@ -163,11 +179,11 @@ def test_triton_and_eager_agree() -> None:
 def test_the_total_is_one_graph(impl: Impl) -> None:
     """As a GPU compiles it; the backend here only traces, which needs no compiler."""
     torch.compiler.reset()
-    compiled = torch.compile(total_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(of_hands, fullgraph=True, dynamic=False, backend="aot_eager")
     chosen = replace(plan(dtype=torch.float32), impl=impl)
     items = make_batch(2, dtype=torch.float32), make_mesh(2, torch.float32), chosen
     found = []
-    for of in (total_loss, compiled):
+    for of in (of_hands, compiled):
         prediction = make_prediction(2, torch.float32)
         total, terms = of(prediction, *items)
         torch.autograd.backward(total)
@@ -187,7 +203,7 @@ def test_nan_under_a_mask_costs_neither_value_nor_gradient() -> None:
     names = ("joints_3d", "theta_rotmat", "beta", "K")
     poisoned = {name: torch.full_like(getattr(batch, name), torch.nan) for name in names}
     prediction = make_prediction(4)
-    total, terms = total_loss(prediction, replace(batch, **poisoned), make_mesh(4), plan())
+    total, terms = of_hands(prediction, replace(batch, **poisoned), make_mesh(4), plan())
     torch.autograd.backward(total)
     assert total.item() == 0.0
     assert not terms.seen.any()
@@ -202,7 +218,7 @@ def test_the_samples_that_a_term_saw_are_told() -> None:
         joint_valid=torch.ones(4, 1, 21, dtype=torch.bool),
         has_mano=torch.tensor([[True], [False], [False], [False]]),
     )
-    _, terms = total_loss(make_prediction(4), batch, None, plan())
+    _, terms = of_hands(make_prediction(4), batch, None, plan())
     seen = dict(zip(terms.names, terms.seen.tolist(), strict=True))
     assert seen["joints_abs"] == [True, True, True, False]
     assert seen["theta"] == [True, False, False, False]
@@ -211,10 +227,10 @@ def test_the_samples_that_a_term_saw_are_told() -> None:
 
 def test_what_is_not_predicted_has_no_term() -> None:
     only_joints = HandPrediction(joints_3d=make_prediction(4).joints_3d)
-    _, terms = total_loss(only_joints, make_batch(4), None, plan())
+    _, terms = of_hands(only_joints, make_batch(4), None, plan())
     assert set(terms.names) == set(JOINT_TERMS)
     with pytest.raises(ValueError, match="loss terms can be minimised, got 0"):
-        total_loss(only_joints, make_batch(4), None, plan(LossConfig(preset=Preset.mano_simple)))
+        of_hands(only_joints, make_batch(4), None, plan(LossConfig(preset=Preset.mano_simple)))
 
 
 def test_weights_given_replace_the_presets() -> None:
@@ -242,7 +258,7 @@ def test_the_preset_of_hamer_is_its_sum_over_a_batch_of_8() -> None:
     )
     prediction = make_prediction(8)
     config = plan(LossConfig(preset=Preset.hamer))
-    total, _ = total_loss(prediction, batch, make_mesh(8), config)
+    total, _ = of_hands(prediction, batch, make_mesh(8), config)
 
     expected = 0.0
     for b in range(8):
@@ -270,7 +286,7 @@ def test_joint_weights_and_distances_reach_the_terms() -> None:
         has_joints=torch.ones(2, 1, dtype=torch.bool),
     )
     prediction = make_prediction(2)
-    total, _ = total_loss(prediction, batch, None, plan(config))
+    total, _ = of_hands(prediction, batch, None, plan(config))
     apart = (prediction.joints_3d - batch.joints_3d)[:, 0, [4, 8, 12, 16, 20]].detach().numpy()
     assert total.item() == pytest.approx(np.linalg.norm(apart, axis=-1).mean(), rel=1e-6)
 
@@ -291,7 +307,7 @@ def test_terms_of_ones_own_are_summed_with_their_weights() -> None:
 def test_learned_weights_are_the_formula_and_have_its_gradient() -> None:
     s = torch.linspace(-1, 1, len(TERMS), dtype=torch.float64).requires_grad_()
     items = (make_prediction(4), make_batch(4), make_mesh(4))
-    total, terms = total_loss(*items, replace(plan(), impl=Impl.triton), s)
+    total, terms = of_hands(*items, replace(plan(), impl=Impl.triton), s)
     means, seen = terms.values.mean(1), terms.seen.double().mean(1)
     expected = 0.0
     for k, name in enumerate(terms.names):
@@ -299,7 +315,7 @@ def test_learned_weights_are_the_formula_and_have_its_gradient() -> None:
         weight = 1.0 + TERMS.index(name)
         expected += weight * np.exp(-own) * means[k].item() + own * seen[k].item()
     assert total.item() == pytest.approx(expected, rel=1e-12)
-    torch.autograd.gradcheck(lambda given: total_loss(*items, plan(), given)[0], (s,))
+    torch.autograd.gradcheck(lambda given: of_hands(*items, plan(), given)[0], (s,))
 
 
 def test_learned_weights_of_terms_without_labels_stay() -> None:
@@ -307,7 +323,7 @@ def test_learned_weights_of_terms_without_labels_stay() -> None:
     nothing = torch.zeros(4, 1, dtype=torch.bool)
     batch = replace(batch, has_mano=nothing)
     s = torch.zeros(len(TERMS), dtype=torch.float64, requires_grad=True)
-    torch.autograd.backward(total_loss(make_prediction(4), batch, make_mesh(4), plan(), s)[0])
+    torch.autograd.backward(of_hands(make_prediction(4), batch, make_mesh(4), plan(), s)[0])
     assert s.grad is not None
     assert s.grad[TERMS.index("theta")] == 0.0
     assert s.grad[TERMS.index("joints_rel")] != 0.0

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from model.geometry.rotation import rotate
-from model.prediction import HandPrediction
-from pipeline.config import CacheConfig, PipelineConfig
+from model.prediction import HandPrediction, Prediction
+from pipeline.config import CacheConfig, PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from pipeline.store.reader import Store, open_store
 from tests.pipeline.hand_store import hand_store
@@ -123,12 +123,18 @@ def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathere
         joints = case.joints[row] + noise * case.joint_noise[row]
         vertices = case.vertices[row] + noise * case.vertex_noise[row]
         prediction = HandPrediction(joints_3d=seen(joints), vertices=seen(vertices))
-        gather(held, prediction, batch, seen(case.vertices[row]))
+        gather(held, Prediction(hands=prediction), batch, seen(case.vertices[row]))
     return held
 
 
+def official(held: Gathered) -> Report | str:
+    return on_store.official_report(
+        held, strict=False, crop=held.protocol.crop, camera="true", device=CPU
+    )
+
+
 def scored(held: Gathered) -> Report:
-    report = on_store.official_report(held, strict=False, camera="true")
+    report = official(held)
     assert isinstance(report, Report), report
     return report
 
@@ -210,7 +216,7 @@ def test_a_dexycb_hand_without_a_crop_is_no_score(tmp_path: Path) -> None:
     case = build(
         tmp_path / "d.zarr", "dexycb", "s3_val", one_hand, joint_set="manopth", then=no_box
     )
-    sentence = on_store.official_report(predicted(case, noise=1), strict=False, camera="true")
+    sentence = official(predicted(case, noise=1))
     assert isinstance(sentence, str)
     assert f"2 of {len(with_hand)} rows cannot be predicted" in sentence
     assert f"first: row {lost[0]}" in sentence
@@ -224,7 +230,7 @@ def test_a_dexycb_split_without_labels_is_no_score(tmp_path: Path) -> None:
     case = build(
         tmp_path / "d.zarr", "dexycb", "s0_test", one_hand, joint_set="manopth", then=unlabelled
     )
-    sentence = on_store.official_report(predicted(case, noise=1), strict=False, camera="true")
+    sentence = official(predicted(case, noise=1))
     assert isinstance(sentence, str)
     assert "none of 10 rows has a hand with labelled joints" in sentence
 
@@ -310,7 +316,7 @@ def test_without_a_true_mesh_the_report_says_what_it_lacks(
 ) -> None:
     _, case, _ = evaluated
     held = predicted(case, noise=1)
-    sentence = on_store.official_report(held, strict=False, camera="true")
+    sentence = official(held)
     assert isinstance(sentence, str)
     assert "10 of 10 rows have no true joints or no true mesh in the store" in sentence
     assert "give truth=FOLDER" in sentence
@@ -343,7 +349,7 @@ def test_an_evaluation_row_without_a_box_is_named(tmp_path: Path) -> None:
     assert lacking is not None
     assert "1 of 10 rows cannot be predicted" in lacking
     assert f"row {ROWS[4]}" in lacking
-    assert on_store.official_report(held, strict=False, camera="true") == lacking
+    assert official(held) == lacking
 
 
 def test_truth_that_does_not_fit_is_refused(
@@ -366,7 +372,7 @@ def test_splits_without_a_protocol_have_none(dex: Case) -> None:
     assert on_store.protocol_of(dex.store, "s4_test", has_mesh=True) is None
     for split in ("s0_val", "s1_test", "s2_val", "s3_test"):
         assert on_store.protocol_of(dex.store, split, has_mesh=False) is not None
-    assert on_store.crop_source(dex.store, "train") == "box of the labelled joints"
+    assert on_store.crop_source(dex.store, "train", ViewKind.hand) == "box of the labelled joints"
 
 
 def test_a_mesh_protocol_needs_a_mesh(evaluated: tuple[str, Case, Path]) -> None:
