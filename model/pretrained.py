@@ -157,6 +157,41 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> ManoRegressor:
     return model.eval()
 
 
+def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
+    """Take over every tensor of a folder of weights that has the same name and shape.
+
+    Args:
+        model: Any of this package's networks; changed in place.
+        folder: Written by ``save_pretrained``.
+
+    Returns:
+        The names of the tensors that were taken, and of those that stay as they were.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        ValueError: If the file is damaged, or no tensor fits.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {WEIGHTS_FILE}; expected a folder of weights, such as RUN/weights of "
+            "python -m train run"
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
+    own = model.state_dict()
+    fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    if not fits:
+        raise ValueError(
+            f"{path}: none of its {len(tensors)} tensors has the name and shape of one of the "
+            "network's; give the same model.backbone, model.family and model.head"
+        )
+    model.load_state_dict(fits, strict=False)
+    return sorted(fits), sorted(own.keys() - fits.keys())
+
+
 def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None) -> None:
     if mano is None:
         raise ValueError(

@@ -181,6 +181,9 @@ class RunConfig:
     """Folder of a run to continue with its own configuration; store is not needed then. Only steps,
     *_every, keep_checkpoints, threads, device, mano and store may be given beside it; one that is
     set to its default counts as not given."""
+    init: str | None = None
+    """Folder of a run, or of weights, to begin with: every tensor of the same name and shape is
+    taken over, what is left begins anew. For fine-tuning, or windows after single frames."""
     mano: str | None = None
     """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null asks HANDLOOM_MANO."""
     device: Device = Device.auto

@@ -20,7 +20,6 @@ from train.predict_hands import (
     crop_of,
     load_predictor,
     predict_hands,
-    weights_folder,
 )
 from train.predict_inputs import (
     Cameras,
@@ -44,6 +43,7 @@ from train.predict_outputs import (
     write_obj,
     write_predictions,
 )
+from train.weights import weights_folder
 
 READ_AHEAD: Final = 2
 """Images decoded while the network works."""

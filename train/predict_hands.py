@@ -28,7 +28,6 @@ from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, lo
 from model.mano_regressor import ManoRegressor
 from model.prediction import HandPrediction
 from model.pretrained import (
-    CONFIG_FILE,
     InputSpec,
     PretrainedConfig,
     load_pretrained,
@@ -44,7 +43,6 @@ from train.config import PredictConfig
 from train.device import backbone_dtype, choose_device
 from train.predict_inputs import Frame, HandBox, square_of
 from train.predict_outputs import Hand
-from train.protocols.files import existing
 from train.step import predict
 from train.weights import FOLDER as WEIGHTS
 
@@ -89,23 +87,6 @@ class Crop:
     K_frame: Float64[Tensor, "3 3"]
     K_input: Float64[Tensor, "3 3"]
     """Of the input's pixels and the points mirrored with them."""
-
-
-def weights_folder(run: str) -> Path:
-    """Return the folder of weights of a run, or ``run`` if it is one.
-
-    Raises:
-        FileNotFoundError: If there are none; says where they come from.
-    """
-    folder = existing(run, "run")
-    for found in (folder / WEIGHTS, folder):
-        if (found / CONFIG_FILE).is_file():
-            return found
-    raise FileNotFoundError(
-        f"run={run!r} holds no weights: expected {WEIGHTS}/{CONFIG_FILE}, which python -m train "
-        f"run writes at its end and with its best checkpoints, or a folder with {CONFIG_FILE}; "
-        f"continue the run: python -m train run resume={run}"
-    )
 
 
 def load_predictor(config: PredictConfig, folder: Path) -> Predictor:

@@ -13,6 +13,7 @@ from model.config import Family, Head
 from model.hand import JointSet
 from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
 from model.mano_regressor import ManoRegressor
+from model.pretrained import start_from_weights
 from pipeline.config import ViewKind
 from pipeline.loader import Loader
 from pipeline.samples import joint_sets_of
@@ -30,6 +31,7 @@ from train.resume import continue_from
 from train.stages import require_trainable, resolve_stages, stage_at
 from train.step import TrainState, build_state
 from train.validate import shared_with_training, validation_pipeline
+from train.weights import weights_folder
 
 
 def main(config: RunConfig) -> int:
@@ -73,7 +75,8 @@ def _run(
     run_dir = Path(shared(config.run_dir or name, ranks))
     mano = required_mano(config.model.head, config.mano)
     joint_sets = joint_sets_of(config.pipeline)
-    model = build_model(config, mano, joint_sets, load_weights=payload is None).to(device)
+    fresh = payload is None and config.init is None
+    model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
 
     open_loader = functools.partial(Loader, device=device, rank=ranks.rank, world=ranks.world)
     needed = step_bytes(model, config, world=ranks.world)
@@ -84,6 +87,7 @@ def _run(
         require_trainable(model, one, ranks)
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose.network_start(config.model.head).to(device))
+    begun = "" if config.init is None or payload is not None else _begin(model, config.init)
     done = 0 if payload is None else int(payload["step"])
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
     state = build_state(
@@ -115,7 +119,7 @@ def _run(
         text = json.dumps(record, indent=2) + "\n"
         (run_dir / "manifest.json").write_text(text, encoding="utf-8")
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
-        log.say(_summary(state, loader, device, mean_pose, run_dir))
+        log.say(_summary(state, loader, device, mean_pose, run_dir) + begun)
         for warning in [] if validation is None else shared_with_training(loader, validation):
             log.say(f"warning: {warning}")
         try:
@@ -135,6 +139,13 @@ def _run(
             log.say(str(error))
             return 1
     return 0 if finished else 130
+
+
+def _begin(model: ManoRegressor, init: str) -> str:
+    """Take over the weights of another run; returns what was taken, in words."""
+    taken, fresh = start_from_weights(model, weights_folder(init, "init"))
+    news = f"; new: {', '.join(fresh[:3])}{' ...' if len(fresh) > 3 else ''}" if fresh else ""
+    return f"; {len(taken)} of {len(taken) + len(fresh)} tensors from {init}{news}"
 
 
 def build_model(

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Final
 
-from model.pretrained import InputSpec, PretrainedConfig, save_pretrained
+from model.pretrained import CONFIG_FILE, InputSpec, PretrainedConfig, save_pretrained
 from pipeline.config import ImageDtype, PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from train.checkpoint import NotWrittenError, RunFacts
 from train.config import RunConfig
+from train.protocols.files import existing
 from train.step import TrainState
 
 FOLDER: Final = "weights"
@@ -48,4 +49,21 @@ def input_spec(pipeline: PipelineConfig, loader: Loader) -> InputSpec:
         mirror_left=pipeline.mirror_left and pipeline.view.kind is ViewKind.hand,
         pad=pipeline.view.pad,
         joint_sets=tuple(sorted(loader.joint_sets)),
+    )
+
+
+def weights_folder(run: str, key: str = "run") -> Path:
+    """Return the folder of weights of a run, or ``run`` if it is one; ``key`` is its name.
+
+    Raises:
+        FileNotFoundError: If there are none; says where they come from.
+    """
+    folder = existing(run, key)
+    for found in (folder / FOLDER, folder):
+        if (found / CONFIG_FILE).is_file():
+            return found
+    raise FileNotFoundError(
+        f"{key}={run!r} holds no weights: expected {FOLDER}/{CONFIG_FILE}, which python -m train "
+        f"run writes at its end and with its best checkpoints, or a folder with {CONFIG_FILE}; "
+        f"continue the run: python -m train run resume={run}"
     )

@@ -81,7 +81,7 @@ def object_terms(
     valid, known = batch.has_object, shape.known
     t = select(valid, batch.object_pose)[..., 3]
     every_point = known[:, None].expand(shape.true.shape[:2])
-    off = distance(select(known, shape.pred - shape.true), kind, smooth)
+    off = distance(shape.pred - shape.true, kind, smooth)
     projected = joints_2d(
         (shape.pred + pred.transl[:, None])[:, None],
         (shape.true + t[:, None])[:, None],

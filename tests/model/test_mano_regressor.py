@@ -1,0 +1,133 @@
+"""One hand, or two hands and an object: places, what is predicted before training, windows."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.config import Family, Head, ModelConfig
+from model.geometry.rotation import rot6d_to_rotmat
+from model.hand import JointSet
+from model.mano_files import ManoModels, mano_forward
+from model.mano_regressor import ManoRegressor, lift_from_crop, place_in_crop
+from model.prediction import Prediction
+from model.temporal import TemporalEncoder, positions
+
+PX = 32
+K = torch.tensor([[60.0, 0.5, 15.0], [0.0, 58.0, 17.0], [0.0, 0.0, 1.0]])
+
+
+def network(mano: ManoModels | None, family: Family, **changes: object) -> ManoRegressor:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        family=family,
+        backbone="test_resnet",
+        pretrained=False,
+        hidden=16,
+        head=Head.joints if mano is None else Head.mano,
+        **changes,  # type: ignore[arg-type]
+    )
+    return ManoRegressor(config, input_px=PX, mano=mano, load_weights=False).eval()
+
+
+def asked(model: ManoRegressor, image: Tensor, num_frames: int = 1) -> Prediction:
+    num = len(image)
+    right = torch.tensor([[True, False]] * num)[:, : model.num_hands]
+    sets = torch.full((num,), int(JointSet.smplx))
+    with torch.inference_mode():
+        prediction: Prediction = model(image, K.expand(num, 3, 3), right, sets, right, num_frames)
+    return prediction
+
+
+@given(x=st.floats(-2, 2), y=st.floats(-2, 2), depth=st.floats(-3, 3))
+def test_a_place_in_the_crop_is_a_pixel_and_a_depth(x: float, y: float, depth: float) -> None:
+    place, camera = torch.tensor([[[x, y, depth]]], dtype=torch.float64), K.double()[None]
+    point = lift_from_crop(place, camera, PX)
+    uvw = K.double().numpy() @ point[0, 0].numpy()
+    pixel = uvw[:2] / uvw[2]
+    np.testing.assert_allclose(pixel, [15.5 + 32 * x, 15.5 + 32 * y], atol=1e-9)
+    # exp(0): a quarter of a metre fills the crop
+    unit = np.sqrt(60.0 * 58.0) * 0.25 / 32
+    assert uvw[2] == pytest.approx(unit * np.exp(depth))
+    back = place_in_crop(point, camera, PX)
+    torch.testing.assert_close(back, place, atol=1e-9, rtol=0)
+
+
+def test_before_training_the_mean_is_predicted(mano: ManoModels) -> None:
+    model = network(mano, Family.hand_object)
+    rng = np.random.default_rng(0)
+    pose, beta = rng.normal(0, 0.3, (2, 96)), rng.normal(0, 1, (2, 10))
+    pose += np.tile([1.0, 0, 0, 0, 1, 0], 16)
+    place = np.array([[0.1, -0.2, 0.3], [-0.1, 0.0, 0.2]])
+    turned, angle, where = rng.normal(0, 1, 6), 0.7, np.array([0.05, 0.02, 0.4])
+    hands = np.concatenate((pose, beta, place), 1).ravel()
+    model.start_from(torch.from_numpy(np.r_[hands, turned, angle, where]).float())
+    right, sets = torch.tensor([[True, False]]), torch.full((1,), int(JointSet.smplx))
+    said = model.before_training(K[None], right, sets, right)
+    assert said.hands.vertices is not None
+    assert said.hands.transl is not None
+    for hand, own in enumerate((mano.right, mano.left)):
+        theta = rot6d_to_rotmat(torch.from_numpy(pose[hand]).view(16, 6))
+        from scipy.spatial.transform import Rotation
+
+        axis_angle = Rotation.from_matrix(theta.numpy()).as_rotvec().reshape(1, 48)
+        transl = said.hands.transl[:, hand].detach().double().numpy()
+        vertices, skeleton = mano_forward(own, axis_angle, beta[hand][None], transl)
+        np.testing.assert_allclose(said.hands.vertices[:, hand].detach(), vertices, atol=1e-5)
+        root = lift_from_crop(torch.from_numpy(place)[None], K.double()[None], PX)[0, hand]
+        np.testing.assert_allclose(skeleton[0, 0], root, atol=1e-5)
+        np.testing.assert_allclose(said.hands.joints_3d[0, hand, 0].detach(), root, atol=1e-5)
+    assert said.object is not None
+    expected = rot6d_to_rotmat(torch.from_numpy(turned).float())
+    torch.testing.assert_close(said.object.rotmat[0], expected)
+    assert said.object.arti_rad.item() == pytest.approx(angle)
+    place_3d = lift_from_crop(torch.from_numpy(where).float()[None, None], K[None], PX)[0, 0]
+    torch.testing.assert_close(said.object.transl[0], place_3d)
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_head_of_joints_places_every_wrist(family: Family) -> None:
+    model = network(None, family)
+    said = asked(model, torch.randn(3, 3, PX, PX))
+    assert said.hands.joints_3d.shape == (3, model.num_hands, 21, 3)
+    assert said.hands.vertices is None
+    assert (said.object is None) == (family is Family.hand)
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def test_a_fresh_encoder_changes_nothing_and_a_trained_one_looks_at_its_window_only() -> None:
+    model = network(None, Family.hand_object, temporal_layers=2, temporal_width=64)
+    image = torch.randn(6, 3, PX, PX, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([asked(model, frame[None]).hands.joints_3d for frame in image])
+    torch.testing.assert_close(asked(model, image, 3).hands.joints_3d, alone)
+    encoder = model.temporal
+    assert encoder is not None
+    torch.nn.init.normal_(encoder.leave.weight)
+    torch.nn.init.normal_(model.mlp[-1].weight)  # type: ignore[arg-type]
+    before = asked(model, image, 3).hands.joints_3d
+    image[4] += 1.0
+    moved = (asked(model, image, 3).hands.joints_3d - before).abs().amax((1, 2, 3))
+    assert (moved[3:] > 1e-4).all()
+    assert (moved[:3] == 0).all()
+
+
+def test_the_encoder_knows_the_order_of_frames() -> None:
+    torch.manual_seed(0)
+    encoder = TemporalEncoder(8, 64, 1)
+    torch.nn.init.normal_(encoder.leave.weight)
+    features = torch.randn(1, 4, 8)
+    forth, back = encoder(features), encoder(features.flip(1)).flip(1)
+    assert (forth - back).abs().max() > 1e-3
+
+
+def test_positions_are_the_formula() -> None:
+    found = positions(5, 8)
+    for t in range(5):
+        for i in range(4):
+            angle = t / 10000 ** (i / 4)
+            assert found[t, i] == pytest.approx(np.sin(angle), abs=1e-6)
+            assert found[t, 4 + i] == pytest.approx(np.cos(angle), abs=1e-6)
