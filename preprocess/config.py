@@ -114,8 +114,8 @@ class BuildConfig:
     """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d or arctic."""
     root: str = MISSING
     """Folder of the unpacked dataset: FreiHAND_pub_v2, HO3D_v2 or HO3D_v3, the one with DexYCB's
-    subjects, InterHand2.6M's with images and annotations, or ARCTIC's with images, raw_seqs and
-    meta."""
+    subjects, InterHand2.6M's with images and annotations, or ARCTIC's with images (or
+    cropped_images), raw_seqs and meta."""
     out: str = MISSING
     """Folder of the store; created, conventionally named <dataset>.zarr."""
     mano: str | None = None
@@ -174,7 +174,8 @@ class VerifyConfig:
     store: str = MISSING
     """Folder of the store."""
     root: str | None = None
-    """Folder of the raw dataset: also compare every image with its file, and labels again."""
+    """Folder of the raw dataset: also compare every image with its file, labels again, and those
+    that the dataset has twice with each other (arctic's processed_seqs and splits)."""
     mano: str | None = None
     """MANO folder for the comparison with ``root``; else HANDLOOM_MANO."""
 

@@ -54,8 +54,8 @@ class ShardImages:
     size_hw: UInt16[np.ndarray, "n 2"]
     """Of the stored image."""
     raw_size_hw: UInt16[np.ndarray, "n 2"]
-    """Of the official image."""
-    A_stored_from_raw: Float[np.ndarray, "n 2 3"]
+    """Of the image file."""
+    A_stored_from_file: Float[np.ndarray, "n 2 3"]
     flags: UInt32[np.ndarray, " n"]
     """Bits of ``schema.FLAGS``."""
     processes: dict[str, int]
@@ -71,7 +71,7 @@ class _Stored:
     process: str
     size_hw: tuple[int, int]
     raw_size_hw: tuple[int, int]
-    A_stored_from_raw: Float[np.ndarray, "2 3"] | None = None
+    A_stored_from_file: Float[np.ndarray, "2 3"] | None = None
     """None: the identity."""
 
 
@@ -109,7 +109,7 @@ def shard_images(
     payloads: list[bytes] = []
     size_hw = np.zeros((len(names), 2), np.uint16)
     raw_size_hw = np.zeros_like(size_hw)
-    A_stored_from_raw = np.tile(np.eye(2, 3), (len(names), 1, 1))
+    A_stored_from_file = np.tile(np.eye(2, 3), (len(names), 1, 1))
     flags = np.zeros(len(names), np.uint32)
     processes: Counter[str] = Counter()
     bad: list[BadImage] = []
@@ -132,14 +132,14 @@ def shard_images(
                 )
             payloads.append(image.data)
             size_hw[i], raw_size_hw[i] = image.size_hw, image.raw_size_hw
-            if image.A_stored_from_raw is not None:
-                A_stored_from_raw[i] = image.A_stored_from_raw
+            if image.A_stored_from_file is not None:
+                A_stored_from_file[i] = image.A_stored_from_file
             processes[image.process] += 1
     return ShardImages(
         payloads=payloads,
         size_hw=size_hw,
         raw_size_hw=raw_size_hw,
-        A_stored_from_raw=A_stored_from_raw,
+        A_stored_from_file=A_stored_from_file,
         flags=flags,
         processes=dict(processes),
         bad=bad,
@@ -248,7 +248,7 @@ def _recoder(work: ImageWork) -> _Convert:
             process="baseline",
             size_hw=image.size_hw,
             raw_size_hw=raw_size_hw,
-            A_stored_from_raw=image.A_stored_from_raw,
+            A_stored_from_file=image.A_stored_from_file,
         )
 
     return convert

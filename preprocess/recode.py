@@ -2,7 +2,7 @@
 
 Pixel (0, 0) is the centre of the top-left pixel. A crop is a slice, so it moves coordinates by
 whole pixels; where the crop must shrink, every stored pixel is the mean of the area below it.
-``A_stored_from_raw`` holds exactly in both cases.
+``A_stored_from_file`` holds exactly in both cases.
 
 simplejpeg decodes and encodes: of simplejpeg, OpenCV and PyTurboJPEG it is the fastest at decode,
 crop, encode (``python -m benchmarks preprocess``). The same bytes give the same JPEG.
@@ -49,7 +49,7 @@ class Recoded:
 
     data: bytes
     size_hw: tuple[int, int]
-    A_stored_from_raw: Float[np.ndarray, "2 3"]
+    A_stored_from_file: Float[np.ndarray, "2 3"]
 
 
 def crop_window(
@@ -160,7 +160,7 @@ def recode(
         colorsubsampling="420",
     )
     return Recoded(
-        data=encoded, size_hw=size_hw, A_stored_from_raw=stored_from_raw(window, size_hw)
+        data=encoded, size_hw=size_hw, A_stored_from_file=stored_from_raw(window, size_hw)
     )
 
 

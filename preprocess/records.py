@@ -27,6 +27,9 @@ class Labels:
 
     K: Float[np.ndarray, "3 3"]
     """Intrinsics of the official pixels."""
+    A_file_from_raw: Float[np.ndarray, "2 3"]
+    """Pixels of the image file from official ones: the identity, unless the files are crops; NaN is
+    unknown."""
     joints_3d: Float[np.ndarray, "2 21 3"]
     joint_valid: Bool[np.ndarray, "2 21"]
     bbox_xyxy: Float[np.ndarray, "2 4"]
@@ -65,6 +68,7 @@ def empty_labels() -> Labels:
     """Return labels in which everything is missing; the arrays are fresh and writable."""
     return Labels(
         K=np.full((3, 3), np.nan),
+        A_file_from_raw=np.eye(2, 3),
         joints_3d=np.full((NUM_HANDS, NUM_JOINTS, 3), np.nan),
         joint_valid=np.zeros((NUM_HANDS, NUM_JOINTS), bool),
         bbox_xyxy=np.full((NUM_HANDS, 4), np.nan),
@@ -90,6 +94,7 @@ class LabelStack:
     """Labels of n rows, as in ``Labels``."""
 
     K: Float[np.ndarray, "n 3 3"]
+    A_file_from_raw: Float[np.ndarray, "n 2 3"]
     joints_3d: Float[np.ndarray, "n 2 21 3"]
     joint_valid: Bool[np.ndarray, "n 2 21"]
     bbox_xyxy: Float[np.ndarray, "n 2 4"]
@@ -178,6 +183,16 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CrossCheck:
+    """How labels agree with others of the same dataset."""
+
+    problems: list[str]
+    """One sentence each."""
+    summary: str
+    """What was compared and how far apart it is, one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One opened dataset. ``official_idx`` is the position in ``rows``."""
 
@@ -208,5 +223,8 @@ class Source:
     """Of the images that a build straightens."""
     lens_of: Int32[np.ndarray, " n"] | None = None
     """Into ``lenses`` by row, -1 = none; None where there are no lenses."""
+    cross_check: Callable[[], CrossCheck] | None = None
+    """Compares the labels with others that ``root`` holds of the same images; it may take as long
+    as a build. None: it holds no others."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the report says about the dataset beside the counts; JSON."""

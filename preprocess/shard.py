@@ -199,7 +199,8 @@ def shard_content(task: ShardTask) -> ShardContent:
             images = under_way.result()
     else:
         labels = task.label_job()
-        regions = region_boxes(labels, _object_points(task), region=task.region)
+        in_files = to_stored_pixels(labels, labels.A_file_from_raw)
+        regions = region_boxes(in_files, _object_points(task), region=task.region)
         images = read(regions, task.lenses)
     return ShardContent(images=images, columns=label_columns(task, labels, images), labels=labels)
 
@@ -212,7 +213,8 @@ def label_columns(
     Masks, flags, boxes and contact are derived from the values as rounded for the store, so that a
     reader derives the same ones.
     """
-    labels = to_stored_pixels(labels, images.A_stored_from_raw)
+    A_stored_from_raw = _composed(images.A_stored_from_file, labels.A_file_from_raw)
+    labels = to_stored_pixels(labels, A_stored_from_raw)
     rounded: dict[str, np.ndarray] = {
         name: getattr(labels, name).astype(np.float32).astype(np.float64) for name in _ROUNDED
     }
@@ -233,7 +235,7 @@ def label_columns(
     for found in (derived, objects):
         values |= {field.name: getattr(found, field.name) for field in fields(found)}
     values |= task.indices
-    values["A_stored_from_raw"] = images.A_stored_from_raw
+    values["A_stored_from_raw"] = A_stored_from_raw
     values["quality"] = derived.quality | images.flags
     values["sample_ok"] = images.flags == 0
     return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype) for spec in LABELS}
@@ -243,20 +245,32 @@ def to_stored_pixels(
     labels: LabelStack, A_stored_from_raw: Float[np.ndarray, "n 2 3"]
 ) -> LabelStack:
     """Return labels whose pixels are those of the stored image: ``K' = A K``, boxes moved."""
-    A = np.zeros((len(A_stored_from_raw), 3, 3))
-    A[:, :2], A[:, 2, 2] = A_stored_from_raw, 1.0
+    A = _homogeneous(A_stored_from_raw)
     corners = labels.bbox_xyxy.reshape(-1, 2, 2, 2)
     moved = np.einsum("nij,nhcj->nhci", A[:, :2, :2], corners) + A[:, None, None, :2, 2]
     return replace(labels, K=A @ labels.K, bbox_xyxy=moved.reshape(labels.bbox_xyxy.shape))
 
 
+def _composed(
+    A: Float[np.ndarray, "n 2 3"], B: Float[np.ndarray, "n 2 3"]
+) -> Float[np.ndarray, "n 2 3"]:
+    """Return the maps that do ``B``, then ``A``."""
+    return np.asarray((_homogeneous(A) @ _homogeneous(B))[:, :2])
+
+
+def _homogeneous(A: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, "n 3 3"]:
+    full = np.tile(np.eye(3), (len(A), 1, 1))
+    full[:, :2] = A
+    return full
+
+
 def region_boxes(
     labels: LabelStack, points: "Mapping[int, SurfacePoints]", *, region: str
 ) -> Float[np.ndarray, "n 4"]:
-    """Return the box (raw pixels) of what a recoded image must show; NaN where nothing is labelled.
+    """Return the box of what a recoded image must show; NaN where nothing is labelled.
 
     Args:
-        labels: Labels of the rows, official pixels.
+        labels: Labels of the rows, in the pixels that the box shall have.
         points: Points on the objects by object id.
         region: ``hands``, or ``hand_object`` for hands and objects.
     """

@@ -2,7 +2,8 @@
 
 Without ``root``: shard layout, crc32c and JPEG header of each image, sizes, order of the rows,
 masks against values, boxes against projections, flags against rules, splits, counts, content hash.
-With ``root``: also every image against its file and every label against a fresh conversion.
+With ``root``: also every image against its file, every label against a fresh conversion, and the
+labels against others that ``root`` has of the same images.
 """
 
 import dataclasses
@@ -44,6 +45,8 @@ class VerifyReport:
     seconds: float
     compared_with: Path | None
     """Root of the raw dataset, if it was compared."""
+    notes: list[str]
+    """What else was compared: one sentence each."""
     problems: list[str]
     """One sentence each; empty = the store is what the build wrote."""
 
@@ -73,6 +76,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
     path = Path(config.store).expanduser()
     root = None if config.root is None else Path(config.root).expanduser()
     problems: list[str] = []
+    notes: list[str] = []
     num_rows, num_bytes = 0, 0
     try:
         store = open_store(path)
@@ -88,7 +92,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
         if not problems:
             problems += _check_content(store)
         if root is not None:
-            problems += _compare_with_source(store, root, config.mano)
+            problems += _compare_with_source(store, root, config.mano, notes)
         store.close()
     return VerifyReport(
         path=path,
@@ -96,6 +100,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
         image_bytes=num_bytes,
         seconds=time.monotonic() - start,
         compared_with=root,
+        notes=notes,
         problems=problems,
     )
 
@@ -108,6 +113,7 @@ def verify_text(report: VerifyReport) -> str:
         f"{report.path}: {report.num_rows} rows, {report.image_bytes / 1e6:.1f} MB of JPEG read "
         f"in {report.seconds:.1f} s ({rate:.0f} MB/s){against}"
     )
+    head = "\n".join([head, *report.notes])
     if not report.problems:
         return f"{head}\nno differences"
     lines = [f"  {problem}" for problem in report.problems[:20]]
@@ -222,6 +228,7 @@ def _stored_labels(store: "Store") -> LabelStack:
     """Return the labels of the store with its boxes forgotten, so that they are derived again."""
     n = store.num_rows
     stored: dict[str, Any] = {
+        "A_file_from_raw": np.tile(np.eye(2, 3), (n, 1, 1)),
         "bbox_xyxy": np.full((n, 2, 4), np.nan),
         "vertices_check_m": np.full(n, np.nan),
         "refit_error_m": np.full((n, 2), np.nan),
@@ -263,8 +270,13 @@ def _check_content(store: "Store") -> Iterator[str]:
 # --- against the raw dataset ----------------------------------------------------------------------
 
 
-def _compare_with_source(store: "Store", root: Path, mano_path: str | None) -> Iterator[str]:
-    """Every image, label, picture and shape against a fresh conversion with the same settings."""
+def _compare_with_source(
+    store: "Store", root: Path, mano_path: str | None, notes: list[str]
+) -> Iterator[str]:
+    """Every image, label, picture and shape against a fresh conversion with the same settings.
+
+    Where the dataset has its labels twice, ``notes`` gets how far apart they are.
+    """
     from pipeline.store.pictures import read_picture
 
     a = store.attributes
@@ -307,6 +319,10 @@ def _compare_with_source(store: "Store", root: Path, mano_path: str | None) -> I
                     picture, read_picture(store.path, name, row)
                 ):
                     yield f"row {row}: labels/{name} differs from the raw dataset"
+    if source.cross_check is not None:
+        check = source.cross_check()
+        notes.append(check.summary)
+        yield from check.problems
 
 
 def _compare_objects(store: "Store", source: Source) -> Iterator[str]:

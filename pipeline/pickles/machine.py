@@ -8,6 +8,7 @@ comparing and hashing nested ones recurses as deep as the file says.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any, Final
 
 import numpy as np
@@ -77,13 +78,16 @@ _ROLES: Final[dict[Name, str]] = {
 class Machine:
     """Position, stack, marks and memo of one pickle. Every method refuses with ``ValueError``."""
 
-    def __init__(self, data: bytes, allow: frozenset[Name], *, objects: bool) -> None:
-        """``objects`` allows arrays of objects."""
+    def __init__(
+        self, data: bytes | mmap, allow: frozenset[Name], *, objects: bool, begin: int = 0
+    ) -> None:
+        """``objects`` allows arrays of objects; the pickle starts at byte ``begin``."""
         self.data = data
+        self.begin = begin
         self.allow = allow
         self.objects = objects
-        self.start = 0
-        self.position = 0
+        self.start = begin
+        self.position = begin
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}

@@ -63,7 +63,7 @@ def load_pickle(
         OSError: If it cannot be read.
     """
     data = _read(source, name, max_bytes)
-    return _value(Machine(data, allow, objects=False), name, max_steps)
+    return machine_value(Machine(data, allow, objects=False), name, max_steps)
 
 
 def load_npy(
@@ -94,7 +94,7 @@ def load_npy(
             return plain_array(shape, dtype, payload, fortran=fortran)
     except ValueError as error:
         raise PickleError(f"{name} is refused: {error}") from error
-    array = _value(Machine(payload, allow, objects=True), name, max_steps)
+    array = machine_value(Machine(payload, allow, objects=True), name, max_steps)
     if not isinstance(array, np.ndarray) or array.shape != shape or not array.dtype.hasobject:
         raise PickleError(f"{name} is refused: its pickle is no object array of shape {shape}")
     return array
@@ -111,15 +111,20 @@ def _read(source: Path | bytes, name: str, max_bytes: int) -> bytes:
     return data
 
 
-def _value(machine: Machine, name: str, max_steps: int) -> Any:
+def machine_value(machine: Machine, name: str, max_steps: int) -> Any:
+    """Return the value of a pickle that a machine is at the beginning of.
+
+    Raises:
+        PickleError: If it is broken or holds anything but plain data.
+    """
     if not machine.data:
         raise PickleError(f"{name} is refused: it is empty")
     for start, what in _NOT_PICKLES.items():
-        if machine.data.startswith(start):
+        if machine.data[machine.begin : machine.begin + len(start)] == start:
             raise PickleError(f"{name} is refused: it is {what}, not a pickle")
     try:
         value = run(machine, max_steps)
-        _check_values(value, _UNFOLD * len(machine.data) + 2**20)
+        check_values(value, _UNFOLD * len(machine.data) + 2**20)
     except ValueError as error:  # also the UnicodeError of a broken text
         raise PickleError(
             f"{name} is refused at byte {machine.start}: {error}; nothing in it was run"
@@ -133,7 +138,7 @@ _PLAIN: Final = (type(None), bool, int, float, Instance)
 _CONTAINERS: Final = (list, tuple, set, frozenset, dict)
 
 
-def _check_values(root: Any, limit: int) -> None:
+def check_values(root: Any, limit: int) -> None:
     """Refuse values that a caller could not walk safely.
 
     An ``Instance`` is a leaf where it appears, and its state is walked once, on its own: whoever

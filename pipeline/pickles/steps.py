@@ -121,7 +121,7 @@ _VALUES: Final[dict[bytes, Callable[[Machine], Any]]] = {
 
 def _protocol(machine: Machine) -> None:
     protocol = machine.number(1)
-    if machine.start or protocol > 5:
+    if machine.start != machine.begin or protocol > 5:
         raise ValueError(f"it changes to protocol {protocol}")
 
 

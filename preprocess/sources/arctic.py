@@ -1,6 +1,7 @@
 """ARCTIC: two hands use an articulated object, eight still cameras and one on the head, 30 fps.
 
-``root`` is the folder with ``images``, ``raw_seqs`` and ``meta`` (the official ``data``). Rows are
+``root`` is the folder with ``images``, ``raw_seqs`` and ``meta`` (the official ``data``); without
+``images``, ``cropped_images`` takes their place, and rows carry where their crop is. Rows are
 the official images of all nine views: files 10 to F - 11 of a sequence of F captured frames, since
 the first and last ones may be black. File i shows frame ``i - ioi_offset`` of the capture, whose
 ``world2cam`` and object translations are in metres and millimetres. Hands were fitted with MANO's
@@ -30,7 +31,10 @@ from model.hand import JointSet
 from model.mano_files import ManoModels
 from preprocess.annotations import require
 from preprocess.records import LabelJob, Lens, ObjectFile, Rows, Source, SourceError
+from preprocess.sources.arctic_check import checked_files, cross_check
+from preprocess.sources.arctic_crop import ego_affine
 from preprocess.sources.arctic_files import (
+    CROPPED,
     EGO,
     NAME,
     OBJECTS,
@@ -87,10 +91,12 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
     Raises:
         SourceError: If nothing is there, or a file that a sequence needs is missing or broken.
     """
-    require(NAME, root, ["meta/misc.json"], ["images", "raw_seqs", "meta/object_vtemplates"])
+    require(NAME, root, ["meta/misc.json"], ["raw_seqs", "meta/object_vtemplates"])
     rigs = read_rigs(root)
     protocols = {name: read_protocol(root, name) for name in VIEWS_OF}
-    found = _find(root, protocols["p1"])
+    pictured = list_image_sequences(root)
+    folder = next((name for name, sequences in pictured.items() if sequences), next(iter(pictured)))
+    found = _find(root, folder, pictured[folder], protocols["p1"])
     missing = sorted({f.name.split("/")[0] for f in found} - rigs.keys())
     if missing:
         raise SourceError(
@@ -98,7 +104,12 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
             "download meta again"
         )
     lenses = {f.name: read_lens(root, f.name) for f in found if f.has_labels}
+    in_files = lenses
+    if folder == CROPPED:
+        in_files = {name: _scaled(lens, rigs[name[:3]]) for name, lens in lenses.items()}
     first = _first_rows(found)
+    rows, splits = _rows(found, folder), _splits(found, first, protocols)
+    files = checked_files(root)
     return Source(
         dataset=NAME,
         joint_set=JointSet.smplx,
@@ -106,33 +117,40 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
         citation=CITATION,
         official_counts=OFFICIAL_COUNTS,
         root=root,
-        rows=_rows(found),
-        splits=_splits(found, first, protocols),
-        label_job=functools.partial(_label_job, root, found, first, rigs, lenses, mano),
+        rows=rows,
+        splits=splits,
+        label_job=functools.partial(_label_job, root, folder, found, first, rigs, lenses, mano),
         objects=_objects(root, found),
         left_as_shipped=True,
-        lenses=tuple(lenses.values()),
+        lenses=tuple(in_files.values()),
         lens_of=_lens_of(found, list(lenses)),
-        notes=_notes(found, protocols),
+        cross_check=functools.partial(cross_check, root, files, rigs, lenses, mano, rows, splits)
+        if files
+        else None,
+        notes=_notes(found, protocols, folder, pictured),
     )
 
 
 # --- what is there --------------------------------------------------------------------------------
 
 
-def _find(root: Path, protocol: Mapping[str, Sequence[str]] | None) -> list[_Found]:
+def _find(
+    root: Path,
+    folder: str,
+    pictured: Sequence[str],
+    protocol: Mapping[str, Sequence[str]] | None,
+) -> list[_Found]:
     """Return the sequences: in the order of the first protocol, others behind by name."""
     labelled = {f"{s}/{name}" for s, names in list_sequences(root).items() for name in names}
-    pictured = {f"{s}/{name}" for s, names in list_image_sequences(root).items() for name in names}
-    there = sorted(name for name in labelled | pictured if name in pictured)
+    there = list(pictured)
     if not there:
         raise SourceError(
-            f"{NAME}: {root / 'images'} holds no sequence such as s01/box_use_01; unpack the "
-            "images, or point root= at the folder that holds images, raw_seqs and meta"
+            f"{NAME}: {root / folder} holds no sequence such as s01/box_use_01; unpack the "
+            f"images, or point root= at the folder that holds {folder}, raw_seqs and meta"
         )
     if unknown := sorted({n for n in there if n.split("/")[1].split("_")[0] not in OBJECTS}):
         raise SourceError(
-            f"{NAME}: {root / 'images'} has {unknown[0]}, whose object is none of "
+            f"{NAME}: {root / folder} has {unknown[0]}, whose object is none of "
             f"{', '.join(OBJECTS)}"
         )
     listed = [] if protocol is None else [n for part in protocol.values() for n in part]
@@ -142,7 +160,9 @@ def _find(root: Path, protocol: Mapping[str, Sequence[str]] | None) -> list[_Fou
         _Found(
             name=name,
             num_frames=(
-                read_num_frames(root, name) if name in labelled else count_images(root, name)
+                read_num_frames(root, name)
+                if name in labelled
+                else count_images(root / folder / name)
             ),
             has_labels=name in labelled,
         )
@@ -171,14 +191,27 @@ def _objects(root: Path, found: Sequence[_Found]) -> tuple[ObjectFile, ...]:
     return tuple(files)
 
 
+def _scaled(lens: Lens, rig: Rig) -> Lens:
+    """Return a lens in the pixels of its cropped images: distortion is in units of the depth."""
+    A = np.vstack([ego_affine(rig.image_size_wh[EGO]), [0.0, 0.0, 1.0]])
+    return Lens(K=A @ lens.K, dist8=lens.dist8)
+
+
 def _notes(
-    found: Sequence[_Found], protocols: Mapping[str, Mapping[str, list[str]] | None]
+    found: Sequence[_Found],
+    protocols: Mapping[str, Mapping[str, list[str]] | None],
+    folder: str,
+    pictured: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     notes: dict[str, Any] = {
+        "images": folder,
         "sequences": len(found),
         "sequences_without_labels": sum(not f.has_labels for f in found),
         "views": "0 on the head, undistorted; 1 to 8 still",
     }
+    unread = [name for name, sequences in pictured.items() if sequences and name != folder]
+    if unread:
+        notes["images"] = f"{folder}; {unread[0]} is there too and was not read"
     rule = [name for name, lists in protocols.items() if lists is None]
     if rule:
         notes["splits"] = (
@@ -196,7 +229,7 @@ def _first_rows(found: Sequence[_Found]) -> Int64[np.ndarray, " k"]:
     return np.cumsum([0, *(f.num_files * VIEWS for f in found)]).astype(np.int64)
 
 
-def _rows(found: Sequence[_Found]) -> Rows:
+def _rows(found: Sequence[_Found], folder: str) -> Rows:
     """Return the rows: by sequence, then file, then view."""
     image: list[str] = []
     sequence: list[str] = []
@@ -204,7 +237,7 @@ def _rows(found: Sequence[_Found]) -> Rows:
     views = [str(view) for view in range(VIEWS)]
     for f in found:
         files = range(BORDER, BORDER + f.num_files)
-        image += [f"images/{f.name}/{view}/{i:05d}.jpg" for i in files for view in views]
+        image += [f"{folder}/{f.name}/{view}/{i:05d}.jpg" for i in files for view in views]
         sequence += [f.name] * (VIEWS * f.num_files)
         frames.append(np.repeat(np.arange(BORDER, BORDER + f.num_files, dtype=np.int32), VIEWS))
     return Rows(
@@ -269,6 +302,7 @@ def _drawn(num: int, size: int) -> list[int]:
 
 def _label_job(
     root: Path,
+    folder: str,
     found: Sequence[_Found],
     first: Int64[np.ndarray, " k"],
     rigs: Mapping[str, Rig],
@@ -297,4 +331,4 @@ def _label_job(
                 rows=rows,
             )
         )
-    return functools.partial(read_views, root, views, len(wanted), mano)
+    return functools.partial(read_views, root, views, len(wanted), mano, cropped=folder == CROPPED)

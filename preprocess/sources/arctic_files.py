@@ -1,7 +1,7 @@
 """ARCTIC's files: sequences of ``raw_seqs``, cameras and objects of ``meta``, lists of sequences.
 
-Everything is what users download; nothing needs the 18 GB of processed splits. Files with pickles
-are read without running anything in them.
+Everything is what users download; a build needs none of the 18 GB of processed splits. Files with
+pickles are read without running anything in them.
 """
 
 import re
@@ -25,6 +25,9 @@ OBJECTS: Final = (
     "capsulemachine", "box", "ketchup", "laptop", "microwave", "mixer", "notebook",
     "espressomachine", "waffleiron", "scissors", "phone",
 )  # fmt: skip
+IMAGE_FOLDERS: Final = ("images", "cropped_images")
+"""Folders with the same names of files; the first that holds a sequence is read."""
+CROPPED: Final = IMAGE_FOLDERS[1]
 SIDES: Final = ("right", "left")
 """By slot."""
 SEQUENCE: Final = re.compile(r"([a-z]+)_(use|grab)_\d\d")
@@ -82,23 +85,32 @@ def list_sequences(root: Path) -> dict[str, set[str]]:
     return found
 
 
-def list_image_sequences(root: Path) -> dict[str, set[str]]:
-    """Return the sequences of each subject that has images.
+def list_image_sequences(root: Path) -> dict[str, list[str]]:
+    """Return the sequences (``sXX/<name>``) in each of ``IMAGE_FOLDERS`` that is there, sorted.
 
     Raises:
-        SourceError: If a folder cannot be listed.
+        SourceError: If neither is there or a folder cannot be listed.
     """
-    folder = root / "images"
+    there = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
+    if not there:
+        raise SourceError(
+            f"{NAME}: {root} has no {'/ or '.join(IMAGE_FOLDERS)}/; expected one of them beside "
+            "raw_seqs and meta, unpack it or point root= at the right folder"
+        )
     return {
-        subject: {name for name in _names(folder / subject) if SEQUENCE.fullmatch(name)}
-        for subject in _names(folder)
-        if _SUBJECT.fullmatch(subject) and (folder / subject).is_dir()
+        name: [
+            f"{subject}/{sequence}"
+            for subject in _names(root / name)
+            if _SUBJECT.fullmatch(subject) and (root / name / subject).is_dir()
+            for sequence in _names(root / name / subject)
+            if SEQUENCE.fullmatch(sequence)
+        ]
+        for name in there
     }
 
 
-def count_images(root: Path, sequence: str) -> int:
-    """Return the largest number of images in a view of ``sXX/<sequence>``."""
-    folder = root / "images" / sequence
+def count_images(folder: Path) -> int:
+    """Return the largest number of images in a view of a sequence's ``folder``."""
     views = [view for view in map(str, range(VIEWS)) if (folder / view).is_dir()]
     return max((sum(n.endswith(".jpg") for n in _names(folder / v)) for v in views), default=0)
 
@@ -131,10 +143,10 @@ def read_rigs(root: Path) -> dict[str, Rig]:
         offset = entry.get("ioi_offset")
         if not isinstance(offset, int) or isinstance(offset, bool):
             raise SourceError(f"{NAME}: {where}.ioi_offset must be a whole number, got {offset!r}")
-        T = _array(entry.get("world2cam"), (VIEWS - 1, 4, 4), f"{where}.world2cam")
+        T = finite_array(entry.get("world2cam"), (VIEWS - 1, 4, 4), f"{where}.world2cam")
         _require_rigid(T, f"{where}.world2cam")
-        K = _array(entry.get("intris_mat"), (VIEWS - 1, 3, 3), f"{where}.intris_mat")
-        size = _array(entry.get("image_size"), (VIEWS, 2), f"{where}.image_size")
+        K = finite_array(entry.get("intris_mat"), (VIEWS - 1, 3, 3), f"{where}.intris_mat")
+        size = finite_array(entry.get("image_size"), (VIEWS, 2), f"{where}.image_size")
         rigs[subject] = Rig(T_cam_from_world=T, K=K, image_size_wh=size, ioi_offset=offset)
     return rigs
 
@@ -195,12 +207,12 @@ def read_raw(root: Path, sequence: str) -> RawSequence:
         shape = np.asarray(entry.get("shape"), dtype=object)
         hands.append(
             HandTrack(
-                rot=_array(entry.get("rot"), (num, 3), f"{where}.rot"),
-                pose=_array(entry.get("pose"), (num, 45), f"{where}.pose"),
-                trans_m=_array(entry.get("trans"), (num, 3), f"{where}.trans"),
-                shape=_array(entry.get("shape"), (10,), f"{where}.shape")
+                rot=finite_array(entry.get("rot"), (num, 3), f"{where}.rot"),
+                pose=finite_array(entry.get("pose"), (num, 45), f"{where}.pose"),
+                trans_m=finite_array(entry.get("trans"), (num, 3), f"{where}.trans"),
+                shape=finite_array(entry.get("shape"), (10,), f"{where}.shape")
                 if shape.ndim < 2
-                else _array(entry.get("shape"), (num, 10), f"{where}.shape")[0],
+                else finite_array(entry.get("shape"), (num, 10), f"{where}.shape")[0],
             )
         )
     return RawSequence(
@@ -226,14 +238,14 @@ def _read_ego(
     content = _read_dict(path)
     rotation = content.get("R_k_cam_np")
     num = len(rotation) if num is None and isinstance(rotation, np.ndarray) else num
-    R = _array(rotation, (num or 0, 3, 3), f"{path}: R_k_cam_np")
-    t = _array(content.get("T_k_cam_np"), (len(R), 3, 1), f"{path}: T_k_cam_np")
+    R = finite_array(rotation, (num or 0, 3, 3), f"{path}: R_k_cam_np")
+    t = finite_array(content.get("T_k_cam_np"), (len(R), 3, 1), f"{path}: T_k_cam_np")
     T = np.zeros((len(R), 4, 4))
     T[:, :3, :3], T[:, :3, 3:], T[:, 3, 3] = R, t, 1.0
     _require_rigid(T, f"{path}: R_k_cam_np")
-    K = _array(content.get("intrinsics"), (3, 3), f"{path}: intrinsics")
+    K = finite_array(content.get("intrinsics"), (3, 3), f"{path}: intrinsics")
     dist8 = np.asarray(content.get("dist8"), dtype=object).reshape(-1)
-    return T, Lens(K=K, dist8=_array(dist8, (8,), f"{path}: dist8"))
+    return T, Lens(K=K, dist8=finite_array(dist8, (8,), f"{path}: dist8"))
 
 
 def _read_object(root: Path, sequence: str) -> Float64[np.ndarray, "f 7"]:
@@ -244,7 +256,7 @@ def _read_object(root: Path, sequence: str) -> Float64[np.ndarray, "f 7"]:
             f"{NAME}: {path} must hold 7 numbers per frame, got shape {values.shape}; download "
             "raw_seqs again"
         )
-    return _array(values, values.shape, str(path))
+    return finite_array(values, values.shape, str(path))
 
 
 def _path(root: Path, sequence: str, kind: str) -> Path:
@@ -270,8 +282,12 @@ def _read_dict(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Return finite numbers of a shape in float64."""
+def finite_array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Return finite numbers of a shape in float64.
+
+    Raises:
+        SourceError: If they are not; ``where`` says which they are.
+    """
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

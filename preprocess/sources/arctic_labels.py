@@ -18,8 +18,9 @@ from preprocess.annotations import read_json
 from preprocess.articulation import articulated
 from preprocess.canonical import HandParameters, arctic_hands, arctic_objects, fill_hands
 from preprocess.records import LabelStack, Lens, empty_labels, stack_labels
+from preprocess.sources.arctic_crop import crop_affines, ego_affine
 from preprocess.sources.arctic_files import EGO, NAME, OBJECTS, Rig, read_raw
-from preprocess.sources.arctic_valid import in_view
+from preprocess.sources.arctic_valid import in_view, pixels, square_of
 
 _CHUNK = 256
 
@@ -40,15 +41,25 @@ class View:
 
 
 def read_views(
-    root: Path, views: Sequence[View], num_rows: int, mano: ManoModels | None
+    root: Path,
+    views: Sequence[View],
+    num_rows: int,
+    mano: ManoModels | None,
+    *,
+    cropped: bool = False,
 ) -> LabelStack:
     """Return the labels of ``num_rows`` rows; those of no view have none.
+
+    ``cropped``: the files are those of ``cropped_images``; where a row has no object, its crop is
+    not known.
 
     Raises:
         SourceError: If a file is missing or broken.
     """
     stack = stack_labels([empty_labels()] * num_rows)
     stack.official_valid[:] = False
+    if cropped:
+        stack.A_file_from_raw[:] = np.nan
     sequences = {name: read_raw(root, name) for name in {view.sequence for view in views}}
     for view in views:
         raw = sequences[view.sequence]
@@ -57,6 +68,8 @@ def read_views(
         if view.view == EGO:
             stack.K[view.rows] = view.lens.K
             T = raw.T_ego_from_world[frames]
+            if cropped:
+                stack.A_file_from_raw[view.rows] = ego_affine(view.rig.image_size_wh[EGO])
         else:
             stack.K[view.rows] = view.rig.K[view.view - 1]
             T = np.broadcast_to(view.rig.T_cam_from_world[view.view - 1], (len(rows), 4, 4))
@@ -84,22 +97,31 @@ def read_views(
                 stack.joint_valid[rows, slot] = True
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
-            stack.official_valid[part] = _in_view(root, view, stack, part)
+            posed = posed_object(root, view.sequence, stack, part)
+            stack.official_valid[part] = _in_view(view, stack.joints_3d[part], posed)
+            if cropped and view.view != EGO:
+                squares = square_of(pixels(posed, view.rig.K[view.view - 1]))
+                stack.A_file_from_raw[part] = crop_affines(squares)
     return stack
 
 
-def _in_view(
-    root: Path, view: View, stack: LabelStack, rows: Int64[np.ndarray, " k"]
-) -> Bool[np.ndarray, "k 3"]:
-    """Return which hands and objects of labelled rows of a view the official protocol counts."""
-    points, part = _vertices(root, view.sequence.split("/")[1].split("_")[0])
+def posed_object(
+    root: Path, sequence: str, stack: LabelStack, rows: Int64[np.ndarray, " k"]
+) -> Float64[np.ndarray, "k v 3"]:
+    """Return every vertex of the object in labelled rows of a sequence, camera frame, metres."""
+    points, part = _vertices(root, sequence.split("/")[1].split("_", maxsplit=1)[0])
     posed = articulated(points, part, stack.object_arti_rad[rows, 0])
     pose = stack.object_pose[rows, 0]
-    posed = posed @ pose[:, :, :3].transpose(0, 2, 1) + pose[:, None, :, 3]
+    return np.asarray(posed @ pose[:, :, :3].transpose(0, 2, 1) + pose[:, None, :, 3])
+
+
+def _in_view(
+    view: View, joints: Float64[np.ndarray, "k 2 21 3"], vertices: Float64[np.ndarray, "k v 3"]
+) -> Bool[np.ndarray, "k 3"]:
+    """Return which hands and objects of rows of a view the official protocol counts."""
     K = view.rig.K[view.view - 1]
     lens = view.lens if view.view == EGO else None
-    size_wh = view.rig.image_size_wh[view.view]
-    return in_view(stack.joints_3d[rows], posed, K, size_wh, lens)
+    return in_view(joints, vertices, K, view.rig.image_size_wh[view.view], lens)
 
 
 @functools.lru_cache(maxsize=len(OBJECTS))

@@ -22,13 +22,18 @@ _SMALLEST_PX: Final = 600.0
 _MIN_JOINTS: Final = 3
 
 
+def square_of(object_px: Float64[np.ndarray, "n v 2"]) -> Float64[np.ndarray, "n 3"]:
+    """Return a still camera's square (centre x, y, side) around projected vertices, not cut."""
+    low, high = object_px.min(1), object_px.max(1)
+    side = np.maximum((high - low).max(-1, keepdims=True) * _AROUND, _SMALLEST_PX)
+    return np.concatenate([(low + high) / 2, side], axis=-1)
+
+
 def box_of(
     object_px: Float64[np.ndarray, "n v 2"], size_wh: Float64[np.ndarray, " 2"]
 ) -> Float64[np.ndarray, "n 4"]:
     """Return the box (x0, y0, x1, y1) around projected vertices, cut by the image from pixel 1."""
-    low, high = object_px.min(1), object_px.max(1)
-    half = np.maximum((high - low).max(-1, keepdims=True) * _AROUND, _SMALLEST_PX) / 2
-    middle = (low + high) / 2
+    middle, half = np.split(square_of(object_px) / [1.0, 1.0, 2.0], [2], axis=-1)
     return np.concatenate(
         [np.maximum(middle - half, 1.0), np.minimum(middle + half, size_wh)], axis=-1
     )
@@ -40,6 +45,8 @@ def in_view(
     K: Float64[np.ndarray, "3 3"],
     size_wh: Float64[np.ndarray, " 2"],
     lens: Lens | None,
+    *,
+    slack_px: float = 0.0,
 ) -> Bool[np.ndarray, "n 3"]:
     """Return whether right hand, left hand and object are in view; NaN joints are not.
 
@@ -49,14 +56,16 @@ def in_view(
         K: Of a still camera, where ``lens`` is None.
         size_wh: Of the image, pixels.
         lens: Of the camera on the head; its image is the box.
+        slack_px: By how much more than by the rule the box reaches out.
     """
     if lens is None:
-        object_px, joints_px = _pixels(vertices, K), _pixels(joints, K)
+        object_px, joints_px = pixels(vertices, K), pixels(joints, K)
         box = box_of(object_px, size_wh)
     else:
-        object_px = _pixels(distorted(vertices, lens), lens.K)
-        joints_px = _pixels(distorted(joints, lens), lens.K)
+        object_px = pixels(distorted(vertices, lens), lens.K)
+        joints_px = pixels(distorted(joints, lens), lens.K)
         box = np.tile([1.0, 1.0, *size_wh], (len(vertices), 1))
+    box = box + slack_px * np.array([-1.0, -1.0, 1.0, 1.0])
     hands = _inside(joints_px, box[:, None, None])  # [n, 2, 21]
     held = hands[..., 0] & (hands.sum(-1) >= _MIN_JOINTS)
     return np.concatenate([held, _inside(object_px.mean(1), box)[:, None]], axis=1)
@@ -75,15 +84,16 @@ def distorted(points: Float64[np.ndarray, "*n 3"], lens: Lens) -> Float64[np.nda
     return np.stack([u * z, v * z, z], axis=-1)
 
 
-def _pixels(
+def pixels(
     points: Float64[np.ndarray, "*n 3"], K: Float64[np.ndarray, "3 3"]
 ) -> Float64[np.ndarray, "*n 2"]:
+    """Return where a pinhole camera sees points of its frame."""
     projected = points @ K.T
     return np.asarray(projected[..., :2] / projected[..., 2:])
 
 
 def _inside(
-    pixels: Float64[np.ndarray, "*n 2"], box: Float64[np.ndarray, "*n 4"]
+    seen: Float64[np.ndarray, "*n 2"], box: Float64[np.ndarray, "*n 4"]
 ) -> Bool[np.ndarray, "*n"]:
-    inside = (pixels >= box[..., :2]) & (pixels <= box[..., 2:])
+    inside = (seen >= box[..., :2]) & (seen <= box[..., 2:])
     return np.asarray(inside.all(-1))

@@ -19,6 +19,7 @@ from preprocess.config import BuildConfig, ImageConfig, ImageEncoding, OnBadImag
 from preprocess.records import LabelStack, Lens, Source, SourceError
 from preprocess.sources.arctic import open_source
 from preprocess.sources.arctic_valid import distorted, in_view
+from tests.preprocess.arctic_processed import counted_by_hand
 from tests.preprocess.arctic_tree import (
     BASE,
     DIST8,
@@ -165,33 +166,6 @@ def test_without_mano_there_are_objects_and_cameras(tiny: Tiny) -> None:
     labels = source.label_job([0, 5])()
     assert not labels.joint_valid.any()
     np.testing.assert_array_equal(labels.object_pose, tiny.labels.object_pose[[0, 5]])
-
-
-def counted_by_hand(row: RowTruth, size_wh: tuple[int, int]) -> list[bool]:
-    """The official rule, point by point; the head's view is projected by OpenCV."""
-    dist = DIST8 if row.view == 0 else np.zeros(8)
-
-    def shown(points: np.ndarray) -> np.ndarray:
-        zero = np.zeros(3)
-        return np.asarray(cv2.projectPoints(points, zero, zero, row.K, dist)[0][:, 0])
-
-    corners = shown(row.object_vertices)
-    x0, y0, x1, y1 = 1.0, 1.0, float(size_wh[0]), float(size_wh[1])
-    if row.view:
-        wide, high = np.ptp(corners[:, 0]), np.ptp(corners[:, 1])
-        scale = max((1.1 * max(wide, high) + 0.6 * max(wide, high)) / 200, 3.0)
-        cx, cy = ((corners[:, i].max() + corners[:, i].min()) / 2 for i in (0, 1))
-        x0, y0 = max(cx - 100 * scale, 1.0), max(cy - 100 * scale, 1.0)
-        x1, y1 = min(cx + 100 * scale, x1), min(cy + 100 * scale, y1)
-
-    def within(point: np.ndarray) -> bool:
-        return bool(x0 <= point[0] <= x1 and y0 <= point[1] <= y1)
-
-    found = []
-    for hand in row.joints:
-        seen = [within(point) for point in shown(hand)]
-        found.append(seen[0] and sum(seen) >= 3)
-    return [*found, within(corners.mean(0))]
 
 
 def test_what_the_protocol_counts_is_in_view(tiny: Tiny) -> None:

@@ -65,7 +65,7 @@ def test_passthrough_keeps_every_byte(tmp_path: Path) -> None:
     assert images.payloads == list(files.values())
     assert images.size_hw.tolist() == images.raw_size_hw.tolist() == [[64, 96], [40, 30]]
     assert images.size_hw.dtype == images.raw_size_hw.dtype == np.uint16
-    np.testing.assert_array_equal(images.A_stored_from_raw, np.tile(np.eye(2, 3), (2, 1, 1)))
+    np.testing.assert_array_equal(images.A_stored_from_file, np.tile(np.eye(2, 3), (2, 1, 1)))
     assert images.flags.tolist() == [0, 0]
     assert images.processes == {"baseline": 1, "progressive": 1}
     assert images.bad == []
@@ -104,7 +104,7 @@ def test_bad_images_keep_their_place_and_are_named(tmp_path: Path) -> None:
     assert images.size_hw.tolist() == images.raw_size_hw.tolist() == [
         [0, 0], [64, 96], [0, 0], [0, 0], [0, 0]
     ]  # fmt: skip
-    np.testing.assert_array_equal(images.A_stored_from_raw[0], np.eye(2, 3))
+    np.testing.assert_array_equal(images.A_stored_from_file[0], np.eye(2, 3))
     assert images.processes == {"baseline": 1}
 
 
@@ -133,7 +133,7 @@ def test_baseline_touches_only_what_is_not(tmp_path: Path) -> None:
     assert header == JpegHeader(height=64, width=96, components=3, process="baseline")
     np.testing.assert_array_equal(decoded(images.payloads[1]), decoded(files["b.jpg"]))
     assert images.processes == {"baseline": 2}
-    np.testing.assert_array_equal(images.A_stored_from_raw[1], np.eye(2, 3))
+    np.testing.assert_array_equal(images.A_stored_from_file[1], np.eye(2, 3))
 
 
 def test_baseline_leaves_no_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_recode_crops_to_the_region_of_each_image(tmp_path: Path) -> None:
     # A PNG to the pixel, a JPEG to blocks of 16.
     assert images.size_hw.tolist() == [[20, 20], [32, 32]]
     np.testing.assert_array_equal(
-        images.A_stored_from_raw, [[[1, 0, -20], [0, 1, -10]], [[1, 0, -32], [0, 1, -32]]]
+        images.A_stored_from_file, [[[1, 0, -20], [0, 1, -10]], [[1, 0, -32], [0, 1, -32]]]
     )
     crops = [picture(1)[10:30, 20:40], decoded(files["b.jpg"])[32:64, 32:64]]
     for data, crop in zip(images.payloads, crops, strict=True):
@@ -185,7 +185,7 @@ def test_recode_shrinks_to_the_longest_side(tmp_path: Path) -> None:
     images = images_of(tmp_path, files, work)
     assert images.size_hw.tolist() == [[32, 48], [20, 30]]
     assert images.raw_size_hw.tolist() == [[64, 96], [20, 30]]
-    np.testing.assert_array_equal(images.A_stored_from_raw[0], [[0.5, 0, -0.25], [0, 0.5, -0.25]])
+    np.testing.assert_array_equal(images.A_stored_from_file[0], [[0.5, 0, -0.25], [0, 0.5, -0.25]])
 
 
 def test_the_quality_is_the_one_asked_for(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def stack(num: int = 1) -> LabelStack:
     joints = rng.uniform(-0.1, 0.1, (num, 2, 21, 3)) + np.array([0.0, 0.0, 1.0])
     return LabelStack(
         K=np.tile(K, (num, 1, 1)),
+        A_file_from_raw=np.tile(np.eye(2, 3), (num, 1, 1)),
         joints_3d=joints,
         joint_valid=np.ones((num, 2, 21), bool),
         bbox_xyxy=np.full((num, 2, 4), np.nan),

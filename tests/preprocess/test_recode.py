@@ -172,7 +172,7 @@ def test_coordinates_follow_the_pixels(axis: int, max_px: int) -> None:
     window = Window(left=20, top=31, right=220, bottom=190)
     result = recoded(png(grey), window, max_px=max_px)
     stored = rgb(result.data).mean(-1)
-    A = np.vstack([result.A_stored_from_raw, [0, 0, 1]])
+    A = np.vstack([result.A_stored_from_file, [0, 0, 1]])
     rows, columns = np.mgrid[: stored.shape[0], : stored.shape[1]]
     raw = (np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(A).T)[..., axis]
     error = (stored - raw)[2:-2, 2:-2]
@@ -188,7 +188,7 @@ def test_pixels_agree_with_remap_along_the_map(max_px: int) -> None:
     image = np.clip(cv2.GaussianBlur(noise, (0, 0), 9) + 128, 0, 255).astype(np.uint8)
     window = Window(left=24, top=40, right=174, bottom=160)
     result = recoded(png(image), window, max_px=max_px)
-    raw_from_stored = cv2.invertAffineTransform(result.A_stored_from_raw)
+    raw_from_stored = cv2.invertAffineTransform(result.A_stored_from_file)
     height, width = result.size_hw
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     at = np.stack([columns, rows, np.ones_like(rows)], -1) @ raw_from_stored.T.astype(np.float32)
