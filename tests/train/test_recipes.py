@@ -17,7 +17,7 @@ from train.run import main as run
 RECIPES = sorted(RunConfig.EXPERIMENTS.glob("*.yaml"))
 PUBLISHED = (
     "freihand_resnet50", "freihand_vits", "dexycb_resnet50", "dexycb_vits", "ho3d_resnet50",
-    "interhand", "mix",
+    "interhand", "mix", "arctic_baseline",
 )  # fmt: skip
 SPLITS = {
     "dexycb": ("manopth", "s0_train", "s0_val"),
@@ -59,11 +59,17 @@ def drawn(dataset: str, folder: Path) -> SampleStore:
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_a_recipe_trains(
-    recipe: str, freihand: SampleStore, interhand: SampleStore, tmp_path: Path
+    recipe: str,
+    freihand: SampleStore,
+    interhand: SampleStore,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     """As it stands but for the size of network, batch and input, and its length."""
     dataset = recipe.split("_", maxsplit=1)[0]
     store = interhand if recipe == "interhand" else freihand
+    if dataset == "arctic":
+        store = request.getfixturevalue("arctic")
     if dataset in SPLITS:
         store = drawn(dataset, tmp_path)
     settings: Any = compose(RunConfig, [f"experiment={recipe}", "store=x"] + (
@@ -94,7 +100,9 @@ def test_a_recipe_trains(
     if recipe == "mix":
         words += [f"mix.interhand.store={interhand.store}", f"mano={interhand.mano}"]
     assert run(compose(RunConfig, words)) == 0
-    assert any("validation/pa_mpjpe_mm" in row for row in log_of(tmp_path / "run"))
+    assert any(
+        f"validation/{settings.validation.metric}" in row for row in log_of(tmp_path / "run")
+    )
 
 
 def test_published_weights_offline_name_the_way_out(
