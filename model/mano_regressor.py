@@ -1,7 +1,7 @@
 """Image to hands, and to the object they act on: a backbone, an MLP, MANO or plain joints.
 
 One hand per crop, or both hands of a person and their object. The frames of a window may look at
-each other between backbone and MLP.
+each other inside the MLP.
 
 Places are predicted in terms of the crop and lifted with the crop's true intrinsics: the pixel as
 an offset from the crop's centre, the depth as a multiple of the depth at which ``CROP_EXTENT_M``
@@ -25,7 +25,7 @@ from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
 from model.mano import ManoLayer, joint_regressors, regress_joints
 from model.mano_files import ManoModels
 from model.prediction import HandPrediction, ObjectPrediction, Prediction
-from model.temporal import TemporalEncoder
+from model.temporal import TemporalEncoder, camera_of_crop
 
 CROP_EXTENT_M: Final = 0.25
 """Only the unit of the depth: what a crop around a hand spans."""
@@ -61,7 +61,8 @@ class ManoRegressor(nn.Module):
         self.backbone, width = build_backbone(config, input_px, load_weights=load_weights)
         self.temporal: TemporalEncoder | None = None
         if config.temporal_layers:
-            self.temporal = TemporalEncoder(width, config.temporal_width, config.temporal_layers)
+            sizes = config.hidden, config.temporal_width, config.temporal_layers
+            self.temporal = TemporalEncoder(*sizes)
         if config.head is Head.mano:
             assert mano is not None, "train.run.required_mano refuses this with a sentence"
             self.mano = ManoLayer(mano, right_only=right_only)
@@ -110,10 +111,13 @@ class ManoRegressor(nn.Module):
         ``num_frames`` neighbours in the batch are a window.
         """
         features = self.backbone(image.contiguous(memory_format=torch.channels_last))
-        if self.temporal is not None:
-            features = self.temporal(features.unflatten(0, (-1, num_frames))).flatten(0, 1)
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
-            out = self.mlp(features.float()) + self.base
+            hidden = self.mlp[:-1](features.float())
+            if self.temporal is not None:
+                camera = camera_of_crop(K.float(), self.input_px)
+                windows = (x.unflatten(0, (-1, num_frames)) for x in (hidden, camera))
+                hidden = self.temporal(*windows).flatten(0, 1)
+            out = self.mlp[-1](hidden) + self.base
             return self._decode(out, K.float(), decode_right, joint_set, is_right)
 
     def before_training(

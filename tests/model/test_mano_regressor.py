@@ -13,7 +13,7 @@ from model.hand import JointSet
 from model.mano_files import ManoModels, mano_forward
 from model.mano_regressor import ManoRegressor, lift_from_crop, place_in_crop
 from model.prediction import Prediction
-from model.temporal import TemporalEncoder, positions
+from model.temporal import TemporalEncoder, camera_of_crop, positions
 
 PX = 32
 K = torch.tensor([[60.0, 0.5, 15.0], [0.0, 58.0, 17.0], [0.0, 0.0, 1.0]])
@@ -120,8 +120,21 @@ def test_the_encoder_knows_the_order_of_frames() -> None:
     encoder = TemporalEncoder(8, 64, 1)
     torch.nn.init.normal_(encoder.leave.weight)
     features = torch.randn(1, 4, 8)
-    forth, back = encoder(features), encoder(features.flip(1)).flip(1)
+    camera = torch.zeros(1, 4, 3)
+    forth, back = encoder(features, camera), encoder(features.flip(1), camera).flip(1)
     assert (forth - back).abs().max() > 1e-3
+
+
+def test_the_encoder_is_told_the_camera_of_every_crop() -> None:
+    found = camera_of_crop(K.double()[None], PX)[0]
+    expected = [np.log(np.sqrt(60.0 * 58.0) / 32), (15.0 - 15.5) / 32, (17.0 - 15.5) / 32]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    encoder = TemporalEncoder(8, 64, 1)
+    torch.nn.init.normal_(encoder.leave.weight)
+    features, camera = torch.randn(1, 4, 8), torch.zeros(1, 4, 3)
+    moved = camera.clone()
+    moved[0, 2, 1] = 0.5
+    assert (encoder(features, camera) - encoder(features, moved)).abs().max() > 1e-4
 
 
 def test_positions_are_the_formula() -> None:

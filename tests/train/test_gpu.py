@@ -17,6 +17,7 @@ from tests.conftest import SampleStore
 from train.checkpoint import read_checkpoint
 from train.config import Precision, RunConfig
 from train.graph import GraphedStep
+from train.mean_pose import measure_mean_pose
 from train.peak import step_bytes
 from train.run import build_model
 from train.run import main as run
@@ -66,6 +67,42 @@ def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: 
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for _ in range(30):
+        output = train_step(state, batch, settings, stage)
+    assert float(output.loss) < 0.8 * first
+    assert int(state.fault.count) == 0
+
+
+SCENE = (
+    "pipeline.split=p1_train",
+    "pipeline.view.kind=hand_object",
+    "pipeline.window.length=3",
+    "batch_size=2",
+    "model.family=hand_object",
+    "model.temporal_layers=1",
+    "model.temporal_width=64",
+    "loss.velocity=1.0",
+)
+
+
+def test_a_step_of_windows_of_scenes_does_not_wait(arctic: SampleStore, tmp_path: Path) -> None:
+    settings = run_config(arctic, tmp_path, *SCENE)
+    loader = Loader(settings.pipeline, device=CUDA)
+    mano = load_mano(arctic.mano)
+    model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
+    model.start_from(measure_mean_pose(loader, model).network_start(settings.model.head).to(CUDA))
+    state = build_state(model, settings, 2, objects=loader.objects)
+    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
+    batch = next(iter(loader))
+    first = float(train_step(state, batch, settings, stage).loss)
+    for _ in range(3):
+        train_step(state, batch, settings, stage)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = train_step(state, batch, settings, stage)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(60):
         output = train_step(state, batch, settings, stage)
     assert float(output.loss) < 0.8 * first
     assert int(state.fault.count) == 0

@@ -213,3 +213,18 @@ def test_single_frames_have_no_motion_and_runs_without_objects_no_object(
     _, terms = terms_of(objects, said=hands)
     assert terms.names == MOTION_TERMS
     assert terms.values.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by Dynamo
+def test_the_total_of_a_scene_is_one_graph(objects: ObjectModels) -> None:
+    """As a GPU compiles it; the backend here only traces, which needs no compiler."""
+    torch.compiler.reset()
+    compiled = torch.compile(total_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    weights = dict.fromkeys((*OBJECT_TERMS, *MOTION_TERMS), 1.0)
+    chosen = LossConfig(**{**OFF, **weights})  # type: ignore[arg-type]
+    plan = plan_losses(chosen, CPU, objects=objects)
+    found = [
+        of(prediction(), batch(), None, plan, num_frames=T)[0].item()
+        for of in (total_loss, compiled)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
