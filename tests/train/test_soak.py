@@ -7,6 +7,7 @@ negative control, the same training with the hands' labels shuffled over the ima
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     return SampleStore(root=root, mano=summary.mano, store=store)
 
 
-def shuffled(store: Path) -> Path:
-    """Copy the store with the training hands' labels dealt anew over the training images."""
+def shuffled(store: Path, split: str = "train", names: Sequence[str] = SHUFFLED) -> Path:
+    """Copy the store with the labels of a split dealt anew over its images."""
     copy = store.with_name("shuffled.zarr")
     shutil.copytree(store, copy)
-    rows = np.sort(open_store(store).split("train"))
+    rows = np.sort(open_store(store).split(split))
     dealt = np.random.default_rng(0).permutation(rows)
-    for name in SHUFFLED:
+    for name in names:
         array = zarr.open_array(copy / "labels" / name, mode="r+")
         values = np.asarray(array[...])
         values[rows] = values[dealt]
