@@ -2,12 +2,18 @@
 
     python -m benchmarks preprocess
 
-Files of 640 x 480 and about 85 KB, in the page cache. Four questions:
+Files of 640 x 480 and about 85 KB, for ARCTIC of 5.6 megapixels and 0.5 to 0.9 MB, all in the page
+cache. Five questions:
 
 - ``passthrough``: files into the shards of a store, headers and crc32c checked, beside one output
   file per shard with the same fsync, and beside ``shutil.copyfile`` of every file without one.
 - ``recode``: read, decode, crop to a region, encode at quality 95, beside the bare loop of the same
   calls in the fastest of simplejpeg, OpenCV and PyTurboJPEG (where it and its library are there).
+- ``recode, ARCTIC still`` and ``recode, ARCTIC head``: frames of 2000 x 2800 and 2800 x 2000,
+  cropped to two hands and their object; the head's view is straightened, its crop alone, with maps
+  made once. Ours checksums the images and writes them to a shard with fsync too, the bare loops
+  keep theirs in memory. ARCTIC has 8 still views to one on the head; where both kinds reach the
+  bar, every mix does. All decode whole frames: simplejpeg and OpenCV cannot decode a part.
 - ``transcode``: progressive to baseline, beside jpeglib's two calls, and beside these with the one
   step less that ours leaves out. Only ours decodes before and behind, for libjpeg ends the process
   at a damaged file, and to prove that no pixel changed.
@@ -16,7 +22,6 @@ Files of 640 x 480 and about 85 KB, in the page cache. Four questions:
 Variants of one metric read the same files; recoded bytes and transcoded pixels are compared first.
 """
 
-import bisect
 import dataclasses
 import functools
 import os
@@ -44,9 +49,9 @@ from benchmarks.harness import (
     print_table,
     record,
 )
+from benchmarks.preprocess_files import arctic_files, encode, pictures, with_comment, write_files
 from benchmarks.preprocess_peers import (
     BASELINE,
-    FRAME_HW,
     LOOPS,
     PASSED,
     RECODED,
@@ -61,19 +66,12 @@ from benchmarks.preprocess_peers import (
 from benchmarks.store import build_store
 from pipeline.store.shard import num_shards, rows_of_shard, shard_path
 from pipeline.store.writer import write_image_shard
-from preprocess.recode import crop_window
 
-MOST_BYTES: Final = 88_000
-"""Of a file: the highest quality below makes about 85 KB."""
-NUM_DISTINCT: Final = 40
-REGION_PX: Final = (120.0, 240.0)
-"""Side of the box that a recoded image must show: a hand in DexYCB or HO-3D."""
 OURS: Final = "shard_images"
 JPEGLIB: Final = "jpeglib, as documented"
 ONE_READ: Final = "jpeglib, one read, unchecked"
 COPY: Final = "read, one file per shard, fsync"
 
-Pixels = NDArray[np.uint8]
 Rates = dict[str, Measurement]
 
 
@@ -94,7 +92,11 @@ def main(config: PreprocessBenchConfig) -> int:
     if absent := without_turbo():
         Console().print(f"{TURBO} is not measured: {absent}")
     loops = [name for name in LOOPS if name != TURBO or not absent]
-    require_same_images(loops, to_recode, to_transcode, folder)
+    arctic = arctic_files(config, folder / "arctic")
+    require_same_images(
+        loops, [to_recode.part(0, 8), *(files.part(0, 1) for files in arctic.values())]
+    )
+    require_same_pixels(to_transcode.part(0, 8), folder)
 
     passed = passthrough(config, files, folder)
     recoded = rates(
@@ -104,6 +106,10 @@ def main(config: PreprocessBenchConfig) -> int:
         len(to_recode.names),
     )
     fastest = max(loops, key=lambda name: recoded[name].p50)
+    sized = {
+        view: to_shard(config, loops, shown, folder / f"{view}.zarr")
+        for view, shown in arctic.items()
+    }
     transcoded = rates(
         config,
         {
@@ -118,6 +124,10 @@ def main(config: PreprocessBenchConfig) -> int:
     metrics = [
         ("passthrough", "MB/s", passed, files),
         ("recode", "images/s", recoded, to_recode),
+        *(
+            (f"recode, ARCTIC {view}", "images/s", measured, arctic[view])
+            for view, measured in sized.items()
+        ),
         ("transcode", "images/s", transcoded, to_transcode),
         ("recode, 2 processes", "images/s", doubled, to_recode),
     ]
@@ -153,6 +163,16 @@ def main(config: PreprocessBenchConfig) -> int:
                 at_least=85,
                 unit="%",
             ),
+            *(
+                Bar(
+                    name=f"ARCTIC {view} of {peer}",
+                    measured=share(measured, peer),
+                    at_least=85,
+                    unit="%",
+                )
+                for view, measured in sized.items()
+                for peer in [max(loops, key=lambda name: measured[name].p50)]
+            ),
             Bar(
                 name="transcode of jpeglib",
                 measured=share(transcoded, JPEGLIB),
@@ -181,64 +201,6 @@ def rates(
         repeats=config.repeats,
     )
     return {name: measured.rate(amount) for name, measured in times.items()}
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def pictures(config: PreprocessBenchConfig) -> Iterator[tuple[Pixels, int]]:
-    """Give different pictures, and the quality that makes a JPEG of about 85 KB of each."""
-    rng = np.random.default_rng(config.seed)
-    for _ in range(min(config.num, NUM_DISTINCT)):
-        pixels = rng.normal(128, rng.uniform(18, 26), (*FRAME_HW, 3))
-        for _ in range(12):
-            centre, axes = rng.integers(0, 640, 2).tolist(), rng.integers(5, 150, 2).tolist()
-            colour = rng.uniform(0, 255, 3).tolist()
-            cv2.ellipse(pixels, centre, axes, rng.uniform(0, 360), 0, 360, colour, -1)
-        picture = pixels.clip(0, 255).astype(np.uint8)
-        # The highest quality that fits.
-        quality = bisect.bisect_right(
-            range(97),
-            MOST_BYTES,
-            lo=30,
-            key=lambda q: len(encode((picture, q), progressive=False)),
-        )
-        yield picture, quality - 1
-
-
-def encode(picture: tuple[Pixels, int], *, progressive: bool) -> bytes:
-    """Return a picture as JPEG."""
-    pixels, quality = picture
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
-    return cv2.imencode(".jpg", pixels, options)[1].tobytes()
-
-
-def with_comment(jpegs: Sequence[bytes], row: int) -> bytes:
-    """Return the JPEG of a row: few pictures, each row with its own comment."""
-    jpeg, comment = jpegs[row % len(jpegs)], f"row {row}".encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
-
-
-def write_files(root: Path, jpegs: Sequence[bytes]) -> Files:
-    """Write JPEGs to a folder, and draw a region for each."""
-    root.mkdir(parents=True)
-    names = [f"{row:06d}.jpg" for row in range(len(jpegs))]
-    for name, jpeg in zip(names, jpegs, strict=True):
-        (root / name).write_bytes(jpeg)
-    rng = np.random.default_rng(len(jpegs))
-    centre = rng.uniform((200, 150), (440, 330), (len(jpegs), 2))
-    half = rng.uniform(*REGION_PX, (len(jpegs), 2)) / 2
-    region = np.concatenate([centre - half, centre + half], axis=-1)
-    return Files(
-        root=root,
-        names=names,
-        sizes=np.array([len(jpeg) for jpeg in jpegs], np.int64),
-        region_xyxy=region,
-        windows=[
-            crop_window(box, FRAME_HW, margin=RECODED.margin, max_px=0, on_blocks=True)
-            for box in region
-        ],
-    )
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -282,6 +244,20 @@ def passthrough(config: PreprocessBenchConfig, files: Files, folder: Path) -> Ra
     return rates(config, variants, float(files.sizes.sum()) / 1e6)
 
 
+def to_shard(
+    config: PreprocessBenchConfig, loops: Sequence[str], files: Files, store: Path
+) -> Rates:
+    """Return the images per second from files to one shard, and of the bare loops."""
+    attributes = build_store(store, ours(files, RECODED).payloads, shards=1)
+
+    def build() -> None:
+        write_image_shard(store, 0, ours(files, RECODED).payloads, attributes)
+
+    variants: dict[str, Callable[[], object]] = {OURS: build}
+    variants |= {name: functools.partial(run_bare, name, files) for name in loops}
+    return rates(config, variants, len(files.names))
+
+
 def two_processes(config: PreprocessBenchConfig, files: Files, fastest: str) -> Rates:
     """Return the images per second of two processes, each with half of the files."""
     half = len(files.names) // 2
@@ -306,26 +282,30 @@ def _two() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def require_same_images(
-    loops: Sequence[str], to_recode: Files, to_transcode: Files, folder: Path
-) -> None:
-    """Check that the variants of a metric do the same.
+def require_same_images(loops: Sequence[str], parts: Sequence[Files]) -> None:
+    """Check that the variants of ``recode`` make the same images of some files.
 
     Raises:
         RuntimeError: If one does not.
     """
-    few = to_recode.part(0, 8)
-    recoded = ours(few, RECODED).payloads
-    if recoded != LOOPS["simplejpeg"](few):
-        raise RuntimeError("shard_images and the bare loop of simplejpeg give different bytes")
-    for name in loops:
-        for data, other in zip(recoded, LOOPS[name](few), strict=True):
-            if abs(_grey(data) - _grey(other)).mean() > 1:
-                raise RuntimeError(f"shard_images and {name} give different pictures")
-    transcoded = ours(to_transcode.part(0, 8), BASELINE).payloads
-    for data, other in zip(
-        transcoded, transcode_bare(to_transcode.part(0, 8), folder), strict=True
-    ):
+    for files in parts:
+        recoded = ours(files, RECODED).payloads
+        if recoded != LOOPS["simplejpeg"](files):
+            raise RuntimeError("shard_images and the bare loop of simplejpeg give different bytes")
+        for name in loops:
+            for data, other in zip(recoded, LOOPS[name](files), strict=True):
+                if abs(_grey(data) - _grey(other)).mean() > 1:
+                    raise RuntimeError(f"shard_images and {name} give different pictures")
+
+
+def require_same_pixels(files: Files, folder: Path) -> None:
+    """Check that the variants of ``transcode`` make the same images of some files.
+
+    Raises:
+        RuntimeError: If one does not.
+    """
+    transcoded = ours(files, BASELINE).payloads
+    for data, other in zip(transcoded, transcode_bare(files, folder), strict=True):
         if not np.array_equal(_grey(data), _grey(other)):
             raise RuntimeError("shard_images and jpeglib give different pictures")
 

@@ -5,7 +5,7 @@ Also what runs in its second process, so nothing heavy is imported here.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from preprocess.images import ImageWork, ShardImages, shard_images
 from preprocess.recode import Window
+from preprocess.records import Lens
 
-FRAME_HW: Final = (480, 640)
 QUALITY: Final = 95
 PASSED: Final = ImageWork(recode=False, baseline=False)
 BASELINE: Final = ImageWork(recode=False, baseline=True)
@@ -35,11 +35,16 @@ class Files:
     sizes: NDArray[np.int64]
     region_xyxy: NDArray[np.float64]
     windows: list[Window]
+    frame_hw: tuple[int, int]
+    lens: Lens | None = None
+    """What distorted all of them."""
+    maps: tuple[NDArray[np.int16], NDArray[np.uint16]] | None = None
+    """Of the lens, for ``cv2.remap``."""
 
     def part(self, start: int, stop: int) -> "Files":
         """Return some of them."""
-        return Files(
-            root=self.root,
+        return replace(
+            self,
             names=self.names[start:stop],
             sizes=self.sizes[start:stop],
             region_xyxy=self.region_xyxy[start:stop],
@@ -49,41 +54,51 @@ class Files:
 
 def ours(files: Files, work: ImageWork) -> ShardImages:
     """Return the images as a build makes them."""
+    lenses = None if files.lens is None else [files.lens] * len(files.names)
     return shard_images(
-        "benchmark", files.root, files.names, files.sizes, 0, work, files.region_xyxy
+        "benchmark", files.root, files.names, files.sizes, 0, work, files.region_xyxy, lenses
     )
 
 
+def cropped(pixels: NDArray[Any], window: Window, files: Files) -> NDArray[Any]:
+    """Return the window of a frame, straight where a lens distorted it."""
+    part = slice(window.top, window.bottom), slice(window.left, window.right)
+    if files.maps is None:
+        return pixels[part]
+    place, weights = files.maps
+    return cv2.remap(pixels, place[part], weights[part], cv2.INTER_LINEAR)
+
+
 def loop_simplejpeg(files: Files) -> list[bytes]:
-    """Decode into one buffer, slice, encode."""
-    buffer, encoded = np.empty(3 * FRAME_HW[0] * FRAME_HW[1], np.uint8), []
+    """Decode into one buffer, slice or remap, encode."""
+    buffer, encoded = np.empty(3 * files.frame_hw[0] * files.frame_hw[1], np.uint8), []
     for name, window in zip(files.names, files.windows, strict=True):
         pixels = simplejpeg.decode_jpeg((files.root / name).read_bytes(), buffer=buffer)
-        crop = pixels[window.top : window.bottom, window.left : window.right]
+        crop = cropped(pixels, window, files)
         encoded.append(simplejpeg.encode_jpeg(crop, quality=QUALITY, colorsubsampling="420"))
     return encoded
 
 
 def loop_opencv(files: Files) -> list[bytes]:
-    """Decode, slice, encode; OpenCV has no way to reuse the picture's memory from Python."""
+    """Decode, slice or remap, encode; from Python, OpenCV cannot reuse the picture's memory."""
     options, encoded = [cv2.IMWRITE_JPEG_QUALITY, QUALITY], []
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     for name, window in zip(files.names, files.windows, strict=True):
         pixels = cv2.imdecode(np.frombuffer((files.root / name).read_bytes(), np.uint8), flags)
         assert pixels is not None
-        crop = pixels[window.top : window.bottom, window.left : window.right]
+        crop = cropped(pixels, window, files)
         encoded.append(cv2.imencode(".jpg", crop, options)[1].tobytes())
     return encoded
 
 
 def loop_turbojpeg(files: Files) -> list[bytes]:
-    """Decode into one buffer, copy the crop, encode: it takes no slices."""
+    """Decode into one buffer, copy or remap the crop, encode: it takes no slices."""
     turbojpeg: Any = importlib.import_module("turbojpeg")
     library, encoded = turbojpeg.TurboJPEG(), []
-    buffer = np.empty((*FRAME_HW, 3), np.uint8)
+    buffer = np.empty((*files.frame_hw, 3), np.uint8)
     for name, window in zip(files.names, files.windows, strict=True):
         pixels = library.decode((files.root / name).read_bytes(), dst=buffer)
-        crop = pixels[window.top : window.bottom, window.left : window.right]
+        crop = cropped(pixels, window, files)
         encoded.append(
             library.encode(
                 np.ascontiguousarray(crop), quality=QUALITY, jpeg_subsample=turbojpeg.TJSAMP_420

@@ -110,9 +110,9 @@ def synthetic_jpegs(num: int, seed: int) -> list[bytes]:
     return jpegs
 
 
-def build_store(path: Path, jpegs: Jpegs) -> StoreAttributes:
+def build_store(path: Path, jpegs: Jpegs, *, shards: int = NUM_SHARDS) -> StoreAttributes:
     """Build a finished store at ``path``, without labels but ``sample_ok``."""
-    shard_rows = -(-len(jpegs) // NUM_SHARDS)
+    shard_rows = -(-len(jpegs) // shards)
     most = shard_rows * max(map(len, jpegs))
     attributes = StoreAttributes(
         format=FORMAT_VERSION,
