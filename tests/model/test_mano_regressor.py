@@ -125,6 +125,37 @@ def test_the_encoder_knows_the_order_of_frames() -> None:
     assert (forth - back).abs().max() > 1e-3
 
 
+def test_frames_are_averaged_within_their_window() -> None:
+    torch.manual_seed(0)
+    encoder = TemporalEncoder(16, 64, 1)
+    torch.nn.init.ones_(encoder.gate)
+    torch.nn.init.normal_(encoder.distance)
+    features, camera = torch.randn(2, 5, 16), torch.zeros(2, 5, 3)
+    tokens = encoder.layers(
+        encoder.enter(torch.cat((features, camera), -1)) + positions(5, 64)
+    ).detach()
+    query = encoder.query(tokens).detach().numpy().reshape(2, 5, 8, 32)
+    key = encoder.key(tokens).detach().numpy().reshape(2, 5, 8, 32)
+    bias, values = encoder.distance.detach().numpy(), features.numpy().reshape(2, 5, 8, 2)
+    expected = np.zeros((2, 5, 8, 2))
+    for b in range(2):
+        for h in range(8):
+            for i in range(5):
+                score = [
+                    query[b, i, h] @ key[b, j, h] / np.sqrt(32) + bias[h, i - j + 16]
+                    for j in range(5)
+                ]
+                share = np.exp(score) / np.sum(np.exp(score))
+                expected[b, i, h] = share @ values[b, :, h]
+    found = encoder(features, camera).detach().numpy()
+    np.testing.assert_allclose(found, expected.reshape(2, 5, 16), atol=1e-5)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.hidden must be a multiple of 8"):
+        TemporalEncoder(20, 64, 1)
+
+
 def test_the_encoder_is_told_the_camera_of_every_crop() -> None:
     found = camera_of_crop(K.double()[None], PX)[0]
     expected = [np.log(np.sqrt(60.0 * 58.0) / 32), (15.0 - 15.5) / 32, (17.0 - 15.5) / 32]

@@ -42,7 +42,7 @@ WINDOWS = [
     "loss.velocity=30",
     "loss.acceleration=100",
 ]
-TUNED = ["stages.tune.steps=1000", "stages.tune.freeze=[backbone]", "stages.tune.lr=1e-3"]
+TUNED = ["stages.tune.steps=1000", "stages.tune.freeze=[backbone]", "stages.tune.lr=2e-3"]
 Scores = dict[str, float]
 
 
