@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.gpu import CannotRun, Suite, measured
 from benchmarks.store import FRAME_HW
+from pipeline.batch import Batch
 from pipeline.config import (
     AugmentConfig,
     CacheCodec,
@@ -216,12 +217,15 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), fused=True)
 
 
-def train_on(suite: Suite, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:
+def train_on(
+    suite: Suite, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+) -> None:
     """Take one eager step: forward, backward, update."""
-    with torch.autocast(suite.device.type, torch.bfloat16, enabled=suite.on_gpu):
-        right = batch.is_right[:, 0]
-        out = model(batch.image, batch.K, right, batch.joint_set, right)
-    out.joints_3d.square().mean().backward()
+    from train.step import predict
+
+    dtype = torch.bfloat16 if suite.on_gpu else torch.float32
+    joints = predict(model, batch, dtype).hands.joints_3d
+    torch.autograd.backward(joints.square().mean())
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -10,7 +10,14 @@ from typing import Any, Final
 
 from benchmarks.gpu import CannotRun, Suite
 
-RECIPES: Final = ("freihand_resnet50", "freihand_vits")
+RECIPES: Final = {
+    "freihand_resnet50": ("freihand", "train"),
+    "freihand_vits": ("freihand", "train"),
+    "arctic_baseline": ("arctic", "p1_train"),
+}
+"""Dataset and split of each recipe."""
+SAMPLE_IMAGES: Final = {"freihand": (8, 600), "arctic": (54, 2400)}
+"""On a CPU, on a GPU."""
 METERS: Final = {
     "samples_per_s": "samples/s",
     "step_p50_ms": "ms",
@@ -32,9 +39,9 @@ def training_runs(suite: Suite) -> None:
     from train.config import RunConfig
     from train.run import main as run
 
-    store, mano = sample_store(suite)
     steps, log_every = (120, 20) if suite.on_gpu else (4, 2)
-    for recipe in RECIPES:
+    for recipe, (dataset, split) in RECIPES.items():
+        store, mano = sample_store(suite, dataset)
         rates = {}
         for kind, more in (
             ("loop", []),
@@ -49,7 +56,7 @@ def training_runs(suite: Suite) -> None:
                 *(f"experiment={recipe}", f"store={store}", f"mano={mano}", f"run_dir={folder}"),
                 *("stages.head.epochs=0", f"stages.head.steps={log_every}"),
                 *("stages.all.epochs=0", f"stages.all.steps={steps}"),
-                *(f"log_every={log_every}", "split=train"),
+                *(f"log_every={log_every}", f"split={split}"),
                 *("model.pretrained=false", "validation.split=null", "pictures_every=100000"),
                 *("checkpoint_every=100000", *more, *([] if suite.on_gpu else SMALL)),
             ]
@@ -107,17 +114,22 @@ SMALL: Final = (
 )
 
 
-def sample_store(suite: Suite) -> tuple[Path, Path]:
-    """Return a store of rendered stand-in hands and its MANO stand-in."""
+def sample_store(suite: Suite, dataset: str) -> tuple[Path, Path]:
+    """Return a store of a rendered stand-in and its MANO stand-in."""
     from preprocess.build import build
-    from preprocess.config import BuildConfig
+    from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
 
-    root, store = suite.out / "freihand", suite.out / "freihand.zarr"
-    num = 600 if suite.on_gpu else 8
+    root, store = suite.out / dataset, suite.out / f"{dataset}.zarr"
     if not store.exists():
-        summary = write_sample("freihand", root, num, 5)
+        summary = write_sample(dataset, root, SAMPLE_IMAGES[dataset][suite.on_gpu], 5)
         build(
-            BuildConfig(dataset="freihand", root=str(root), out=str(store), mano=str(summary.mano))
+            BuildConfig(
+                dataset=dataset,
+                root=str(root),
+                out=str(store),
+                mano=str(summary.mano),
+                on_bad_image=OnBadImage.flag,
+            )
         )
     return store, root / "mano"

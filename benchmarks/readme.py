@@ -151,7 +151,7 @@ GPU: Final = (
             text=text,
             aim=aim,
         )
-        for recipe in ("freihand_resnet50", "freihand_vits")
+        for recipe in ("freihand_resnet50", "freihand_vits", "arctic_baseline")
         for what, metric, text, aim in (
             ("training", "samples_per_s", "{p50:,.0f} samples/s", ""),
             (

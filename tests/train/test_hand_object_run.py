@@ -96,6 +96,19 @@ def test_windows_begin_where_single_frames_stand(
     assert len(list((tmp_path / "pred").glob("*.npz"))) == 8
 
 
+def test_the_camera_on_the_head_shows_its_whole_frame(arctic: SampleStore, tmp_path: Path) -> None:
+    words = [*SCENE, "pipeline.view.kind=frame", "pipeline.split=p2_train", "batch_size=2"]
+    assert run(config(arctic, tmp_path / "run", *words, "steps=2")) == 0
+    asked = EvaluateConfig(
+        run=str(tmp_path / "run"), store=str(arctic.store), split="p2_val", mano=str(arctic.mano)
+    )
+    assert evaluate(asked) == 0
+    record = json.loads((tmp_path / "run" / "evaluate-p2_val" / "scores.json").read_text())
+    assert record["crop"] == record["official"]["crop"] == "none: the whole frame"
+    assert record["official"]["num_samples"] == 3
+    assert np.isfinite(record["official"]["official"]["mpjpe/ra/h"])
+
+
 def test_a_run_of_windows_continues_bit_by_bit(arctic: SampleStore, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = [*SCENE, *WINDOWS, "optim.schedule=constant"]
