@@ -102,33 +102,37 @@ class ManoRegressor(nn.Module):
         decode_right: Bool[Tensor, "b h"],
         joint_set: Int64[Tensor, " b"],
         is_right: Bool[Tensor, "b h"],
+        is_real: Bool[Tensor, " b"] | None = None,
         num_frames: int = 1,
     ) -> Prediction:
         """Return hands and object in the camera frame of the input pixels, metres.
 
         The MANO head decodes the side ``decode_right`` and returns joints in ``joint_set``, whose
         side is the hand's as recorded, ``is_right``; the two differ where a sample is mirrored.
-        ``num_frames`` neighbours in the batch are a window.
+        ``num_frames`` neighbours in the batch are a window, in which frames that are not
+        ``is_real`` (None: all are) are not looked at.
         """
         features = self.backbone(image.contiguous(memory_format=torch.channels_last))
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
             hidden = self.mlp[:-1](features.float())
             if self.temporal is not None:
+                real = torch.ones_like(joint_set, dtype=torch.bool) if is_real is None else is_real
                 camera = camera_of_crop(K.float(), self.input_px)
-                windows = (x.unflatten(0, (-1, num_frames)) for x in (hidden, camera))
+                windows = (x.unflatten(0, (-1, num_frames)) for x in (hidden, camera, real))
                 hidden = self.temporal(*windows).flatten(0, 1)
             out = self.mlp[-1](hidden) + self.base
             return self._decode(out, K.float(), decode_right, joint_set, is_right)
 
-    def before_training(
+    def predict_mean(
         self,
+        mean: Float[Tensor, " n"],
         K: Float[Tensor, "b 3 3"],
         decode_right: Bool[Tensor, "b h"],
         joint_set: Int64[Tensor, " b"],
         is_right: Bool[Tensor, "b h"],
     ) -> Prediction:
-        """Return the mean of the training set, whatever the image: the baseline to beat."""
-        out = self.base.expand(len(K), -1)
+        """Return ``mean``, as ``start_from`` takes it, whatever the image: the baseline to beat."""
+        out = mean.expand(len(K), -1)
         return self._decode(out, K.float(), decode_right, joint_set, is_right)
 
     def _decode(

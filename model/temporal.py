@@ -11,7 +11,7 @@ import math
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 HEAD_WIDTH: Final = 64
@@ -50,7 +50,7 @@ class TemporalEncoder(nn.Module):
         self.enter = nn.Linear(width + CAMERA_WIDTH, inner)
         layer = nn.TransformerEncoderLayer(
             inner,
-            max(1, inner // HEAD_WIDTH),
+            inner // HEAD_WIDTH,
             4 * inner,
             dropout=0.0,
             activation="gelu",
@@ -69,21 +69,34 @@ class TemporalEncoder(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(
-        self, features: Float[Tensor, "b t c"], camera: Float[Tensor, "b t 3"]
+        self,
+        features: Float[Tensor, "b t c"],
+        camera: Float[Tensor, "b t 3"],
+        is_real: Bool[Tensor, "b t"],
     ) -> Float[Tensor, "b t c"]:
-        """Return the refined features of every frame; ``camera``: of ``camera_of_crop``."""
+        """Return the refined features of every frame.
+
+        Args:
+            features: Of every frame.
+            camera: Of its pixels, ``camera_of_crop``.
+            is_real: False: nobody looks at the frame, it only fills up its window.
+        """
         entered = self.enter(torch.cat((features, camera.to(features.dtype)), -1))
-        tokens = self.layers(entered + positions(features.shape[1], self.inner).to(entered))
-        mixed = (self._weights(tokens) @ _heads(features)).transpose(1, 2).flatten(2)
+        place = positions(features.shape[1], self.inner, features.device).to(features.dtype)
+        tokens = self.layers(entered + place, src_key_padding_mask=~is_real)
+        mixed = (self._weights(tokens, is_real) @ _heads(features)).transpose(1, 2).flatten(2)
         update: Tensor = self.leave(tokens)
         return features + self.gate * (mixed - features) + update
 
-    def _weights(self, tokens: Float[Tensor, "b t i"]) -> Float[Tensor, "b h t t"]:
-        """Return what each frame takes of every frame; rows sum to 1."""
+    def _weights(
+        self, tokens: Float[Tensor, "b t i"], is_real: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b h t t"]:
+        """Return what each frame takes of every real frame; rows sum to 1."""
         query, key = _heads(self.query(tokens)), _heads(self.key(tokens))
         frame = torch.arange(tokens.shape[1], device=tokens.device)
         apart = (frame[:, None] - frame).clamp(-FARTHEST, FARTHEST) + FARTHEST
-        return (query @ key.mT / math.sqrt(MIX_WIDTH) + self.distance[:, apart]).softmax(-1)
+        score = query @ key.mT / math.sqrt(MIX_WIDTH) + self.distance[:, apart]
+        return score.masked_fill(~is_real[:, None, None], -math.inf).softmax(-1)
 
 
 def _heads(values: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
@@ -98,13 +111,13 @@ def camera_of_crop(K: Float[Tensor, "*b 3 3"], input_px: int) -> Float[Tensor, "
     return torch.stack(((focal / input_px).log(), x / input_px, y / input_px), -1)
 
 
-def positions(num: int, width: int) -> Float[Tensor, "t c"]:
+def positions(num: int, width: int, device: torch.device) -> Float[Tensor, "t c"]:
     """Return sines, then cosines, of the frame number at wavelengths from 2 pi to 20,000 pi.
 
     Source:
         Vaswani et al. 2017, Attention is all you need, 3.5.
     """
     half = width // 2
-    speed = torch.exp(torch.arange(half) * (-math.log(1e4) / half))
-    angle = torch.arange(num)[:, None] * speed
+    speed = torch.exp(torch.arange(half, device=device) * (-math.log(1e4) / half))
+    angle = torch.arange(num, device=device)[:, None] * speed
     return torch.cat((angle.sin(), angle.cos()), -1)

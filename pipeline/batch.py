@@ -70,7 +70,7 @@ class Batch:
         return self.sample_id.shape[1] if self.sample_id.ndim > 1 else 1
 
     def frames(self) -> "Batch":
-        """Return the frames of all windows one after another, [b * t]; no copy where there is t."""
+        """Return the frames of all windows in a row, [b * t]; single samples as they are."""
         if self.sample_id.ndim == 1:
             return self
         return Batch(**{f.name: getattr(self, f.name).flatten(0, 1) for f in fields(self)})

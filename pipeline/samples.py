@@ -167,6 +167,12 @@ def open_parts(config: PipelineConfig, stack: ExitStack, *, training: bool) -> t
     for number, (name, how) in enumerate({FIRST: first, **config.mix}.items()):
         store = open_store(how.store, reader=config.cache.reader.value)
         stack.callback(store.close)
+        if config.window.length > 1 and how.subset < 1 and not config.window.frame_stride:
+            raise ValueError(
+                f"subset={how.subset:g} leaves out frames, so that neighbours in a window of "
+                f"{config.window.length} would be frames apart; use subset=1 and a larger "
+                "window.stride, or say how far apart they are to be with window.frame_stride"
+            )
         rows = split_rows(store, how.split, how.subset)
         view = build_view(store, rows, config.view, config.cache.size_px, training=training)
         row, slot = view.row.numpy(), view.sample_id % NUM_HANDS

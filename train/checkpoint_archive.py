@@ -14,7 +14,7 @@ import torch
 
 from train.atomic import replacing
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _HEX_BYTES: Final = 64
 _SEAL_BYTES: Final = 2 + _HEX_BYTES
 """Length and text of the comment: the last bytes of a zip archive."""

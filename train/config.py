@@ -268,7 +268,8 @@ class EvaluateConfig:
     split: str = "evaluation"
     """Split of the store; 'all' takes every row."""
     export: str | None = None
-    """With run and store: also write the predictions here, in the dataset's submission format."""
+    """With run and store: also write the predictions here, in the dataset's submission format;
+    of arctic a folder of what protocol=arctic reads."""
     protocol: Protocol | None = None
     """Official protocol for files; needs predictions and truth."""
     predictions: str | None = None

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +29,10 @@ from train.metrics.hand import HandScores, ScoreAccumulator
 from train.pictures import draw_predictions, write_picture
 from train.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.protocols.files import existing
-from train.protocols.gathered import Gathered, gather, gathered, unpredicted
+from train.protocols.gathered import Gathered, How, gather, gathered, unpredicted
 from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, required_mano
-from train.step import before_training, predict
+from train.step import predict, predict_mean
 from train.validate import add_scores, every_frame_once
 
 PROTOCOL: Final = (
@@ -57,7 +56,8 @@ def main(config: EvaluateConfig) -> int:
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
     box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
     evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
-    writes the predictions as the dataset's evaluation reads them. HO-3D's true meshes are in no
+    writes the predictions as the dataset's evaluation reads them (ARCTIC: a folder of predictions
+    and truth for protocol=arctic, not the leaderboard's archive). HO-3D's true meshes are in no
     store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
 
     Files, by protocol; n samples, f frames, metres and the camera frame unless said:
@@ -120,21 +120,22 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     with contextlib.closing(open_store(pipeline.store)) as store:
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
         held = _room(store, pipeline, config, trained.model, mano)
-        # A scene's scores have no mean pose of a hand beside them.
-        held_mean = _room(store, pipeline, config, trained.model, mano)
-        if held_mean is not None and held_mean.scenes is None:
-            held_mean = None
+        # Beside hands alone stands the mean pose; a scene needs its means in the same protocol.
+        held_mean = None
+        if held is not None and held.scenes is not None:
+            held_mean = _room(store, pipeline, config, trained.model, mano)
         loader = Loader(pipeline, device=device, training=False)
         model = build_model(trained, mano, loader.joint_sets, load_weights=False).to(device)
         model.load_state_dict(payload["ema"])
         model.eval()
+        mean = mean_pose.network_start(trained.model.head).to(device)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
         batches = track(loader, total=len(loader), description="evaluate", transient=True)
         for i, windows in enumerate(batches):
             with torch.inference_mode():
                 batch = windows.frames()
-                prediction = predict(model, batch, dtype, windows.num_frames)
+                prediction = predict(model, windows, dtype)
                 has_mesh = prediction.hands.vertices is not None
                 truth = decode_labels(model.mano, batch).vertices if has_mesh else None
                 add_scores(ours, prediction.hands, batch, truth)
@@ -142,61 +143,54 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 if held is not None:
                     gather(held, prediction, batch, truth)
                 if held_mean is not None:
-                    gather(held_mean, before_training(model, batch), batch, None)
+                    gather(held_mean, predict_mean(model, mean, batch), batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
-        report = mean_report = None
-        official = functools.partial(
-            on_store.official_report,
-            strict=config.strict,
-            crop=crop,
-            camera=CAMERA,
-            device=device,
-        )
-        if held_mean is not None:
-            mean_report = official(held_mean)
-        if held is not None:
-            report = official(held)
-            if config.export is not None:
-                held.protocol.export(held, Path(config.export).expanduser())
+        how = How(strict=config.strict, crop=crop, camera=CAMERA, device=device)
+        report = None if held is None else on_store.official_report(held, how)
+        mean_report = None if held_mean is None else on_store.official_report(held_mean, how)
 
-    scores = mean_scores = None
-    if held is None or _has_scores(ours):
-        scores, mean_scores = ours.summary(), baseline.summary()
-    record: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "store": str(pipeline.store),
-        "store_sha256": loader.content_sha256,
-        "split": config.split,
-        "crop": crop,
-        "camera": CAMERA,
-        "checkpoint": config.checkpoint.name,
-        "step": int(payload["step"]),
-        "model": None if scores is None else asdict(scores),
-        "mean_pose": None if mean_scores is None else asdict(mean_scores),
-        "official": as_json(report) if isinstance(report, Report) else None,
-        "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
-        "official_lacks": report if isinstance(report, str) else None,
-    }
-    write_json(out / "scores.json", record)
-    console = Console()
-    num_hands = 0 if scores is None else scores.num_hands
-    _say(
-        console,
-        f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
-        f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
-    )
-    if scores is not None and mean_scores is not None:
-        console.print(table(scores, mean_scores))
-    else:
-        _say(console, "no hand of the split has three labelled joints: no score by this protocol")
-    if isinstance(report, Report):
-        show(report, console, mean_report if isinstance(mean_report, Report) else None)
-    elif report is not None:
-        _say(console, f"no official score: {report}")
-    if config.export is not None:
-        _say(console, f"exported: {config.export}")
+        scores = mean_scores = None
+        if held is None or _has_scores(ours):
+            scores, mean_scores = ours.summary(), baseline.summary()
+        record: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "store": str(pipeline.store),
+            "store_sha256": loader.content_sha256,
+            "split": config.split,
+            "crop": crop,
+            "camera": CAMERA,
+            "checkpoint": config.checkpoint.name,
+            "step": int(payload["step"]),
+            "model": None if scores is None else asdict(scores),
+            "mean_pose": None if mean_scores is None else asdict(mean_scores),
+            "official": as_json(report) if isinstance(report, Report) else None,
+            "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
+            "official_lacks": report if isinstance(report, str) else None,
+        }
+        write_json(out / "scores.json", record)
+        console = Console()
+        num_hands = 0 if scores is None else scores.num_hands
+        _say(
+            console,
+            f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
+            f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
+        )
+        if scores is not None and mean_scores is not None:
+            console.print(table(scores, mean_scores))
+        else:
+            _say(
+                console, "no hand of the split has three labelled joints: no score by this protocol"
+            )
+        if isinstance(report, Report):
+            show(report, console, mean_report if isinstance(mean_report, Report) else None)
+        elif report is not None:
+            _say(console, f"no official score: {report}")
+        # Last: scores stay when there is no room for an export.
+        if held is not None and config.export is not None:
+            held.protocol.export(held, Path(config.export).expanduser())
+            _say(console, f"exported: {config.export}")
     return 0
 
 
@@ -223,7 +217,7 @@ def _room(
         ValueError: If an export or a truth is given that the split or the run has no use for.
     """
     has_mesh = model.head is Head.mano
-    single = model.family is Family.hand
+    is_single = model.family is Family.hand
     protocol = on_store.protocol_of(
         store, config.split, has_mesh=has_mesh, has_object=model.family is Family.hand_object
     )
@@ -236,10 +230,14 @@ def _room(
                 f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
             )
         return None
+    if protocol.has_scene and config.export and Path(config.export).expanduser().is_file():
+        raise ValueError(f"export={config.export!r} is a file, expected a folder")
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
-    held = gathered(protocol, store, config.split, view.sample_id, truth, single=single, mano=mano)
+    held = gathered(
+        protocol, store, config.split, view.sample_id, truth, is_single=is_single, mano=mano
+    )
     lacking = unpredicted(held)
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")

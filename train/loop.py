@@ -133,7 +133,7 @@ def draw(state: TrainState, windows: Batch, run: Run) -> None:
     if not state.ranks.is_first:
         return
     batch = windows.frames()
-    prediction = predict(state.ema, batch, state.dtype, windows.num_frames)
+    prediction = predict(state.ema, windows, state.dtype)
     sheet = draw_predictions(batch, prediction, run.config.pipeline, run.loader.objects)
     write_picture(run.folder / "pictures" / f"train-{state.step:07d}.png", sheet)
     run.log.picture(state.step, "train", sheet)

@@ -85,7 +85,8 @@ class _Sums:
 def measure_mean_pose(loader: Loader, model: ManoRegressor, ranks: Ranks = ALONE) -> MeanPose:
     """Average the labels of every training sample of all ranks, without touching an image.
 
-    Meshes are decoded with the model's own MANO layer; a joint-head model has none.
+    Meshes are decoded with the model's own MANO layer; a joint-head model has none. Frames count in
+    every window that has them.
 
     Raises:
         ValueError: If no hand has a valid wrist.

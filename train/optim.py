@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from train.config import OptimConfig
 
+NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "temporal.distance")
+"""Ends of the names of position embeddings and tokens."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRule:
@@ -63,7 +66,7 @@ def rule_of(
     decay. The backbone has ``backbone_lr`` times the learning rate, and each of its layers
     ``layer_decay`` times that of the layer above it (as BEiT and MAE are fine-tuned).
     """
-    plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+    plain = parameter.ndim < 2 or name.endswith(NOT_DECAYED)
     share = 1.0
     if name.startswith("backbone."):
         layer = _layer_of(name, depth)

@@ -104,6 +104,12 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             "an object in one crop; predict takes networks of one hand per crop "
             "(model.family=hand), train evaluate scores both"
         )
+    if about.model.temporal_layers:
+        raise ValueError(
+            f"the weights in {folder} look at windows of frames "
+            f"(model.temporal_layers={about.model.temporal_layers}); predict shows a network one "
+            "image at a time"
+        )
     has_mesh = about.model.head is Head.mano
     if config.meshes and not has_mesh:
         raise ValueError(

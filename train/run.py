@@ -144,6 +144,12 @@ def _run(
 def _begin(model: ManoRegressor, init: str) -> str:
     """Take over the weights of another run; returns what was taken, in words."""
     taken, fresh = start_from_weights(model, weights_folder(init, "init"))
+    missing = [name for name in fresh if name.startswith("backbone.")]
+    if missing:
+        raise ValueError(
+            f"init={init!r} lacks {len(missing)} tensors of the backbone (first: {missing[0]}), "
+            "which would stay random; give the model.backbone and model.readout of that run"
+        )
     news = f"; new: {', '.join(fresh[:3])}{' ...' if len(fresh) > 3 else ''}" if fresh else ""
     return f"; {len(taken)} of {len(taken) + len(fresh)} tensors from {init}{news}"
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.config import AugmentConfig, PipelineConfig
 from train.config import RunConfig, StageConfig
 from train.distributed import Ranks, require_same_statistics
-from train.losses.config import TERMS, LossConfig
+from train.losses.config import FRAMES_OF, TERMS, LossConfig, weights_of
 from train.optim import parameters_of
 
 RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")
@@ -121,6 +121,13 @@ def _filled(
         raise ValueError(
             f"stages.{name}.loss has no term {unknown[0]!r}; there are {', '.join(TERMS)}"
         )
+    loss = dataclasses.replace(config.loss, **stage.loss)  # type: ignore[arg-type]
+    for term, least in FRAMES_OF.items():
+        if weights_of(loss).get(term, 0.0) > 0 and pipeline.window.length < least:
+            raise ValueError(
+                f"loss.{term} needs windows of at least {least} frames: pipeline.window.length is "
+                f"{pipeline.window.length}"
+            )
     steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch(pipeline)))
     return Stage(
         name=name,
@@ -128,7 +135,7 @@ def _filled(
         end=begin + steps,
         lr=config.optim.lr if stage.lr is None else stage.lr,
         pipeline=pipeline,
-        loss=dataclasses.replace(config.loss, **stage.loss),  # type: ignore[arg-type]
+        loss=loss,
         freeze=tuple(stage.freeze),
     )
 

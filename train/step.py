@@ -116,11 +116,12 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
     state.fault = no_fault(local, state.clock.device)
 
 
-def predict(model: nn.Module, batch: Batch, dtype: torch.dtype, num_frames: int = 1) -> Prediction:
+def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
     """Run the model on a batch: the backbone in ``dtype``, the geometry in float32.
 
-    ``batch`` is one of ``Batch.frames``, ``num_frames`` of the ``Batch.num_frames`` before it.
+    What is predicted of windows [b, t] are the frames of ``windows.frames()``, [b * t].
     """
+    batch = windows.frames()
     lower = dtype is not torch.float32
     with torch.autocast(batch.image.device.type, dtype, enabled=lower):
         is_right = batch.is_right
@@ -128,15 +129,21 @@ def predict(model: nn.Module, batch: Batch, dtype: torch.dtype, num_frames: int 
         fits = lower and batch.image.is_floating_point()
         image = batch.image if fits else batch.image.float()
         prediction: Prediction = model(
-            image, batch.K, decode_right, batch.joint_set, is_right, num_frames
+            image,
+            batch.K,
+            decode_right,
+            batch.joint_set,
+            is_right,
+            batch.is_real,
+            windows.num_frames,
         )
         return prediction
 
 
-def before_training(model: ManoRegressor, batch: Batch) -> Prediction:
-    """Return what the model said before it had seen an image: the mean of its training set."""
+def predict_mean(model: ManoRegressor, mean: Tensor, batch: Batch) -> Prediction:
+    """Return the mean of a training set for every image of a batch of single frames."""
     decode_right = batch.is_right | batch.mirrored[:, None]
-    return model.before_training(batch.K, decode_right, batch.joint_set, batch.is_right)
+    return model.predict_mean(mean, batch.K, decode_right, batch.joint_set, batch.is_right)
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
@@ -181,7 +188,7 @@ def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutpu
 def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
     """Return the scalar to minimise and its terms."""
     frames, num_frames = batch.frames(), batch.num_frames
-    prediction = predict(state.net, frames, state.dtype, num_frames)
+    prediction = predict(state.net, batch, state.dtype)
     mesh = None
     if prediction.hands.vertices is not None and state.losses.mesh.names:
         mesh = decode_labels(state.model.mano, frames)

@@ -63,7 +63,7 @@ def score(
     for windows in loader:
         with torch.inference_mode():
             batch = windows.frames()
-            prediction = predict(model, batch, dtype, windows.num_frames).hands
+            prediction = predict(model, windows, dtype).hands
             truth = None
             if mano is not None and prediction.vertices is not None:
                 truth = decode_labels(mano, batch).vertices

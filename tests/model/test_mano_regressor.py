@@ -16,6 +16,7 @@ from model.prediction import Prediction
 from model.temporal import TemporalEncoder, camera_of_crop, positions
 
 PX = 32
+REAL = torch.ones(1, 5, dtype=torch.bool)
 K = torch.tensor([[60.0, 0.5, 15.0], [0.0, 58.0, 17.0], [0.0, 0.0, 1.0]])
 
 
@@ -32,12 +33,16 @@ def network(mano: ManoModels | None, family: Family, **changes: object) -> ManoR
     return ManoRegressor(config, input_px=PX, mano=mano, load_weights=False).eval()
 
 
-def asked(model: ManoRegressor, image: Tensor, num_frames: int = 1) -> Prediction:
+def asked(
+    model: ManoRegressor, image: Tensor, num_frames: int = 1, is_real: Tensor | None = None
+) -> Prediction:
     num = len(image)
     right = torch.tensor([[True, False]] * num)[:, : model.num_hands]
     sets = torch.full((num,), int(JointSet.smplx))
     with torch.inference_mode():
-        prediction: Prediction = model(image, K.expand(num, 3, 3), right, sets, right, num_frames)
+        prediction: Prediction = model(
+            image, K.expand(num, 3, 3), right, sets, right, is_real, num_frames
+        )
     return prediction
 
 
@@ -63,9 +68,16 @@ def test_before_training_the_mean_is_predicted(mano: ManoModels) -> None:
     place = np.array([[0.1, -0.2, 0.3], [-0.1, 0.0, 0.2]])
     turned, angle, where = rng.normal(0, 1, 6), 0.7, np.array([0.05, 0.02, 0.4])
     hands = np.concatenate((pose, beta, place), 1).ravel()
-    model.start_from(torch.from_numpy(np.r_[hands, turned, angle, where]).float())
+    mean = torch.from_numpy(np.r_[hands, turned, angle, where]).float()
+    model.start_from(mean)
     right, sets = torch.tensor([[True, False]]), torch.full((1,), int(JointSet.smplx))
-    said = model.before_training(K[None], right, sets, right)
+    said = model.predict_mean(mean, K[None], right, sets, right)
+    torch.nn.init.zeros_(model.mlp[-1].weight)  # type: ignore[arg-type]
+    begun = asked(model, torch.randn(1, 3, PX, PX))
+    torch.testing.assert_close(begun.hands.vertices, said.hands.vertices)
+    assert begun.object is not None
+    assert said.object is not None
+    torch.testing.assert_close(begun.object.transl, said.object.transl)
     assert said.hands.vertices is not None
     assert said.hands.transl is not None
     for hand, own in enumerate((mano.right, mano.left)):
@@ -79,7 +91,6 @@ def test_before_training_the_mean_is_predicted(mano: ManoModels) -> None:
         root = lift_from_crop(torch.from_numpy(place)[None], K.double()[None], PX)[0, hand]
         np.testing.assert_allclose(skeleton[0, 0], root, atol=1e-5)
         np.testing.assert_allclose(said.hands.joints_3d[0, hand, 0].detach(), root, atol=1e-5)
-    assert said.object is not None
     expected = rot6d_to_rotmat(torch.from_numpy(turned).float())
     torch.testing.assert_close(said.object.rotmat[0], expected)
     assert said.object.arti_rad.item() == pytest.approx(angle)
@@ -115,13 +126,31 @@ def test_a_fresh_encoder_changes_nothing_and_a_trained_one_looks_at_its_window_o
     assert (moved[:3] == 0).all()
 
 
+def test_frames_that_fill_a_window_up_are_not_looked_at() -> None:
+    model = network(None, Family.hand_object, temporal_layers=1, temporal_width=64)
+    encoder = model.temporal
+    assert encoder is not None
+    for weight in (encoder.leave.weight, encoder.gate, encoder.distance):
+        torch.nn.init.normal_(weight)
+    image = torch.randn(3, 3, PX, PX, generator=torch.Generator().manual_seed(1))
+    real = torch.tensor([True, True, False])
+    before = asked(model, image, 3, real).hands.joints_3d
+    image[2] += 1.0
+    after = asked(model, image, 3, real).hands.joints_3d
+    assert torch.equal(before[:2], after[:2])
+    assert (asked(model, image, 3).hands.joints_3d - after)[:2].abs().max() > 1e-4
+
+
 def test_the_encoder_knows_the_order_of_frames() -> None:
     torch.manual_seed(0)
     encoder = TemporalEncoder(8, 64, 1)
     torch.nn.init.normal_(encoder.leave.weight)
     features = torch.randn(1, 4, 8)
     camera = torch.zeros(1, 4, 3)
-    forth, back = encoder(features, camera), encoder(features.flip(1), camera).flip(1)
+    forth, back = (
+        encoder(features, camera, REAL[:, :4]),
+        encoder(features.flip(1), camera, REAL[:, :4]).flip(1),
+    )
     assert (forth - back).abs().max() > 1e-3
 
 
@@ -132,7 +161,7 @@ def test_frames_are_averaged_within_their_window() -> None:
     torch.nn.init.normal_(encoder.distance)
     features, camera = torch.randn(2, 5, 16), torch.zeros(2, 5, 3)
     tokens = encoder.layers(
-        encoder.enter(torch.cat((features, camera), -1)) + positions(5, 64)
+        encoder.enter(torch.cat((features, camera), -1)) + positions(5, 64, torch.device("cpu"))
     ).detach()
     query = encoder.query(tokens).detach().numpy().reshape(2, 5, 8, 32)
     key = encoder.key(tokens).detach().numpy().reshape(2, 5, 8, 32)
@@ -147,7 +176,7 @@ def test_frames_are_averaged_within_their_window() -> None:
                 ]
                 share = np.exp(score) / np.sum(np.exp(score))
                 expected[b, i, h] = share @ values[b, :, h]
-    found = encoder(features, camera).detach().numpy()
+    found = encoder(features, camera, REAL.expand(2, 5)).detach().numpy()
     np.testing.assert_allclose(found, expected.reshape(2, 5, 16), atol=1e-5)
 
 
@@ -165,11 +194,13 @@ def test_the_encoder_is_told_the_camera_of_every_crop() -> None:
     features, camera = torch.randn(1, 4, 8), torch.zeros(1, 4, 3)
     moved = camera.clone()
     moved[0, 2, 1] = 0.5
-    assert (encoder(features, camera) - encoder(features, moved)).abs().max() > 1e-4
+    assert (
+        encoder(features, camera, REAL[:, :4]) - encoder(features, moved, REAL[:, :4])
+    ).abs().max() > 1e-4
 
 
 def test_positions_are_the_formula() -> None:
-    found = positions(5, 8)
+    found = positions(5, 8, torch.device("cpu"))
     for t in range(5):
         for i in range(4):
             angle = t / 10000 ** (i / 4)

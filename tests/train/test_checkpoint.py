@@ -221,7 +221,7 @@ def test_other_data_is_refused_by_name(
 
 def test_a_checkpoint_of_format_0_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"old")
-    with pytest.raises(ValueError, match=r"has checkpoint format 0, this code reads 1"):
+    with pytest.raises(ValueError, match=r"has checkpoint format 0, this code reads 2"):
         run(config(freihand, tmp_path, "steps=2"))
 
 

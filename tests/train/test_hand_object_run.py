@@ -93,7 +93,7 @@ def test_windows_begin_where_single_frames_stand(
     assert all(np.isfinite(rows[-1][f"loss/{term}"]) for term in MOTION_TERMS)
     scores = scores_of(run_dir, arctic, export=str(tmp_path / "pred"))
     assert np.isfinite(scores["acc/h"])
-    assert len(list((tmp_path / "pred").glob("*.npz"))) == 8
+    assert len(list((tmp_path / "pred").glob("predictions/*.npz"))) == 8
 
 
 def test_the_camera_on_the_head_shows_its_whole_frame(arctic: SampleStore, tmp_path: Path) -> None:
@@ -129,6 +129,13 @@ def test_what_does_not_fit_is_refused(
         run(config(freihand, tmp_path / "a", "model.family=hand_object"))
     with pytest.raises(ValueError, match=r"temporal_layers=2 needs windows"):
         run(config(arctic, tmp_path / "b", *SCENE, "model.temporal_layers=2"))
+    with pytest.raises(ValueError, match=r"loss.acceleration needs windows of at least 3 frames"):
+        run(config(arctic, tmp_path / "d", *SCENE, "loss.acceleration=1"))
+    with pytest.raises(ValueError, match=r"subset=0.5 leaves out frames"):
+        run(config(arctic, tmp_path / "e", *SCENE, *WINDOWS, "subset=0.5"))
+    other = ["model.backbone=resnet18", f"init={frames}"]
+    with pytest.raises(ValueError, match=r"init=.* lacks \d+ tensors of the backbone"):
+        run(config(arctic, tmp_path / "f", *SCENE, *other))
     with pytest.raises(FileNotFoundError, match=r"init='.*' holds no weights"):
         run(config(arctic, tmp_path / "c", *SCENE, f"init={tmp_path}"))
     picture = str(frames / "pictures" / "train-0000004.png")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.backbone import freeze_batch_norm
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, Prediction
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig
 from pipeline.loader import Loader
@@ -41,10 +41,11 @@ class Toy(nn.Module):
             norm.running_mean.normal_(0, 0.1)
             freeze_batch_norm(self.backbone)
 
-    def forward(self, image: Any, *_: Any) -> HandPrediction:
+    def forward(self, image: Any, *_: Any) -> Prediction:
         out = self.mlp(self.backbone(image.to(self.mlp.weight.dtype)))
         place = torch.tensor([0.0, 0.0, 0.5], dtype=out.dtype)
-        return HandPrediction(joints_3d=out.view(-1, 1, 21, 3) * 0.1 + place)
+        joints = out.view(-1, 1, 21, 3) * 0.1 + place
+        return Prediction(hands=HandPrediction(joints_3d=joints))
 
 
 def state_of(kind: str, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> TrainState:

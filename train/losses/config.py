@@ -121,6 +121,9 @@ class LossConfig:
 TERMS: Final = tuple(f.name for f in fields(LossConfig) if f.type == float | None)
 """Those that LossConfig weighs, in its order."""
 
+FRAMES_OF: Final = {"velocity": 2, "acceleration": 3}
+"""Frames that a window must have for a term."""
+
 PRESETS: Final[dict[Preset, dict[str, float]]] = {
     Preset.handloom: {
         "joints_abs": 1.0,

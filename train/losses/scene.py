@@ -146,7 +146,14 @@ def motion_terms(
         truth = torch.cat((truth, (shape.true[:, :num] + true_t[:, None])[:, None]), 1)
         valid = torch.cat((valid, shape.known[:, None, None].expand(-1, 1, num)), 1)
     over = [x.view(-1, num_frames, *x.shape[1:]) for x in (points, truth, valid)]
+    known = over[2].flatten(2)
+    pairs = known[:, 1:] & known[:, :-1]
+    triples = pairs[:, 1:] & pairs[:, :-1]
+
+    def of_frames(value: Tensor, seen: Tensor) -> Term:
+        return value.repeat_interleave(num_frames), seen.repeat_interleave(num_frames, 0)
+
     return {
-        "velocity": (velocity(*over).repeat_interleave(num_frames), valid),
-        "acceleration": (acceleration(*over).repeat_interleave(num_frames), valid),
+        "velocity": of_frames(velocity(*over), pairs),
+        "acceleration": of_frames(acceleration(*over), triples),
     }

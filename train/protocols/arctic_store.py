@@ -9,9 +9,10 @@ Shape legend: f = frames of a sequence in order, v = object vertices.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from model.geometry.articulation import articulated
 from model.geometry.rotation import axis_angle_to_rotmat, rotate
 from model.hand import LEFT, NUM_MANO_JOINTS, RIGHT
 from model.mano import ManoLayer
+from model.mano_files import ManoModels
 from pipeline.store.objects import ObjectShape, read_object
 from pipeline.store.reader import Store
 from train.metrics.arctic import (
@@ -69,8 +71,7 @@ def report(held: Gathered, how: How) -> Report | str:
     if lacking is not None:
         return lacking
     layer = ManoLayer(scenes.mano).to(how.device)
-    as_fitted = dataclasses.replace(scenes.mano, left=scenes.mano.left_as_shipped)
-    own_layer = ManoLayer(as_fitted).to(how.device)
+    own_layer = ManoLayer(_as_fitted(scenes.mano)).to(how.device)
     scores, found = ArcticAccumulator(), list(clips(held))
     known: tuple[int, Int64[np.ndarray, " f"], Nearest] | None = None
     for clip in track(found, description="official protocol", transient=True):
@@ -95,19 +96,44 @@ def report(held: Gathered, how: How) -> Report | str:
 
 
 def export(held: Gathered, path: Path) -> None:
-    """Write a file per clip, as ``train evaluate protocol=arctic`` reads predictions."""
+    """Write ``predictions`` and ``truth``, a file per clip: what ``protocol=arctic`` reads.
+
+    Raises:
+        ValueError: If the truth of some rows is not whole.
+    """
     assert held.scenes is not None
+    lacking = _lacking(held)
+    if lacking is not None:
+        raise ValueError(f"export: {lacking}")
     device = torch.device("cpu")
-    layer = ManoLayer(held.scenes.mano)
-    path.mkdir(parents=True, exist_ok=True)
+    layer, own_layer = ManoLayer(held.scenes.mano), ManoLayer(_as_fitted(held.scenes.mano))
     for clip in track(list(clips(held)), description="export", transient=True):
-        shape = _shape(held.store, held.rows[clip.place])
-        pose = predicted_scene(held, clip.place, shape, layer, device)
-        arrays = {
-            field.name: getattr(pose, field.name).float().numpy()
-            for field in dataclasses.fields(pose)
+        rows = held.rows[clip.place]
+        shape = _shape(held.store, rows)
+        truth = true_scene(held.store, rows, shape, own_layer, device)
+        more = {
+            "is_valid": truth.is_valid.numpy(),
+            "right_valid": truth.right_valid.numpy(),
+            "left_valid": truth.left_valid.numpy(),
+            "part_ids": truth.part_ids.numpy(),
+            "diameter_m": np.float64(truth.diameter_m),
         }
-        np.savez(path / f"{clip.name}.npz", allow_pickle=False, **arrays)
+        pose = predicted_scene(held, clip.place, shape, layer, device)
+        _write(path / "predictions" / f"{clip.name}.npz", pose, {})
+        _write(path / "truth" / f"{clip.name}.npz", truth.pose, more)
+
+
+def _write(path: Path, pose: ArcticPose, more: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        field.name: getattr(pose, field.name).float().numpy() for field in dataclasses.fields(pose)
+    }
+    np.savez(path, allow_pickle=False, **arrays, **more)
+
+
+def _as_fitted(mano: ManoModels) -> ManoModels:
+    """Return the models that the dataset was fitted with."""
+    return dataclasses.replace(mano, left=mano.left_as_shipped)
 
 
 def clips(held: Gathered) -> Iterator[Clip]:
@@ -151,6 +177,7 @@ def predicted_scene(
         for hand in (RIGHT, LEFT)
     ]
     joints = torch.from_numpy(held.joints_3d[place]).to(device)
+    joints[~torch.from_numpy(held.seen[place]).to(device)] = torch.nan
     return ArcticPose(
         joints_right=joints[:, RIGHT],
         joints_left=joints[:, LEFT],

@@ -128,7 +128,7 @@ def gathered(
     sample_id: Int64[Tensor, " m"],
     truth: Path | None = None,
     *,
-    single: bool = True,
+    is_single: bool = True,
     mano: ManoModels | None = None,
 ) -> Gathered:
     """Return room for the predictions of a split, in the official order of its protocol.
@@ -139,7 +139,7 @@ def gathered(
         split: One of the protocol's.
         sample_id: Every sample that will be predicted.
         truth: The dataset's own ground truth, for a mesh that the store does not have.
-        single: The view is of single hands; else every sample shows both.
+        is_single: The view is of single hands; else every sample shows both.
         mano: Of the network; a scene needs it.
 
     Raises:
@@ -150,7 +150,7 @@ def gathered(
     rows = np.concatenate(lists).astype(np.int64)
     has_crop = np.zeros((store.num_rows, NUM_HANDS), bool)
     row, slot = divmod(sample_id.numpy(), NUM_HANDS)
-    for shown in (slot,) if single else range(NUM_HANDS):
+    for shown in (slot,) if is_single else range(NUM_HANDS):
         has_crop[row, shown] = True
     return Gathered(
         protocol=protocol,

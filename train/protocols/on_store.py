@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int64
 
 from model.hand import LEFT, RIGHT, STANDARD_FROM_INTERHAND
@@ -66,15 +65,12 @@ def _needs(protocol: OnStore) -> str:
     return " (needs a mesh)" if protocol.mesh else ""
 
 
-def official_report(
-    held: Gathered, *, strict: bool, crop: str, camera: str, device: torch.device
-) -> Report | str:
+def official_report(held: Gathered, how: How) -> Report | str:
     """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
 
     Raises:
         ValueError: If the predictions cannot be meant.
     """
-    how = How(strict=strict, crop=crop, camera=camera, device=device)
     return unpredicted(held) or held.protocol.report(held, how)
 
 
@@ -175,12 +171,16 @@ def _export_interhand(held: Gathered, path: Path) -> None:
 
 
 def _interhand_predictions(held: Gathered) -> interhand26m.Predictions:
-    """Return both hands in InterHand's joint order, mm; the score of a hand is its presence."""
+    """Return both hands in InterHand's joint order, mm; the score of a hand is its presence.
+
+    A view of both hands shows hands that are not there: the labels say which are.
+    """
+    shown = held.seen & held.store.label("has_joints")[held.rows]
     joints = held.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
     joints = joints.reshape(len(joints), 42, 3)
     between = joints[:, interhand26m.LEFT_WRIST] - joints[:, interhand26m.RIGHT_WRIST]
     return interhand26m.Predictions(
-        joints_mm=joints, hand_type=held.seen.astype(np.float64), left_from_right_mm=between
+        joints_mm=joints, hand_type=shown.astype(np.float64), left_from_right_mm=between
     )
 
 
@@ -247,7 +247,7 @@ PROTOCOLS: Final = {
     ),
     "arctic": OnStore(
         splits=arctic_store.SPLITS,
-        crop=CROPS[ViewKind.hand_object],
+        crop=LABELLED_BOX,
         has_scene=True,
         wanted=arctic_store.wanted,
         report=arctic_store.report,

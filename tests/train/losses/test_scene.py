@@ -184,6 +184,25 @@ def test_the_images_that_a_term_saw_are_told(objects: ObjectModels) -> None:
     assert [b for b in range(B) if not seen["object_points"][b]] == [NO_SHAPE, NO_OBJECT]
     assert [b for b in range(B) if not seen["object_arti"][b]] == [NO_OBJECT, RIGID]
     assert [b for b in range(B) if not seen["hand_object"][b]] == [NO_OBJECT]  # nor both wrists
+    assert all(seen["velocity"])
+
+
+def test_a_window_without_neighbours_has_no_motion(objects: ObjectModels) -> None:
+    first_and_last = torch.arange(B) % T != 1
+    given = batch()
+    given = replace(
+        given,
+        has_joints=given.has_joints & first_and_last[:, None],
+        has_object=given.has_object & first_and_last,
+    )
+    weights = dict.fromkeys(MOTION_TERMS, 1.0)
+    chosen = LossConfig(**{**OFF, **weights})  # type: ignore[arg-type]
+    plan = plan_losses(chosen, CPU, objects=objects)
+    _, terms = total_loss(prediction(), given, None, plan, num_frames=T)
+    for name in MOTION_TERMS:
+        place = terms.names.index(name)
+        assert not terms.seen[place].any(), name
+        assert (terms.values[place] == 0).all()
 
 
 def test_gradients_are_finite_and_those_of_differences(objects: ObjectModels) -> None:

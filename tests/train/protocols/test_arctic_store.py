@@ -31,7 +31,7 @@ from tests.conftest import SampleStore
 from train.protocols import arctic as files
 from train.protocols import on_store
 from train.protocols.arctic_store import clips
-from train.protocols.gathered import Gathered, gather, gathered
+from train.protocols.gathered import Gathered, How, gather, gathered
 from train.protocols.report import Report
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
     assert protocol is not None
     sample_id = loader.parts[0].view.sample_id
     mano = load_mano(arctic.mano)
-    held = gathered(protocol, store, "p1_val", sample_id, single=False, mano=mano)
+    held = gathered(protocol, store, "p1_val", sample_id, is_single=False, mano=mano)
     for windows in loader:
         batch = windows.frames()
         prediction = said(store, batch, size)
@@ -125,8 +125,12 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
     return held
 
 
+def how(*, strict: bool = False) -> How:
+    return How(strict=strict, crop="c", camera="true", device=CPU)
+
+
 def official(held: Gathered, *, strict: bool = False) -> Report:
-    report = on_store.official_report(held, strict=strict, crop="c", camera="true", device=CPU)
+    report = on_store.official_report(held, how(strict=strict))
     assert isinstance(report, Report)
     return report
 
@@ -201,9 +205,10 @@ def test_noisy_scenes_score_as_their_files_do(
 ) -> None:
     held = collected(store, arctic, 0.02, length)
     report = official(held, strict=strict)
-    held.protocol.export(held, tmp_path / "pred")
-    write_truth(held, tmp_path / "true")
-    expected = files.score(tmp_path / "pred", tmp_path / "true", strict=strict)
+    held.protocol.export(held, tmp_path)
+    write_truth(held, tmp_path / "drawn")
+    expected = files.score(tmp_path / "predictions", tmp_path / "drawn", strict=strict)
+    own = files.score(tmp_path / "predictions", tmp_path / "truth", strict=strict).official
     assert report.num_samples == expected.num_samples == len(held.rows)
     assert report.scores["num_sequences"] == expected.scores["num_sequences"] == 8
     for name, value in expected.official.items():
@@ -211,6 +216,7 @@ def test_noisy_scenes_score_as_their_files_do(
             assert report.official[name] is None, name
         else:
             assert report.official[name] == pytest.approx(value, rel=1e-3), name
+            assert own[name] == pytest.approx(report.official[name], rel=1e-3), name
     assert min(report.official[name] for name in ("mpjpe/ra/h", "aae", "acc/h", "acc/o")) > 0.1
 
 
@@ -248,9 +254,7 @@ def test_rows_without_an_image_are_told_and_not_scored(store: Store, arctic: Sam
     assert report.warnings == ("2 of 24 rows have no readable image: they are not scored",)
     assert report.official["aae"] != whole.official["aae"]
     held.seen[2] = False
-    sentence = on_store.official_report(
-        dataclasses.replace(held, store=poorer), strict=False, crop="c", camera="t", device=CPU
-    )
+    sentence = on_store.official_report(dataclasses.replace(held, store=poorer), how())
     assert isinstance(sentence, str)
     assert "1 of 19 rows cannot be predicted" in sentence
 

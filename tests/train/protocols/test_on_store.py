@@ -24,7 +24,7 @@ from tests.reference import ho3d as ho3d_loops
 from tests.train.protocols.hands import points
 from train.protocols import dexycb, freihand, ho3d, on_store
 from train.protocols.files import read_two_lists
-from train.protocols.gathered import Gathered, gather, gathered, unpredicted
+from train.protocols.gathered import Gathered, How, gather, gathered, unpredicted
 from train.protocols.report import Report
 
 CPU = torch.device("cpu")
@@ -128,9 +128,8 @@ def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathere
 
 
 def official(held: Gathered) -> Report | str:
-    return on_store.official_report(
-        held, strict=False, crop=held.protocol.crop, camera="true", device=CPU
-    )
+    how = How(strict=False, crop=held.protocol.crop, camera="true", device=CPU)
+    return on_store.official_report(held, how)
 
 
 def scored(held: Gathered) -> Report:
