@@ -1,9 +1,9 @@
 """The long proof of two hands, an object and time: ``make soak``.
 
 Rows go to benchmarks/results/soak.jsonl. On held-out sequences of the ARCTIC stand-in, by the
-official protocol: single frames beat the mean of the training set twice over; the same training
-with labels shuffled over the images does not beat it; windows then move less wrongly than single
-frames that were trained on for as many images.
+official protocol: single frames are twice as good as the mean of the training set, and as the same
+training with labels shuffled over the images; windows then move less wrongly than single frames
+that were trained on for as many images.
 """
 
 import json
@@ -64,17 +64,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
 
 
 @pytest.fixture(scope="module")
-def frames(data: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def frames(data: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run on single frames, and the seconds that it took."""
     run_dir = tmp_path_factory.mktemp("frames") / "run"
-    train(data, data.store, run_dir)
-    return run_dir
+    return run_dir, train(data, data.store, run_dir)
 
 
-def train(data: SampleStore, store: Path, run_dir: Path, *words: str) -> None:
+def train(data: SampleStore, store: Path, run_dir: Path, *words: str) -> float:
+    """Train; return the seconds that it took."""
+    begin = time.perf_counter()
     base = ["experiment=arctic_sample", f"store={store}", f"mano={data.mano}"]
     settings = compose(RunConfig, [*base, f"run_dir={run_dir}", *words])
     assert isinstance(settings, RunConfig)
     assert run(settings) == 0
+    return time.perf_counter() - begin
 
 
 def scored(data: SampleStore, run_dir: Path, variant: str, seconds: float) -> tuple[Scores, Scores]:
@@ -94,34 +97,37 @@ def scored(data: SampleStore, run_dir: Path, variant: str, seconds: float) -> tu
     return ours, mean
 
 
-def test_frames_beat_the_mean_twice_over(data: SampleStore, frames: Path) -> None:
-    ours, mean = scored(data, frames, "arctic_sample, single frames", 0)
-    for name in LOWER:
-        assert ours[name] <= mean[name] / 2, name
-    assert ours[HIGHER] >= 2 * mean[HIGHER]
+def better(ours: Scores, other: Scores) -> dict[str, float]:
+    """Return how many times better a run is than another, by score."""
+    found = {name: other[name] / ours[name] for name in LOWER}
+    return found | {HIGHER: ours[HIGHER] / other[HIGHER]}
 
 
-def test_shuffled_labels_teach_nothing(data: SampleStore, tmp_path: Path) -> None:
-    begin = time.perf_counter()
-    train(data, shuffled(data.store, "p1_train", SHUFFLED), tmp_path / "run")
-    seconds = time.perf_counter() - begin
-    ours, mean = scored(data, tmp_path / "run", "arctic_sample, shuffled labels", seconds)
-    for name in LOWER:
-        assert ours[name] >= 0.9 * mean[name], name
-    assert ours[HIGHER] <= 2 * mean[HIGHER]
+def test_frames_beat_the_mean_and_what_no_image_teaches(
+    data: SampleStore, frames: tuple[Path, float], tmp_path: Path
+) -> None:
+    """Labels shuffled over the images teach the best constant, which is better than the mean.
+
+    The mean of rotations seen from all around is a poor hand, and means of places that were taken
+    one by one do not touch: a constant alone halves the mean's CDev. So the bar holds against both.
+    """
+    run_dir, seconds = frames
+    ours, mean = scored(data, run_dir, "arctic_sample, single frames", seconds)
+    seconds = train(data, shuffled(data.store, "p1_train", SHUFFLED), tmp_path / "run")
+    control, _ = scored(data, tmp_path / "run", "arctic_sample, shuffled labels", seconds)
+    for other in (mean, control):
+        assert min(better(ours, other).values()) >= 2
+    assert control["aae"] >= 0.95 * mean["aae"]
+    assert control[HIGHER] < 10
 
 
 def test_windows_move_less_wrongly_than_frames(
-    data: SampleStore, frames: Path, tmp_path: Path
+    data: SampleStore, frames: tuple[Path, float], tmp_path: Path
 ) -> None:
     found = {}
     for name, words in (("frames", FRAMES), ("windows", WINDOWS)):
-        begin = time.perf_counter()
-        train(data, data.store, tmp_path / name, f"init={frames}", *TUNED, *words)
-        seconds = time.perf_counter() - begin
+        seconds = train(data, data.store, tmp_path / name, f"init={frames[0]}", *TUNED, *words)
         found[name], mean = scored(data, tmp_path / name, f"arctic_sample, tuned {name}", seconds)
     for name in MOTION:
         assert found["windows"][name] < found["frames"][name], name
-    for name in LOWER:
-        assert found["windows"][name] <= mean[name] / 2, name
-    assert found["windows"][HIGHER] >= 2 * mean[HIGHER]
+    assert min(better(found["windows"], mean).values()) >= 2
