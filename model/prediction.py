@@ -5,9 +5,10 @@ Everything is in the camera frame of the input pixels, metres, OpenCV axes. A pa
 not predict is None.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -40,9 +41,24 @@ class ObjectPrediction:
     """Angle of its moving part, ``model.geometry.articulation``; of a rigid object anything."""
 
 
+Part = TypeVar("Part", HandPrediction, ObjectPrediction)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """What a network says of one batch."""
 
     hands: HandPrediction
     object: ObjectPrediction | None = None
+
+
+def prediction_at(prediction: Prediction, index: Int64[Tensor, " k"]) -> Prediction:
+    """Return what is said of the images ``index``."""
+
+    def at(part: Part) -> Part:
+        values = {f.name: getattr(part, f.name) for f in fields(part)}
+        kept: Any = {name: None if v is None else v[index] for name, v in values.items()}
+        return replace(part, **kept)
+
+    obj = prediction.object
+    return Prediction(hands=at(prediction.hands), object=None if obj is None else at(obj))

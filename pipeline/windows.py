@@ -139,6 +139,24 @@ def frames_of(windows: Windows, owned: Int64[Tensor, " m"]) -> Int64[Tensor, " k
     return frames
 
 
+def most_central(windows: Windows) -> Bool[Tensor, "n t"]:
+    """Return, of every sample, the one place nearest to the middle of its window.
+
+    Of equally near places the first. A frame at the end of a run may stand at the end of its only
+    window. Places that are not real are never taken.
+    """
+    num_frames = windows.index.shape[1]
+    place = torch.arange(num_frames).expand_as(windows.index)
+    from_end = torch.minimum(place, num_frames - 1 - place).where(windows.is_real, -1)
+    order = _lexsort(-from_end.flatten(), windows.index.flatten())
+    sample = windows.index.flatten()[order]
+    is_first = torch.ones_like(sample, dtype=torch.bool)
+    is_first[1:] = sample[1:] != sample[:-1]
+    chosen = torch.zeros_like(is_first)
+    chosen[order[is_first]] = True
+    return chosen.view_as(windows.index)
+
+
 def _lexsort(*keys: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Return the order by the last key, then the one before it, and so on."""
     return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))

@@ -287,6 +287,10 @@ class EvaluateConfig:
     """Where to run."""
     batch_size: int = 64
     """Samples per batch."""
+    window_stride: int | None = None
+    """Of a run on windows: frames from one to the next. Every frame is taken from the window in
+    whose middle it is, or as near to it as any; null = a third of the length, at three times the
+    cost of the length itself, which puts windows side by side."""
     out: str | None = None
     """Folder for scores.json and pictures; null takes RUN/evaluate-<split>, and for files writes
     none."""
@@ -303,6 +307,8 @@ class EvaluateConfig:
                 "give run=... store=... to score a run, or protocol=... predictions=... truth=... "
                 f"to score files; got {' and '.join(given) or 'none of them'}"
             )
+        if self.window_stride is not None and self.window_stride < 1:
+            raise ValueError(f"window_stride must be at least 1, got {self.window_stride}")
         if self.export and not self.run:
             raise ValueError("export=... writes the predictions of a run: give run=... store=...")
         if self.root_depth and self.protocol is not Protocol.interhand26m:

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from model.config import Family, Head, ModelConfig
 from model.mano_files import ManoModels
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, prediction_at
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.loader import Loader
 from pipeline.store.reader import Store, open_store
-from pipeline.view import build_view, split_rows
+from pipeline.view import build_view, samples_at, split_rows
+from pipeline.windows import most_central
 from train.checkpoint import config_of, mean_of, read_checkpoint
 from train.config import EvaluateConfig, Protocol
 from train.device import backbone_dtype, choose_device
@@ -33,7 +34,7 @@ from train.protocols.gathered import Gathered, How, gather, gathered, unpredicte
 from train.protocols.report import Report, as_json, show, write_json
 from train.run import build_model, required_mano
 from train.step import predict, predict_mean
-from train.validate import add_scores, every_frame_once
+from train.validate import add_scores, every_frame
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
@@ -132,10 +133,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
         batches = track(loader, total=len(loader), description="evaluate", transient=True)
+        taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
             with torch.inference_mode():
-                batch = windows.frames()
-                prediction = predict(model, windows, dtype)
+                index = taken[i].flatten().nonzero()[:, 0].to(device)
+                batch = samples_at(windows.frames(), index)
+                prediction = prediction_at(predict(model, windows, dtype), index)
                 has_mesh = prediction.hands.vertices is not None
                 truth = decode_labels(model.mano, batch).vertices if has_mesh else None
                 add_scores(ours, prediction.hands, batch, truth)
@@ -255,8 +258,13 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
         subset=1.0,
         mix={},
         batch_size=max(1, config.batch_size // trained.window.length),
-        window=every_frame_once(trained.window),
+        window=every_frame(trained.window, window_stride(trained.window.length, config)),
     )
+
+
+def window_stride(length: int, config: EvaluateConfig) -> int:
+    """Return the frames between windows: a third of their length, unless the configuration says."""
+    return config.window_stride or max(1, length // 3)
 
 
 def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:

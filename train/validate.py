@@ -24,7 +24,7 @@ from train.step import predict
 
 
 def validation_pipeline(config: RunConfig) -> PipelineConfig:
-    """Return the pipeline of the validation samples: one store, every frame once."""
+    """Return the pipeline of the validation samples: one store, windows side by side."""
     held_out = config.validation
     assert held_out.split is not None
     return dataclasses.replace(
@@ -34,16 +34,16 @@ def validation_pipeline(config: RunConfig) -> PipelineConfig:
         subset=held_out.subset,
         mix={},
         batch_size=max(1, held_out.batch_size // config.pipeline.window.length),
-        window=every_frame_once(config.pipeline.window),
+        window=every_frame(config.pipeline.window, config.pipeline.window.length),
     )
 
 
-def every_frame_once(window: WindowConfig) -> WindowConfig:
-    """Return windows side by side that reach to the end of every run.
+def every_frame(window: WindowConfig, stride: int) -> WindowConfig:
+    """Return windows that begin at every ``stride``-th frame and reach to the end of every run.
 
-    Where a window skips frames, it begins at every frame, and frames come more than once.
+    Where a window skips frames, it begins at every frame.
     """
-    stride = window.length if window.step == 1 else 1
+    stride = stride if window.step == 1 else 1
     return dataclasses.replace(window, stride=stride, boundary=Boundary.repeat)
 
 

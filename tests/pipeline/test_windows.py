@@ -16,6 +16,7 @@ from pipeline.windows import (
     Windows,
     build_windows,
     frames_of,
+    most_central,
     owned_windows,
     window_order,
 )
@@ -296,3 +297,34 @@ def test_errors_say_what_to_change() -> None:
         build([], length=2)
     with pytest.raises(ValueError, match="block must be at least 1 window, got 0"):
         window_order(10, block=0)
+
+
+@given(
+    runs=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    length=st.integers(1, 6),
+    stride=st.integers(1, 6),
+)
+def test_every_sample_is_taken_where_it_is_most_central(
+    runs: list[int], length: int, stride: int
+) -> None:
+    stride = min(stride, length)
+    sequence = torch.cat([torch.full((num,), k) for k, num in enumerate(runs)])
+    frame = torch.cat([torch.arange(num) for num in runs])
+    zeros = torch.zeros_like(frame)
+    config = WindowConfig(length=length, stride=stride, boundary=Boundary.repeat)
+    windows = build_windows(sequence, zeros, frame, zeros, config)
+    taken = most_central(windows)
+    found: dict[int, int] = {}
+    best: dict[int, int] = {}
+    for w in range(len(windows)):
+        for t in range(length):
+            if not windows.is_real[w, t]:
+                assert not taken[w, t]
+                continue
+            sample, central = int(windows.index[w, t]), min(t, length - 1 - t)
+            best[sample] = max(best.get(sample, 0), central)
+            if taken[w, t]:
+                assert sample not in found
+                found[sample] = central
+    assert found == best
+    assert len(found) == len(frame)
