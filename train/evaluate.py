@@ -137,6 +137,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         for i, windows in enumerate(batches):
             with torch.inference_mode():
                 index = taken[i].flatten().nonzero()[:, 0].to(device)
+                if not len(index):  # windows at the end of a run, all taken from those before
+                    continue
                 batch = samples_at(windows.frames(), index)
                 prediction = prediction_at(predict(model, windows, dtype), index)
                 has_mesh = prediction.hands.vertices is not None

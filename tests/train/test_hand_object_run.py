@@ -94,6 +94,19 @@ def test_windows_begin_where_single_frames_stand(
     scores = scores_of(run_dir, arctic, export=str(tmp_path / "pred"))
     assert np.isfinite(scores["acc/h"])
     assert len(list((tmp_path / "pred").glob("predictions/*.npz"))) == 8
+    # A window from every frame, in batches of one: those of the last frames bring nothing new.
+    asked = EvaluateConfig(
+        run=str(run_dir),
+        store=str(arctic.store),
+        split="p1_val",
+        mano=str(arctic.mano),
+        batch_size=3,
+        window_stride=1,
+        out=str(tmp_path / "dense"),
+    )
+    assert evaluate(asked) == 0
+    dense = json.loads((tmp_path / "dense" / "scores.json").read_text())
+    assert dense["official"]["num_samples"] == 24
 
 
 def test_the_camera_on_the_head_shows_its_whole_frame(arctic: SampleStore, tmp_path: Path) -> None:
