@@ -112,16 +112,19 @@ class ManoRegressor(nn.Module):
         ``num_frames`` neighbours in the batch are a window, in which frames that are not
         ``is_real`` (None: all are) are not looked at.
         """
+        # An image whose camera is not known has no label, but 0 times NaN would reach the weights.
+        known = K.isfinite().all(-1).all(-1)[:, None, None]
+        K = torch.where(known, K.float(), torch.eye(3, device=K.device))
         features = self.backbone(image.contiguous(memory_format=torch.channels_last))
         with torch.autocast(image.device.type, enabled=False):  # geometry stays in float32
             hidden = self.mlp[:-1](features.float())
             if self.temporal is not None:
                 real = torch.ones_like(joint_set, dtype=torch.bool) if is_real is None else is_real
-                camera = camera_of_crop(K.float(), self.input_px)
+                camera = camera_of_crop(K, self.input_px)
                 windows = (x.unflatten(0, (-1, num_frames)) for x in (hidden, camera, real))
                 hidden = self.temporal(*windows).flatten(0, 1)
             out = self.mlp[-1](hidden) + self.base
-            return self._decode(out, K.float(), decode_right, joint_set, is_right)
+            return self._decode(out, K, decode_right, joint_set, is_right)
 
     def predict_mean(
         self,

@@ -118,7 +118,6 @@ def build_view(
     """
     left_out: dict[str, NDArray[Any]] = {}
     left_out["with an unreadable image"] = ~store.label("sample_ok")[rows]
-    left_out["without intrinsics"] = ~np.isfinite(store.label("K")[rows]).all((1, 2))
     if training and config.exclude_flags:
         mask = np.bitwise_or.reduce([FLAGS[flag] for flag in config.exclude_flags])
         left_out["with an excluded flag"] = (store.label("quality")[rows] & mask) != 0

@@ -107,6 +107,20 @@ def test_a_head_of_joints_places_every_wrist(family: Family) -> None:
     assert (said.object is None) == (family is Family.hand)
 
 
+def test_an_image_without_a_camera_costs_no_gradient(mano: ManoModels) -> None:
+    model = network(mano, Family.hand_object, temporal_layers=1, temporal_width=64).train()
+    model.base[:96] = model.base[109:205] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
+    model.base[218:224] = torch.tensor([1.0, 0, 0, 0, 1, 0])
+    cameras = K.expand(2, 3, 3).clone()
+    cameras[1] = torch.nan
+    right, sets = torch.tensor([[True, False]] * 2), torch.full((2,), int(JointSet.smplx))
+    said = model(torch.randn(2, 3, PX, PX), cameras, right, sets, right, None, 2)
+    torch.autograd.backward(said.hands.joints_3d[0].sum() + said.object.transl[0].sum())
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in grads)
+    assert max(float(g.abs().max()) for g in grads) > 0
+
+
 # --- windows --------------------------------------------------------------------------------------
 
 

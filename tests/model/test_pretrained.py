@@ -56,7 +56,7 @@ def answer(model: ManoRegressor) -> Prediction:
     right = torch.tensor([[True, False]] * 3)[:, : model.num_hands]
     sets = torch.full((3,), int(JointSet.freihand))
     with torch.inference_mode():
-        prediction: Prediction = model.eval()(image, K, right, sets, right, 3)
+        prediction: Prediction = model.eval()(image, K, right, sets, right, None, 3)
     return prediction
 
 

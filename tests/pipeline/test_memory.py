@@ -57,6 +57,7 @@ def test_the_demand_counts_samples_frames_and_labels(freihand: SampleStore) -> N
     assert found.decoder_bytes == 3 * 10 * (3 * 224 * 224 + 3 * 64 * 64) + DECODER_FIXED_BYTES
     # K, joints, theta, beta, transl, root_rest; validity, masks; row, id, square, affine, place
     labels = 4 * (9 + 63 + 16 * 9 + 10 + 3 + 3) + 21 + 4 + 8  # and the joint set
+    labels += 8 + 4 * (12 + 1) + 1  # of the object: id, pose, angle, mask
     assert found.label_bytes == labels + 8 * (1 + 1 + 2 + 1 + 6 + 1)
 
 
