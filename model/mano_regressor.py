@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.backbone import build_backbone
 from model.config import Family, Head, ModelConfig
-from model.geometry.camera import project, unproject
+from model.geometry.camera import focal_px, project, unproject
 from model.geometry.rotation import rot6d_to_rotmat
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
 from model.mano import ManoLayer, joint_regressors, regress_joints
@@ -145,7 +145,7 @@ class ManoRegressor(nn.Module):
         hands = of_hands.reshape(len(out), self.num_hands, -1)
         *parts, camera = hands.split_with_sizes(self.sizes, -1)
         root = lift_from_crop(camera, K, self.input_px)
-        found = ObjectPrediction(**self._object(of_object, K)) if self.has_object else None
+        found = self._object(of_object, K) if self.has_object else None
         if self.head is Head.joints:
             relative = parts[0].reshape(*root.shape[:2], NUM_JOINTS, 3)
             joints = relative - relative[..., ROOT : ROOT + 1, :] + root[..., None, :]
@@ -168,14 +168,14 @@ class ManoRegressor(nn.Module):
         )
         return Prediction(hands=prediction, object=found)
 
-    def _object(self, out: Tensor, K: Tensor) -> dict[str, Tensor]:
+    def _object(self, out: Tensor, K: Tensor) -> ObjectPrediction:
         rot6d, arti_rad, camera = out.split_with_sizes(OBJECT_SIZES, -1)
-        return {
-            "rotmat": rot6d_to_rotmat(rot6d),
-            "rot6d": rot6d,
-            "transl": lift_from_crop(camera[:, None], K, self.input_px)[:, 0],
-            "arti_rad": arti_rad[:, 0],
-        }
+        return ObjectPrediction(
+            rotmat=rot6d_to_rotmat(rot6d),
+            rot6d=rot6d,
+            transl=lift_from_crop(camera[:, None], K, self.input_px)[:, 0],
+            arti_rad=arti_rad[:, 0],
+        )
 
 
 def lift_from_crop(
@@ -197,5 +197,4 @@ def place_in_crop(
 
 def _unit_depth(K: Tensor, input_px: int) -> Tensor:
     """Return the depth at which ``CROP_EXTENT_M`` fill the crop [b, 1], metres."""
-    focal = (K[:, 0, 0] * K[:, 1, 1] - K[:, 0, 1] * K[:, 1, 0]).abs().sqrt()
-    return focal[:, None] * (CROP_EXTENT_M / input_px)
+    return focal_px(K)[:, None] * (CROP_EXTENT_M / input_px)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
@@ -133,10 +133,7 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> ManoRegressor:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has a {CONFIG_FILE}, but no {WEIGHTS_FILE}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
+    tensors = _read_tensors(path)
     model = ManoRegressor(
         config.model,
         input_px=config.inputs.input_px,
@@ -177,10 +174,7 @@ def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[
             f"{folder} has no {WEIGHTS_FILE}; expected a folder of weights, such as RUN/weights of "
             "python -m train run"
         )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
+    tensors = _read_tensors(path)
     own = model.state_dict()
     fits = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     if not fits:
@@ -190,6 +184,13 @@ def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[
         )
     model.load_state_dict(fits, strict=False)
     return sorted(fits), sorted(own.keys() - fits.keys())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
 
 
 def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None) -> None:

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from model.geometry.camera import focal_px
+
 HEAD_WIDTH: Final = 64
 """Of the transformer."""
 MIX_HEADS: Final = 8
@@ -105,10 +107,9 @@ def _heads(values: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
 
 def camera_of_crop(K: Float[Tensor, "*b 3 3"], input_px: int) -> Float[Tensor, "*b 3"]:
     """Return log of the focal length and the principal point from the middle, in input sides."""
-    focal = (K[..., 0, 0] * K[..., 1, 1] - K[..., 0, 1] * K[..., 1, 0]).abs().sqrt()
     middle = (input_px - 1) / 2
     x, y = K[..., 0, 2] - middle, K[..., 1, 2] - middle
-    return torch.stack(((focal / input_px).log(), x / input_px, y / input_px), -1)
+    return torch.stack(((focal_px(K) / input_px).log(), x / input_px, y / input_px), -1)
 
 
 def positions(num: int, width: int, device: torch.device) -> Float[Tensor, "t c"]:

@@ -33,6 +33,11 @@ def unproject(
     return rays * (depth[..., None] / rays[..., 2:])
 
 
+def focal_px(K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
+    """Return the focal length, pixels: of a K whose 2x2 block may be turned, the mean of both."""
+    return (K[..., 0, 0] * K[..., 1, 1] - K[..., 0, 1] * K[..., 1, 0]).abs().sqrt()
+
+
 def in_plane_rotation(angle_rad: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
     """Return rotations about +z (forward); positive angles turn clockwise on screen."""
     c, s = angle_rad.cos(), angle_rad.sin()

@@ -11,6 +11,7 @@ import train.loop
 from model.geometry.rotation import axis_angle_to_rotmat
 from model.mano import ManoLayer
 from model.mano_files import load_mano
+from pipeline.batch import Batch
 from pipeline.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
@@ -21,8 +22,8 @@ from train.mean_pose import measure_mean_pose
 from train.peak import step_bytes
 from train.run import build_model
 from train.run import main as run
-from train.stages import resolve_stages
-from train.step import build_state, train_step
+from train.stages import Stage, resolve_stages
+from train.step import TrainState, build_state, train_step
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -47,16 +48,9 @@ def run_config(data: SampleStore, run_dir: Path, *more: str) -> RunConfig:
     return built
 
 
-def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: Path) -> None:
-    settings = config(freihand, tmp_path)
-    loader = Loader(settings.pipeline, device=CUDA)
-    model = build_model(
-        settings, load_mano(freihand.mano), loader.joint_sets, load_weights=True
-    ).to(CUDA)
-    state = build_state(model, settings, 16)
-    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
-    assert state.dtype is torch.bfloat16
-    batch = next(iter(loader))
+def assert_learns_without_waiting(
+    state: TrainState, batch: Batch, settings: RunConfig, stage: Stage, steps: int
+) -> None:
     first = float(train_step(state, batch, settings, stage).loss)
     for _ in range(3):
         train_step(state, batch, settings, stage)
@@ -66,10 +60,22 @@ def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: 
         output = train_step(state, batch, settings, stage)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for _ in range(30):
+    for _ in range(steps):
         output = train_step(state, batch, settings, stage)
     assert float(output.loss) < 0.8 * first
     assert int(state.fault.count) == 0
+
+
+def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: Path) -> None:
+    settings = config(freihand, tmp_path)
+    loader = Loader(settings.pipeline, device=CUDA)
+    model = build_model(
+        settings, load_mano(freihand.mano), loader.joint_sets, load_weights=True
+    ).to(CUDA)
+    state = build_state(model, settings, 16)
+    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
+    assert state.dtype is torch.bfloat16
+    assert_learns_without_waiting(state, next(iter(loader)), settings, stage, 30)
 
 
 SCENE = (
@@ -92,20 +98,7 @@ def test_a_step_of_windows_of_scenes_does_not_wait(arctic: SampleStore, tmp_path
     model.start_from(measure_mean_pose(loader, model).network_start(settings.model.head).to(CUDA))
     state = build_state(model, settings, 2, objects=loader.objects)
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
-    batch = next(iter(loader))
-    first = float(train_step(state, batch, settings, stage).loss)
-    for _ in range(3):
-        train_step(state, batch, settings, stage)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        output = train_step(state, batch, settings, stage)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for _ in range(60):
-        output = train_step(state, batch, settings, stage)
-    assert float(output.loss) < 0.8 * first
-    assert int(state.fault.count) == 0
+    assert_learns_without_waiting(state, next(iter(loader)), settings, stage, 60)
 
 
 def test_a_graph_of_the_step_is_the_step(freihand: SampleStore, tmp_path: Path) -> None:
