@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from pipeline.cli import Command, front_door
+    from pipeline.app.cli import Command, front_door
 except ImportError:
     sys.exit(
         "python -m benchmarks: another 'pipeline' hides Handloom's own; run from another folder "
@@ -19,7 +19,7 @@ COMMANDS = (
     ),
     Command(
         name="preprocess",
-        module="benchmarks.preprocess",
+        module="benchmarks.preprocess.run",
         config="benchmarks.config:PreprocessBenchConfig",
         summary="images of a build: copied, recoded and transcoded, beside the bare library calls",
     ),
@@ -31,7 +31,7 @@ COMMANDS = (
     ),
     Command(
         name="loader",
-        module="benchmarks.loader",
+        module="benchmarks.loader.run",
         config="benchmarks.config:LoaderBenchConfig",
         summary="batches per second beside DataLoader, WebDataset, SPDL and the machine's limits",
     ),
@@ -49,7 +49,7 @@ COMMANDS = (
     ),
     Command(
         name="gpu",
-        module="benchmarks.gpu",
+        module="benchmarks.gpu.run",
         config="benchmarks.config:GpuSuiteConfig",
         summary="everything that needs a GPU, in one go under 9 minutes",
     ),

@@ -128,7 +128,7 @@ def gather_variants(
 
     ``shared``: the frames of a window share their parameters.
     """
-    from pipeline.gather_triton import BLOCK_U, BLOCK_V, NUM_WARPS, gather_kernel
+    from pipeline.gather.triton import BLOCK_U, BLOCK_V, NUM_WARPS, gather_kernel
 
     levels = [f"{what}_{channel}" for channel in "rgb" for what in ("scale", "black", "white")]
     for yuv420, channels_last, dtype in choices:
@@ -173,7 +173,7 @@ _PREPARED: Final = {
 
 def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterator[Variant]:
     """Yield the preparation for each (hands, mirrors left ones, augments, has frames to hide)."""
-    from pipeline.prepare_triton import NUM_WARPS, OPTIONS, RANGES, prepare_kernel
+    from pipeline.labels.prepare_triton import NUM_WARPS, OPTIONS, RANGES, prepare_kernel
 
     for hands, mirror, augments, hides in choices:
         words = ("mirrored" * mirror, "augmented" * augments, "windows" * hides)
@@ -198,8 +198,10 @@ def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterato
 
 def loss_variants(choices: Iterable[tuple[int, str]], *, all_kinds: bool) -> Iterator[Variant]:
     """Yield the loss kernels with all of their terms for each (hands, type of predictions)."""
-    from train.losses import fused_joints, fused_mesh, fused_rotations
-    from train.losses.fused_joints import KINDS
+    from train.losses.fused import joints as fused_joints
+    from train.losses.fused import mesh as fused_mesh
+    from train.losses.fused import rotations as fused_rotations
+    from train.losses.fused.joints import KINDS
     from train.losses.inputs import JOINT_TERMS, MESH_TERMS, ROTATION_TERMS
 
     masks = ("valid", "has_mesh", "has_contact", "has_beta", "present", "seen")

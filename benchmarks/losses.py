@@ -259,9 +259,9 @@ def _uncalled_kernels() -> Iterator[list[int]]:
 
     with (
         patch.dict(os.environ, TRITON_INTERPRET="1"),  # else a CPU is refused
-        patch("train.losses.fused_joints._launch", launch),
-        patch("train.losses.fused_mesh._launch", launch),
-        patch("train.losses.fused_rotations._launch", launch),
+        patch("train.losses.fused.joints._launch", launch),
+        patch("train.losses.fused.mesh._launch", launch),
+        patch("train.losses.fused.rotations._launch", launch),
     ):
         yield counted
 

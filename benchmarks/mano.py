@@ -32,8 +32,8 @@ from benchmarks.harness import (
     print_table,
     record,
 )
-from model.mano import ManoLayer, smplx_layer
-from model.mano_files import ManoModels, find_mano, load_mano
+from model.mano.files import ManoModels, find_mano, load_mano
+from model.mano.layer import ManoLayer, smplx_layer
 
 Hands = tuple[Tensor, Tensor, Tensor, Tensor]
 """theta as matrices [n, 16, 3, 3], beta [n, 10], transl [n, 3], is_right [n]."""
@@ -107,7 +107,7 @@ def models_of(config: ManoBenchConfig) -> tuple[ManoModels, str]:
     if folder is not None:
         models = load_mano(folder)
         return models, models.sha256[:12]
-    from preprocess.sample.hand_mesh import write_mano
+    from preprocess.sample.hand.mesh import write_mano
 
     with tempfile.TemporaryDirectory() as stand_in:
         write_mano(Path(stand_in))

@@ -79,7 +79,7 @@ TIP_VERTICES: Final = {
 
 
 class JointSet(IntEnum):
-    """What a dataset means by its 21 joints; ``model.mano.regress_joints`` gives them.
+    """What a dataset means by its 21 joints; ``model.mano.layer.regress_joints`` gives them.
 
     The values stand in stores and in ``Batch.joint_set``; they are never renumbered. ``smplx``,
     ``manopth`` and ``ho3d`` take the 16 joints of MANO's posed skeleton and five vertices as

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
-from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels
-from model.mano_regressor import ManoRegressor
+from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
+from model.regressor.net import ManoRegressor
 
 FORMAT: Final = 2
 WEIGHTS_FILE: Final = "model.safetensors"

@@ -1,5 +1,5 @@
 """Online half: store -> resident cache -> batches on the device."""
 
-from pipeline.siblings import join_model
+from pipeline.app.siblings import join_model
 
 join_model()

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from pipeline.cli import Command, front_door
+    from pipeline.app.cli import Command, front_door
 except ImportError:
     sys.exit(
         "python -m pipeline: another 'pipeline' hides Handloom's own; run from another folder "

@@ -9,13 +9,14 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from pipeline.batch import Batch
-from pipeline.codec import Pixels
 from pipeline.config import ImageDtype, PipelineConfig
-from pipeline.gather import GatherParams, InputFormat, gather
+from pipeline.decode.codec import Pixels
+from pipeline.gather.params import GatherParams, InputFormat
+from pipeline.gather.select import gather
 from pipeline.host_pool import HostPool
-from pipeline.labels import LabelTable, hide_labels
+from pipeline.labels.prepare import prepare, without_labels
+from pipeline.labels.table import LabelTable, hide_labels
 from pipeline.packed import Packed, pack
-from pipeline.prepare import prepare, without_labels
 from pipeline.view import ViewTable, concatenated, split
 
 DTYPES: Final = {kind: getattr(torch, kind.value) for kind in ImageDtype}

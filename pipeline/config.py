@@ -39,7 +39,7 @@ class ImageDtype(Enum):
 
 
 class Codec(Enum):
-    """How a cached crop is kept; ``pipeline.codec`` has the formulas."""
+    """How a cached crop is kept; ``pipeline.decode.codec`` has the formulas."""
 
     rgb = "rgb"
     """3 bytes per pixel, as decoded."""
@@ -186,7 +186,7 @@ class AugmentConfig:
 
 @dataclass(kw_only=True, slots=True)
 class WindowConfig:
-    """Which frames make a window; ``pipeline.windows`` has the rules."""
+    """Which frames make a window; ``pipeline.order.windows`` has the rules."""
 
     length: int = 1
     """Frames of a window; 1 = single samples."""

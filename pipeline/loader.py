@@ -26,15 +26,17 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline import memory, resident
+from pipeline import memory
 from pipeline.assemble import Assembler, Chosen
 from pipeline.batch import Batch
-from pipeline.codec import Codec, Pixels
 from pipeline.config import OnBadImage, PipelineConfig
-from pipeline.labels import hide_labels, load_labels
-from pipeline.objects import load_objects, names_in
-from pipeline.read_ahead import read_ahead
-from pipeline.samples import (
+from pipeline.decode import resident
+from pipeline.decode.codec import Codec, Pixels
+from pipeline.decode.read_ahead import read_ahead
+from pipeline.decode.stream import Frames, frames_of, stream_crops
+from pipeline.labels.objects import load_objects, names_in
+from pipeline.labels.table import hide_labels, load_labels
+from pipeline.order.parts import (
     Part,
     content_of,
     describe_sample,
@@ -43,7 +45,6 @@ from pipeline.samples import (
     open_parts,
     order_of,
 )
-from pipeline.stream import Frames, frames_of, stream_crops
 from pipeline.view import concatenated, table_to, upload
 
 log = logging.getLogger(__name__)

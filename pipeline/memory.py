@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.codec import Codec, bytes_per_sample
 from pipeline.command_config import PlanConfig
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
-from pipeline.labels import load_labels
-from pipeline.samples import Part, open_parts
-from pipeline.source import PREFETCH
+from pipeline.decode.codec import Codec, bytes_per_sample
+from pipeline.decode.source import PREFETCH
+from pipeline.labels.table import load_labels
+from pipeline.order.parts import Part, open_parts
 from pipeline.view import samples_at
 
 GIB: Final = 2**30

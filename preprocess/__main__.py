@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from pipeline.cli import Command, front_door
+    from pipeline.app.cli import Command, front_door
 except ImportError:
     sys.exit(
         "python -m preprocess: another 'pipeline' hides Handloom's own; run from another folder "
@@ -19,25 +19,25 @@ COMMANDS = (
     ),
     Command(
         name="import-mano",
-        module="preprocess.import_mano",
+        module="preprocess.mano.import_mano",
         config="preprocess.config:ImportManoConfig",
         summary="turn your MANO download into plain .npz files, without running its pickles",
     ),
     Command(
         name="build-cache",
-        module="preprocess.build",
+        module="preprocess.builder.build",
         config="preprocess.config:BuildConfig",
         summary="turn a raw dataset into one sharded Zarr v3 store",
     ),
     Command(
         name="verify-cache",
-        module="preprocess.verify",
+        module="preprocess.builder.verify",
         config="preprocess.config:VerifyConfig",
         summary="re-read every byte of a store and compare",
     ),
     Command(
         name="show-cache",
-        module="preprocess.show",
+        module="preprocess.show.show",
         config="preprocess.config:ShowConfig",
         summary="draw a contact sheet with skeletons; print licence and citation",
     ),

@@ -41,7 +41,7 @@ class SampleStore:
 
 
 def _build(folder: Path, dataset: str, num: int, *, flag: bool = False) -> SampleStore:
-    from preprocess.build import build
+    from preprocess.builder.build import build
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 from omegaconf import MISSING
 
-from pipeline.cli import UsageError, compose, field_docs, front_door
+from pipeline.app.cli import UsageError, compose, field_docs, front_door
 from pipeline.command_config import PlanConfig
 from pipeline.config import MixPart
 from preprocess.__main__ import COMMANDS

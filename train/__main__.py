@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from pipeline.cli import Command, front_door
+    from pipeline.app.cli import Command, front_door
 except ImportError:
     sys.exit(
         "python -m train: another 'pipeline' hides Handloom's own; run from another folder "
@@ -19,20 +19,20 @@ COMMANDS = (
     ),
     Command(
         name="evaluate",
-        module="train.evaluate",
+        module="train.evaluate.evaluate",
         config="train.config:EvaluateConfig",
         summary="score a run on a split, beside the mean pose of its training set",
     ),
     Command(
         name="predict",
-        module="train.predict",
+        module="train.predict.predict",
         config="train.config:PredictConfig",
         summary="predict the hands of images or a video of your own",
     ),
     Command(
         name="doctor",
-        module="train.doctor",
-        config="train.doctor_config:DoctorConfig",
+        module="train.doctor.doctor",
+        config="train.doctor.config:DoctorConfig",
         summary="check driver, GPU, libraries, kernels, disk, store and MANO of this machine",
     ),
 )

@@ -38,7 +38,7 @@ class Precision(Enum):
 
 
 class Schedule(Enum):
-    """Shape of the learning rate after the warm-up; ``train.schedule`` has the formulas."""
+    """Shape of the learning rate after the warm-up; ``train.step.schedule`` has the formulas."""
 
     cosine = "cosine"
     warm_restarts = "warm_restarts"
@@ -140,7 +140,7 @@ class ValidationConfig:
     batch_size: int = 64
     """Samples per batch, over all ranks."""
     metric: str = "pa_mpjpe_mm"
-    """Score whose smallest value makes the best checkpoint; one of train.metrics.hand."""
+    """Score whose smallest value makes the best checkpoint; one of train.evaluate.metrics.hand."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -11,22 +11,22 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.loader import Loader
-from train.checkpoint import NotWrittenError, RunFacts, save_checkpoint
-from train.checkpoint_files import best_step
-from train.checkpoint_index import Score
 from train.config import RunConfig
-from train.distributed import average_
-from train.fault import raise_fault
-from train.graph import GraphedStep
-from train.log import RunLog
+from train.device.distributed import average_
+from train.device.stop import stop_on_signal
+from train.evaluate.validate import as_scalars, metric_of, score
 from train.losses.config import TERMS
-from train.meters import Meters, bottleneck
-from train.pictures import draw_predictions, write_picture
-from train.stages import Stage, stage_at
-from train.step import StepOutput, TrainState, enter_stage, predict, train_step
-from train.stop import stop_on_signal
-from train.validate import as_scalars, metric_of, score
-from train.weights import write_weights
+from train.state.checkpoint import NotWrittenError, RunFacts, save_checkpoint
+from train.state.checkpoint_files import best_step
+from train.state.checkpoint_index import Score
+from train.state.weights import write_weights
+from train.step.fault import raise_fault
+from train.step.graph import GraphedStep
+from train.step.stages import Stage, stage_at
+from train.step.step import StepOutput, TrainState, enter_stage, predict, train_step
+from train.watch.log import RunLog
+from train.watch.meters import Meters, bottleneck
+from train.watch.pictures import draw_predictions, write_picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,29 +9,27 @@ from typing import Any
 
 import torch
 
-from model.config import Family, Head
-from model.hand import JointSet
-from model.mano_files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
-from model.mano_regressor import ManoRegressor
+from model.config import Head
 from model.pretrained import start_from_weights
-from pipeline.config import ViewKind
+from model.regressor.net import ManoRegressor
 from pipeline.loader import Loader
-from pipeline.samples import joint_sets_of
-from train.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from pipeline.order.parts import joint_sets_of
+from train.build import build_model, required_mano
 from train.config import RunConfig
-from train.config_io import to_plain
-from train.device import choose_device
-from train.distributed import Ranks, gathered, joined_ranks, local_device, shared
-from train.log import NoLog, RunLog, say
+from train.device.device import choose_device
+from train.device.distributed import Ranks, gathered, joined_ranks, local_device, shared
+from train.evaluate.validate import shared_with_training, validation_pipeline
 from train.loop import Run, train
-from train.manifest import manifest
-from train.mean_pose import MeanPose, measure_mean_pose
-from train.peak import step_bytes
-from train.resume import continue_from
-from train.stages import require_trainable, resolve_stages, stage_at
-from train.step import TrainState, build_state
-from train.validate import shared_with_training, validation_pipeline
-from train.weights import weights_folder
+from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from train.state.config_io import to_plain
+from train.state.mean_pose import MeanPose, measure_mean_pose
+from train.state.resume import continue_from
+from train.state.weights import weights_folder
+from train.step.peak import step_bytes
+from train.step.stages import require_trainable, resolve_stages, stage_at
+from train.step.step import TrainState, build_state
+from train.watch.log import NoLog, RunLog, say
+from train.watch.manifest import manifest
 
 
 def main(config: RunConfig) -> int:
@@ -152,56 +150,6 @@ def _begin(model: ManoRegressor, init: str) -> str:
         )
     news = f"; new: {', '.join(fresh[:3])}{' ...' if len(fresh) > 3 else ''}" if fresh else ""
     return f"; {len(taken)} of {len(taken) + len(fresh)} tensors from {init}{news}"
-
-
-def build_model(
-    config: RunConfig,
-    mano: ManoModels | None,
-    joint_sets: frozenset[JointSet],
-    *,
-    load_weights: bool,
-) -> ManoRegressor:
-    """Return the network for the pipeline's input and the stores' joint sets.
-
-    Raises:
-        ValueError: If view and network do not fit, or the joint set's regressor is missing.
-    """
-    kind, family, window = config.pipeline.view.kind, config.model.family, config.pipeline.window
-    if (kind is ViewKind.hand) != (family is Family.hand):
-        wanted = "hand" if family is Family.hand else "hand_object or frame"
-        raise ValueError(
-            f"model.family={family.name} needs pipeline.view.kind={wanted}, got {kind.name}"
-        )
-    if config.model.temporal_layers and window.length == 1:
-        raise ValueError(
-            f"model.temporal_layers={config.model.temporal_layers} needs windows: "
-            "pipeline.window.length must be over 1, got 1"
-        )
-    needs_file = config.model.head is Head.mano and JointSet.interhand26m in joint_sets
-    if needs_file and mano is not None and mano.interhand_regressor is None:
-        raise ValueError(
-            f"the joints of InterHand2.6M need its regressor {INTERHAND_REGRESSOR_FILE}; put the "
-            "file (from the dataset's repository, tool/MANO_world_to_camera) into the MANO folder, "
-            "or use model.head=joints"
-        )
-    return ManoRegressor(
-        config.model,
-        input_px=config.pipeline.input_px,
-        mano=mano,
-        right_only=config.pipeline.mirror_left and family is Family.hand,
-        load_weights=load_weights,
-    )
-
-
-def required_mano(head: Head, path: str | None) -> ManoModels | None:
-    """Return the MANO models, or None where the head needs none and none is to be found."""
-    folder = find_mano(path)
-    if folder is None and head is Head.mano:
-        raise ValueError(
-            "model.head=mano needs the MANO files: pass mano=FOLDER or set HANDLOOM_MANO, or "
-            "train without MANO with model.head=joints"
-        )
-    return None if folder is None else load_mano(folder)
 
 
 def _summary(

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from preprocess.config import SAMPLE_DATASETS
-from preprocess.sample import freihand, interhand26m
-from preprocess.sample.hand_mesh import write_mano
+from preprocess.sample.freihand import write as freihand
+from preprocess.sample.hand.mesh import write_mano
+from preprocess.sample.interhand26m import write as interhand26m
 from preprocess.sample.processes import in_processes
 
 _SMALLEST_EVAL: Final = {"freihand": 8, "interhand26m": 4}
@@ -97,14 +98,14 @@ def _writer(dataset: str) -> Writer:
     if dataset == "interhand26m":
         return _write_interhand26m
     if dataset == "dexycb":
-        from preprocess.sample import dexycb
+        from preprocess.sample.dexycb import write as dexycb
 
         return dexycb.write
     if dataset == "arctic":
-        from preprocess.sample import arctic
+        from preprocess.sample.arctic import write as arctic
 
         return arctic.write
-    from preprocess.sample import ho3d
+    from preprocess.sample.ho3d import write as ho3d
 
     return ho3d.write
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from preprocess.records import Source, SourceError
 
 if TYPE_CHECKING:
-    from model.mano_files import ManoModels
+    from model.mano.files import ManoModels
 
 DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
 """Each is a module of this package with ``open_source(root, mano) -> Source``."""

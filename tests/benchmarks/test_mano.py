@@ -17,7 +17,7 @@ from benchmarks.mano import (
     main,
     models_of,
 )
-from model.mano_files import MANO_ENV, MANO_FILES, load_mano
+from model.mano.files import MANO_ENV, MANO_FILES, load_mano
 from tests.model.conftest import random_mano
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.mano_files import ManoModels, load_mano
+from model.mano.files import ManoModels, load_mano
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 

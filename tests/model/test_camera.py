@@ -17,8 +17,8 @@ from model.geometry.camera import (
 )
 from model.geometry.mano_frame import mano_after_rotation
 from model.geometry.rotation import axis_angle_to_rotmat, rotate
-from model.mano import ManoLayer
-from model.mano_files import ManoModels
+from model.mano.files import ManoModels
+from model.mano.layer import ManoLayer
 from tests.strategies import affines, angles, cameras, flags, points_ahead, squares
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
-from model.mano_files import ManoModels
-from model.mano_regressor import ManoRegressor
+from model.mano.files import ManoModels
 from model.prediction import Prediction
 from model.pretrained import (
     CONFIG_FILE,
@@ -23,6 +22,7 @@ from model.pretrained import (
     read_pretrained_config,
     save_pretrained,
 )
+from model.regressor.net import ManoRegressor
 
 CONFIG = ModelConfig(backbone="test_resnet", pretrained=False, hidden=16)
 INPUTS = InputSpec(
@@ -83,7 +83,7 @@ def test_a_loaded_network_answers_as_the_saved_one(
     if family is Family.hand_object:
         spec = replace(INPUTS, mirror_left=False)
         save_pretrained(saved, tmp_path, replace(about(config, models), inputs=spec))
-    loaded = ManoRegressor.from_pretrained(tmp_path, mano=models)
+    loaded = load_pretrained(tmp_path, mano=models)
     assert not loaded.training
     mine, theirs = answer(loaded).object, answer(saved).object
     assert (mine is None) == (theirs is None) == (family is Family.hand)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.codec import Codec, Pixels
 from pipeline.config import CacheConfig, PipelineConfig
-from pipeline.gather import warp
+from pipeline.decode.codec import Codec, Pixels
+from pipeline.gather.reference import warp
 from pipeline.loader import Loader
 from tests.pipeline.hand_store import hand_store
 

@@ -31,8 +31,8 @@ from pipeline.config import (
     ViewKind,
     WindowConfig,
 )
+from pipeline.decode.resident import BadImageError
 from pipeline.loader import Loader
-from pipeline.resident import BadImageError
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import open_store
 from pipeline.store.shard import shard_path

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipeline.__main__ import COMMANDS
-from pipeline.cli import front_door
-from pipeline.codec import Codec
+from pipeline.app.cli import front_door
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig, ViewConfig
+from pipeline.decode.codec import Codec
 from pipeline.memory import (
     DECODER_FIXED_BYTES,
     GIB,
@@ -23,7 +23,7 @@ from pipeline.memory import (
     plan_memory,
     require_room,
 )
-from pipeline.samples import open_parts
+from pipeline.order.parts import open_parts
 from tests.conftest import SampleStore
 
 BOTH = (Codec.rgb, Codec.yuv420)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.geometry.crop import apply
-from pipeline.cli import compose
+from pipeline.app.cli import compose
 from pipeline.command_config import PlanConfig
 from pipeline.config import AugmentConfig, CacheConfig, PipelineConfig, ViewConfig, ViewKind
 from pipeline.loader import Loader

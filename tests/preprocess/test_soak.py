@@ -15,11 +15,11 @@ import pytest
 
 from benchmarks.harness import Measurement, append_rows, record
 from pipeline.store.reader import open_store
-from preprocess import journal
+from preprocess.builder import journal
 from preprocess.sample.generate import write_sample
+from tests.preprocess.builder.test_build import file_hashes
+from tests.preprocess.builder.test_resume import killed_while_building, without_command
 from tests.preprocess.many_frames import dexycb_of
-from tests.preprocess.test_build import file_hashes
-from tests.preprocess.test_resume import killed_while_building, without_command
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak.jsonl"
 KILLS = 20

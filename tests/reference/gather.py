@@ -1,7 +1,8 @@
 """One pixel at a time, with Python's unbounded integers: codecs, warp, footprint, colour, erase.
 
-Written from the formulas in the docstrings of ``pipeline.codec`` and ``pipeline.gather``. Images
-are [c, c, ch] of bytes, affines lists of integers with 16 fractional bits.
+Written from the formulas in the docstrings of ``pipeline.decode.codec`` and
+``pipeline.gather.reference``. Images are [c, c, ch] of bytes, affines lists of
+integers with 16 fractional bits.
 """
 
 import itertools

@@ -9,21 +9,21 @@ import torch
 
 import train.loop
 from model.geometry.rotation import axis_angle_to_rotmat
-from model.mano import ManoLayer
-from model.mano_files import load_mano
+from model.mano.files import load_mano
+from model.mano.layer import ManoLayer
+from pipeline.app.cli import compose
 from pipeline.batch import Batch
-from pipeline.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
-from train.checkpoint import read_checkpoint
+from train.build import build_model
 from train.config import Precision, RunConfig
-from train.graph import GraphedStep
-from train.mean_pose import measure_mean_pose
-from train.peak import step_bytes
-from train.run import build_model
 from train.run import main as run
-from train.stages import Stage, resolve_stages
-from train.step import TrainState, build_state, train_step
+from train.state.checkpoint import read_checkpoint
+from train.state.mean_pose import measure_mean_pose
+from train.step.graph import GraphedStep
+from train.step.peak import step_bytes
+from train.step.stages import Stage, resolve_stages
+from train.step.step import TrainState, build_state, train_step
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)

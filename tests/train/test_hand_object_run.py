@@ -11,9 +11,9 @@ import torch
 from tests.conftest import SampleStore
 from tests.train.test_run import config, log_of, weights
 from train.config import EvaluateConfig, PredictConfig
-from train.evaluate import main as evaluate
+from train.evaluate.evaluate import main as evaluate
 from train.losses.inputs import MOTION_TERMS, OBJECT_TERMS
-from train.predict import main as predict
+from train.predict.predict import main as predict
 from train.run import main as run
 
 SCENE = [

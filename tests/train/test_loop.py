@@ -9,12 +9,12 @@ import torch
 
 import train.loop
 from tests.conftest import SampleStore
-from tests.train.test_checkpoint import config
+from tests.train.state.test_checkpoint import config
 from tests.train.test_run import log_of
-from train.log import RunLog
 from train.losses.total import LossTerms
 from train.run import main as run
-from train.step import StepOutput
+from train.step.step import StepOutput
+from train.watch.log import RunLog
 
 TERMS = ("joints_abs", "joints_rel", "joints_2d", "theta", "beta", "vertices")
 STEPS = 3000

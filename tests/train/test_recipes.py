@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 
-from pipeline.cli import compose
+from pipeline.app.cli import compose
 from tests.conftest import SampleStore
 from tests.pipeline.hand_store import hand_store
 from tests.preprocess.datasets import write_mano

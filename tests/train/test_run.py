@@ -11,19 +11,19 @@ import cv2
 import pytest
 import torch
 
-from model.mano_files import load_mano
-from model.mano_regressor import ManoRegressor
-from pipeline.cli import compose
+from model.mano.files import load_mano
+from model.regressor.net import ManoRegressor
+from pipeline.app.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
-from train.checkpoint import read_checkpoint
 from train.config import EvaluateConfig, RunConfig
-from train.distributed import ALONE
-from train.evaluate import main as evaluate
-from train.fault import DivergedError, raise_fault
+from train.device.distributed import ALONE
+from train.evaluate.evaluate import main as evaluate
 from train.run import main as run
-from train.stages import resolve_stages
-from train.step import build_state, train_step
+from train.state.checkpoint import read_checkpoint
+from train.step.fault import DivergedError, raise_fault
+from train.step.stages import resolve_stages
+from train.step.step import build_state, train_step
 
 SMALL = [
     "model.backbone=resnet10t",

@@ -15,14 +15,14 @@ import pytest
 import zarr
 
 from benchmarks.harness import Measurement, append_rows, record
-from pipeline.cli import compose
+from pipeline.app.cli import compose
 from pipeline.store.reader import open_store
-from preprocess.build import build
+from preprocess.builder.build import build
 from preprocess.config import BuildConfig
 from preprocess.sample.generate import write_sample
 from tests.conftest import SampleStore
 from train.config import EvaluateConfig, RunConfig
-from train.evaluate import main as evaluate
+from train.evaluate.evaluate import main as evaluate
 from train.run import main as run
 
 pytestmark = pytest.mark.slow

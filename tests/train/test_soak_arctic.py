@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Measurement, append_rows, record
-from pipeline.cli import compose
-from preprocess.build import build
+from pipeline.app.cli import compose
+from preprocess.builder.build import build
 from preprocess.config import BuildConfig, OnBadImage
 from preprocess.sample.generate import write_sample
 from tests.conftest import SampleStore
 from tests.train.test_soak import RESULTS, shuffled
 from train.config import EvaluateConfig, RunConfig
-from train.evaluate import main as evaluate
+from train.evaluate.evaluate import main as evaluate
 from train.run import main as run
 
 pytestmark = pytest.mark.slow

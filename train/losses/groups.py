@@ -29,7 +29,7 @@ def joint_losses(
         ValueError: If Triton is asked for where it cannot run.
     """
     if _by_triton(impl, inputs.pred):
-        from train.losses import fused_joints
+        from train.losses.fused import joints as fused_joints
 
         return fused_joints.joint_losses(inputs, names, lam)
     pred, target, valid = inputs.pred, inputs.target, inputs.valid
@@ -63,7 +63,7 @@ def mesh_losses(
         ValueError: If Triton is asked for where it cannot run.
     """
     if _by_triton(impl, lam):
-        from train.losses import fused_mesh
+        from train.losses.fused import mesh as fused_mesh
 
         return fused_mesh.mesh_losses(mesh, contact, names, lam)
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -90,7 +90,7 @@ def rotation_losses(
         ValueError: If Triton is asked for where it cannot run.
     """
     if _by_triton(impl, inputs.pred):
-        from train.losses import fused_rotations
+        from train.losses.fused import rotations as fused_rotations
 
         return fused_rotations.rotation_losses(inputs, names, lam)
     pred, target, valid = inputs.pred, inputs.target, inputs.valid

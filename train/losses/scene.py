@@ -18,7 +18,7 @@ from model.geometry.rotation import rotate
 from model.hand import LEFT, RIGHT, ROOT
 from model.prediction import HandPrediction, ObjectPrediction
 from pipeline.batch import Batch
-from pipeline.objects import ObjectModels
+from pipeline.labels.objects import ObjectModels
 from train.losses.config import Distance
 from train.losses.terms.joints import joints_2d
 from train.losses.terms.motion import acceleration, velocity

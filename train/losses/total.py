@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from model.anatomy import anatomical_frames, limits_rad
 from model.hand import ROOT
+from model.mano.anatomy import anatomical_frames, limits_rad
 from model.prediction import Prediction
 from pipeline.batch import Batch
-from pipeline.objects import ObjectModels
+from pipeline.labels.objects import ObjectModels
 from train.losses.config import TERMS, Distance, Impl, LossConfig, weights_of
 from train.losses.groups import joint_losses, mesh_losses, rotation_losses, weighted
 from train.losses.inputs import (
@@ -71,7 +71,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of finger joints; see ``model.anatomy``."""
+    """Of finger joints; see ``model.mano.anatomy``."""
 
     frames: Float[Tensor, "s 15 3 3"]
     low_rad: Float[Tensor, "15 3"]

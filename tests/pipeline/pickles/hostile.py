@@ -386,7 +386,7 @@ def _say(**fields: Any) -> None:
 def read_all() -> None:
     """Read every case with its reader; what is imported by then may take 2 GiB more."""
     from pipeline.pickles.read import load_npy, load_pickle
-    from preprocess.mano_arrays import MANO_CLASSES, mano_from_pickle
+    from preprocess.mano.arrays import MANO_CLASSES, mano_from_pickle
 
     readers: dict[str, Callable[[bytes], object]] = {
         "pickle": lambda content: load_pickle(content, name="F", allow=MANO_CLASSES),

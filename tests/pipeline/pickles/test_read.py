@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.pickles.machine import Instance
 from pipeline.pickles.read import MAX_DEPTH, PickleError, load_npy, load_pickle
-from preprocess.mano_arrays import MANO_CLASSES
+from preprocess.mano.arrays import MANO_CLASSES
 from tests.pipeline.pickles.hostile import LIVE
 from tests.pipeline.pickles.pickle_words import (
     array,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.prediction import HandPrediction, ObjectPrediction, Prediction
 from pipeline.batch import Batch, blank_batch
-from pipeline.objects import ObjectModels
+from pipeline.labels.objects import ObjectModels
 from tests.reference import losses as loops
 from tests.reference import losses_scene
 from train.losses.config import Distance, LossConfig

@@ -122,7 +122,7 @@ def joint_limits(
     Args:
         theta: Rotations of MANO's joints against their parents, the wrist's first (it has none).
         frames: ``A_mano_from_anatomy`` of each joint, rotations: the axes of twist, splay and bend
-            in MANO's rest frame as columns; see ``model.anatomy``.
+            in MANO's rest frame as columns; see ``model.mano.anatomy``.
         low_rad: Smallest bend, splay and twist of each joint.
         high_rad: Largest.
         valid: Hands that are there.

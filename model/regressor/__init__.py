@@ -1,0 +1,1 @@
+"""The image-to-hand regressor."""

@@ -1,0 +1,1 @@
+"""What every command shares: the CLI, files, progress, pages."""

@@ -1,0 +1,353 @@
+"""The front door shared by every ``python -m <package> <command>``.
+
+Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and
+calls the command's ``main(config) -> int``. The field docstrings of the schema are the ``--help``.
+User errors are one sentence on stderr and exit code 2. Nothing heavy is imported before the words
+are known to be good.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+USER_ERRORS: Final = (ValueError, OSError)
+"""Raised for bad input by every border of the product; anything else is a defect of ours."""
+
+
+PLACEHOLDER: Final = "NAME"
+"""Stands in a key for the user's own name of a dict's entry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One command: ``module`` holds ``main(config) -> int`` and is imported only to run it."""
+
+    name: str
+    module: str
+    config: str
+    """``module:class`` of the schema; its module imports nothing heavy."""
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One settable key of a schema."""
+
+    key: str
+    type_hint: Any
+    default: Any
+    doc: str
+
+
+class UsageError(ValueError):
+    """The words on the command line do not fit the command."""
+
+
+def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
+    """Run one command and return the exit code: 0 fine, 1 a check failed, 2 user error.
+
+    ``HANDLOOM_TRACEBACK=1`` shows the traceback of a user error as well.
+    """
+    by_name = {command.name: command for command in commands}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(prog, commands))  # noqa: T201
+        return 0 if argv else 2
+    name, *words = argv
+    try:
+        check_siblings(prog)
+        if name not in by_name:
+            raise UsageError(
+                f"unknown command {name!r}; {nearest(name, by_name)}"  # answered before imports
+            )
+        command = by_name[name]
+        module, _, schema_name = command.config.partition(":")
+        schema = getattr(importlib.import_module(module), schema_name)
+        if any(word in ("-h", "--help") for word in words):
+            print(_help(f"{prog} {name}", _docstring_of_main(command.module), schema))  # noqa: T201
+            return 0
+        config = compose(schema, words)
+        return int(importlib.import_module(command.module).main(config))
+    except KeyboardInterrupt:
+        print(f"{prog} {name}: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except USER_ERRORS as error:
+        if os.environ.get("HANDLOOM_TRACEBACK") == "1":
+            raise
+        print(f"{prog} {name}: {sentence(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def check_siblings(prog: str) -> None:
+    """Refuse to run with a foreign package of the same name in the way.
+
+    Raises:
+        UsageError: If ``pipeline``, ``preprocess``, ``model`` or ``train`` would be imported from
+            a folder that is not ours.
+    """
+    for name in ("pipeline", "preprocess", "model", "train"):
+        spec = importlib.util.find_spec(name)
+        origin = None if spec is None else spec.origin
+        expected = ROOT / name / "__init__.py"
+        if origin is None or Path(origin).resolve() != expected:
+            script = prog.replace("python -m ", "handloom-").replace("benchmarks", "bench")
+            found = origin or (list(spec.submodule_search_locations or [])[:1] if spec else None)
+            raise UsageError(
+                f"{found} hides Handloom's own package {name!r} ({expected.parent}); run from "
+                f"another folder or use the console script {script}"
+            )
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error as one line: the first paragraph of its message."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename!r}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# --- composing ------------------------------------------------------------------------------------
+
+
+def compose(schema: type[Any], words: Sequence[str]) -> Any:
+    """Return ``schema`` filled from ``words`` (``key=value``), validated.
+
+    A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
+    ``experiment``) and short spellings of nested keys in ``ALIASES``.
+
+    Raises:
+        UsageError: For an unknown key, group or value, a missing required value, a type error.
+        ValueError: From the schema's own ``__post_init__``.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    options = {option.key: option for option in _options(schema)}
+    aliases: dict[str, str] = getattr(schema, "ALIASES", {})
+    experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
+    overrides = [_override(word, options, aliases, experiments) for word in _equals(words)]
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    defaults: list[Any] = ["schema", {"experiment": None}] if experiments else ["schema"]
+    store.store(name="command", node={"defaults": [*defaults, "_self_"]})
+    folder = experiments.parent if experiments else ROOT
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            config = hydra_compose("command", overrides=overrides)
+        assert isinstance(config, DictConfig)
+        OmegaConf.set_struct(config, value=False)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            shown = [_shortest(key, aliases) for key in missing]
+            docs = [(options.get(key) or options[_with_placeholder(key)]).doc for key in missing]
+            raise UsageError(
+                f"needs {' '.join(f'{key}=...' for key in shown)}"
+                f" ({'; '.join(doc.splitlines()[0] for doc in docs)})"
+            )
+        return OmegaConf.to_object(config)
+    except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        text = str(cause)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        keys = [line for line in lines if line.startswith("full_key:")]
+        where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
+        raise UsageError(f"{where}{lines[0]}") from error
+
+
+def _equals(words: Sequence[str]) -> Iterator[str]:
+    """Yield ``--some-key value`` and ``--some-key=value`` as ``some_key=value``."""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            yield word
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        following = value if equals else next(rest, None)
+        yield key if following is None else f"{key}={following}"
+
+
+def _override(
+    word: str, options: dict[str, Option], aliases: dict[str, str], experiments: Path | None
+) -> str:
+    """Return the Hydra override for one word of the command line."""
+    key, equals, value = word.partition("=")
+    bare = key.lstrip("+~")
+    short = [_shortest(option, aliases) for option in options]
+    known = [*dict.fromkeys([*options, *short]), *(["experiment"] if experiments else [])]
+    if not equals:
+        raise UsageError(f"{word!r} is not key=value; {nearest(word.lstrip('-+~'), known)}")
+    if key != bare:
+        cure = f"write {bare}=..." if bare in known else nearest(bare, known)
+        raise UsageError(f"options are set without {key[: len(key) - len(bare)]!r}: {cure}")
+    if bare == "experiment" and experiments:
+        names = sorted(path.stem for path in experiments.glob("*.yaml"))
+        if value not in names:
+            raise UsageError(f"unknown experiment {value!r}; {nearest(value, names)}")
+        return f"experiment={value}"
+    full = bare if bare in options else _full_key(bare, aliases)
+    option = options.get(full) or options.get(_with_placeholder(full))
+    if option is None:
+        group = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]
+        raise UsageError(f"unknown option {bare!r}; {nearest(bare, group or known)}")
+    hint = option.type_hint
+    choices = _choices(hint)
+    if value == "null" and type(None) in typing.get_args(hint):
+        written = "null"
+    elif _is_text(hint):
+        value = os.path.expanduser(value) if value.startswith("~") else value  # noqa: PTH111
+        written = f"'{_escape(value)}'"
+    elif choices and value not in choices:
+        raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}")
+    else:
+        written = value
+    if full in options:
+        return f"{full}={written}"
+    table, name, leaf = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
+    return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
+
+
+def _full_key(key: str, aliases: dict[str, str]) -> str:
+    """Return the key that a short spelling stands for; it may be the first part of a key."""
+    if key in aliases:
+        return aliases[key]
+    first, dot, rest = key.partition(".")
+    return f"{aliases[first]}.{rest}" if dot and first in aliases else key
+
+
+def _with_placeholder(key: str) -> str:
+    """Return ``a.NAME.c`` for ``a.b.c``: the key of an option below an entry of a dict."""
+    parts = key.split(".")
+    return ".".join([*parts[:-2], PLACEHOLDER, parts[-1]])
+
+
+def _escape(value: str) -> str:
+    r"""Quote for Hydra's grammar: only ``\'`` and backslashes before a quote are special."""
+    out = ""
+    for i, char in enumerate(value):
+        if char == "'":
+            out += "\\'"
+        elif char == "\\" and value[i:].lstrip("\\")[:1] in ("'", ""):
+            out += "\\\\"
+        else:
+            out += char
+    return out.replace("${", "\\${")
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or (type(None) in typing.get_args(hint) and str in typing.get_args(hint))
+
+
+def _choices(hint: Any) -> list[str]:
+    kinds = [hint, *typing.get_args(hint)]
+    return [m.name for k in kinds if inspect.isclass(k) and issubclass(k, Enum) for m in k]
+
+
+def _options(schema: type[Any], prefix: str = "") -> Iterator[Option]:
+    """Yield every leaf key of a nested dataclass, with its docstring."""
+    docs = field_docs(schema)
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _options(hint, f"{prefix}{field.name}.")
+            continue
+        entry = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+        if dataclasses.is_dataclass(entry) and isinstance(entry, type):
+            yield from _options(entry, f"{prefix}{field.name}.{PLACEHOLDER}.")
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        doc = docs.get(field.name, "")
+        yield Option(key=f"{prefix}{field.name}", type_hint=hint, default=default, doc=doc)
+
+
+def field_docs(schema: type[Any]) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass, read from its source."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        ):
+            docs[statement.target.id] = inspect.cleandoc(after.value.value)
+    return docs
+
+
+# --- words for people -----------------------------------------------------------------------------
+
+
+def nearest(word: str, known: Any) -> str:
+    """Return a hint: the known name closest to ``word``, else all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"choose from: {', '.join(names)}"
+
+
+def _shortest(key: str, aliases: dict[str, str]) -> str:
+    for short, full in aliases.items():
+        if key == full or key.startswith(f"{full}."):
+            return short + key.removeprefix(full)
+    return key
+
+
+def _overview(prog: str, commands: Sequence[Command]) -> str:
+    width = max(len(command.name) for command in commands)
+    lines = [f"usage: {prog} COMMAND [key=value ...]", "", "commands:"]
+    lines += [f"  {c.name:<{width}}  {c.summary}" for c in commands]
+    return "\n".join([*lines, "", f"{prog} COMMAND --help lists the keys of a command."])
+
+
+def _docstring_of_main(module: str) -> str:
+    """Read the docstring of a command's ``main`` from its source, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            return ast.get_docstring(node) or ""
+    raise AssertionError(f"{module} has no main")
+
+
+def _help(prog: str, text: str, schema: type[Any]) -> str:
+    lines = [f"usage: {prog} [key=value ...]", "", text, "", "keys:"]
+    aliases: dict[str, str] = getattr(schema, "ALIASES", {})
+    experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
+    if experiments:
+        names = ", ".join(sorted(path.stem for path in experiments.glob("*.yaml")))
+        lines += ["  experiment=NAME", f"      A recipe, overridden by the other keys: {names}."]
+    for option in _options(schema):
+        short = _shortest(option.key, aliases)
+        default = option.default
+        if isinstance(default, Enum):
+            default = default.name
+        required = default in ("???", dataclasses.MISSING)
+        also = "" if short == option.key else f"  ({option.key})"
+        lines.append(f"  {short}={'REQUIRED' if required else default}{also}")
+        if choices := _choices(option.type_hint):
+            lines.append(f"      One of {', '.join(choices)}.")
+        lines += [f"      {line}" for line in option.doc.splitlines()]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From encoded images to crops: reading, DALI, the resident cache, the stream."""

@@ -1,0 +1,191 @@
+"""The cache: every sample's crop on the device, filled once by the decoder."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from pipeline.config import CacheConfig, OnBadImage
+from pipeline.decode.codec import Codec, Pixels, allocate, write
+from pipeline.decode.graph import decode_crops
+from pipeline.decode.source import (
+    PREFETCH,
+    EncodedBatch,
+    ImagePlan,
+    are_whole_frames,
+    describe_row,
+    encoded_batches,
+    largest_frame,
+    plan_images,
+)
+from pipeline.store.errors import StoreCorruptError
+from pipeline.store.reader import Store
+from pipeline.view import ViewTable, upload
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, int], None]
+"""Told (images done since the last call, their encoded bytes, images in all)."""
+
+
+class BadImageError(StoreCorruptError):
+    """An image has the bytes that were stored, but they do not decode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resident:
+    """Crops on the device; row ``i`` is sample ``i`` of the views one after another."""
+
+    pixels: Pixels
+    skipped: Int64[Tensor, " m"]
+    """Samples whose image does not decode; black."""
+    num_images: int
+    """Images decoded; fewer than samples where a frame shows two hands."""
+    num_bytes: int
+    """Of their JPEGs."""
+    seconds: float
+    """What the fill took."""
+
+
+def fill(
+    views: Sequence[tuple[Store, ViewTable]],
+    config: CacheConfig,
+    codec: Codec,
+    device: torch.device,
+    *,
+    progress: Progress | None = None,
+) -> Resident:
+    """Decode the crops of views of stores, one after another, and copy them to ``device``.
+
+    Raises:
+        StoreCorruptError: If an image's bytes changed since the build; names the sample.
+        BadImageError: If an image cannot be decoded and ``on_bad_image`` is ``stop``; names it.
+    """
+    begin = time.perf_counter()
+    pixels = allocate(sum(len(view) for _, view in views), config.size_px, codec, device)
+    plans = [plan_images(store, view, config.size_px) for store, view in views]
+    num_images, num_bytes, first = sum(len(plan.row) for plan in plans), 0, 0
+    skipped = [torch.empty(0, dtype=torch.int64)]
+    for (store, view), plan in zip(views, plans, strict=True):
+        for row, sample in _fill_view(pixels, first, store, view, plan, config):
+            size = int(store.image_index.length[row].astype(np.int64).sum())
+            num_bytes += size
+            if sample is not None:
+                skipped.append(torch.from_numpy(sample) + first)
+            if progress is not None:
+                progress(len(row), size, num_images)
+        first += len(view)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # once, so that the time is the fill's
+    return Resident(
+        pixels=pixels,
+        skipped=torch.cat(skipped),
+        num_images=num_images,
+        num_bytes=num_bytes,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _fill_view(
+    pixels: Pixels, first: int, store: Store, view: ViewTable, plan: ImagePlan, config: CacheConfig
+) -> Iterator[tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " k"] | None]]:
+    """Write the crops of a view from row ``first`` on.
+
+    Yields:
+        Rows of the store that are done, and, for an image that does not decode, its samples.
+    """
+    whole = are_whole_frames(store, plan.row[:, None], plan.start, plan.end, config.size_px)
+    while len(plan.row):
+        crops = decode_crops(
+            encoded_batches(store, view, plan, config.decode_batch),
+            config,
+            num_crops=plan.sample.shape[1],
+            batch_size=config.decode_batch,
+            device=pixels.device,
+            frame_hw=largest_frame(store, plan.row),
+            whole_frames=whole and plan.sample.shape[1] == 1,
+        )
+        try:
+            with closing(crops):
+                for batch in crops:
+                    num = len(batch[0])
+                    _write(pixels, first, batch, plan.sample[:num])
+                    row, plan = plan.row[:num], plan[num:]
+                    yield row, None
+        except RuntimeError as error:
+            require_memory(error)
+            # The decoder says neither which image nor, read ahead, exactly which batch.
+            near = plan[: (1 + PREFETCH) * config.decode_batch]
+            bad = _find_bad_image(store, view, near, config, pixels.device)
+            if bad is None:
+                raise
+            require_skipping(describe_row(store, view, int(near.row[bad])), config, error)
+            yield near.row[bad : bad + 1], near.sample[bad][near.sample[bad] >= 0]
+            plan = plan[np.delete(np.arange(len(plan.row)), bad)]
+
+
+def require_memory(error: RuntimeError) -> None:
+    """Raise an error that is not an image's: memory that ran out."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+        raise error
+
+
+def require_skipping(what: str, config: CacheConfig, error: Exception) -> None:
+    """Log that the image ``what`` is skipped.
+
+    Raises:
+        BadImageError: If configuration forbids it.
+    """
+    if config.on_bad_image is OnBadImage.stop:
+        raise BadImageError(
+            f"{what} cannot be decoded; restore the file and rebuild the store, or train without "
+            "it: cache.on_bad_image=skip"
+        ) from error
+    log.warning("%s cannot be decoded; skipped", what)
+
+
+def _write(
+    pixels: Pixels, first: int, crops: list[Tensor], sample: Int64[np.ndarray, "m k"]
+) -> None:
+    """Copy decoded crops to their places; crop ``k`` of image ``i`` is sample ``sample[i, k]``."""
+    for k, crop in enumerate(crops):
+        there = np.flatnonzero(sample[:, k] >= 0)
+        place = upload(torch.from_numpy(sample[there, k]) + first, pixels.device)
+        some = len(there) < len(crop)
+        kept = crop[upload(torch.from_numpy(there), crop.device)] if some else crop
+        write(pixels, place, kept)
+
+
+def _find_bad_image(
+    store: Store, view: ViewTable, plan: ImagePlan, config: CacheConfig, device: torch.device
+) -> int | None:
+    """Return the first image that does not decode alone."""
+    alone = (encoded_batches(store, view, plan[i : i + 1], 1) for i in range(len(plan.row)))
+    return first_undecodable(alone, config, plan.sample.shape[1], device)
+
+
+def first_undecodable(
+    images: Iterable[Iterator[EncodedBatch]],
+    config: CacheConfig,
+    num_crops: int,
+    device: torch.device,
+) -> int | None:
+    """Return which of some images, a batch each, is the first that does not decode."""
+    for i, one in enumerate(images):
+        try:
+            for _ in decode_crops(
+                one,
+                replace(config, decode_threads=1),
+                num_crops=num_crops,
+                batch_size=1,
+                device=device,
+            ):
+                pass
+        except RuntimeError:
+            return i
+    return None

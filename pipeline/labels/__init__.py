@@ -1,0 +1,1 @@
+"""Labels on the device, one file a label group."""

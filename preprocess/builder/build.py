@@ -1,0 +1,298 @@
+"""``build-cache``: a raw dataset becomes one store.
+
+Source -> plan -> object shapes -> one task per shard (labels, images, check, derive, write) ->
+content hash, report page, finish marker. The result depends on the source, MANO and the settings
+alone, not on the number or kind of workers: two builds are equal byte for byte. A build that was
+stopped at any moment goes on where it was (``preprocess.builder.journal``) and ends with the same
+bytes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import operator
+import shutil
+import time
+from collections import Counter
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from pipeline.store.errors import StoreError, StoreVersionError
+from pipeline.store.schema import FLAGS, StoreAttributes
+from pipeline.store.shard import num_shards, replace_file
+from preprocess.builder import journal
+from preprocess.builder.executor import map_in_order, run_shards
+from preprocess.builder.plan import Plan
+from preprocess.builder.report import BuildReport, report_text
+from preprocess.builder.report_page import PAGE_FILE, page
+from preprocess.builder.shard import ShardResult
+from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
+from preprocess.config import BuildConfig, OnBadImage
+from preprocess.labels.quality import flag_counts
+from preprocess.progress import show_progress
+from preprocess.records import Source, SourceError
+from preprocess.sources.registry import check_dataset, open_source
+
+if TYPE_CHECKING:
+    from pipeline.store.objects import ObjectShape
+
+_FIRST: int = 5
+"""How many rows or files a report names."""
+_FEW_SHAPES: int = 6
+
+
+def main(config: BuildConfig) -> int:
+    """Turn a raw dataset into one sharded Zarr v3 store and say what is in it.
+
+    Stop it whenever you like, also with kill -9: the same command goes on where it was. On a Dask
+    cluster give executor=dask and executor.address=tcp://HOST:PORT.
+    """
+    report = build(config)
+    Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport:
+    """Build a store, or finish one, and return what went into it.
+
+    Args:
+        config: What to build.
+        console: Where progress goes; stderr by default.
+
+    Raises:
+        SourceError: If the dataset is not there, broken, or (``on_bad_image=error``) an image is.
+        StoreError: If ``out`` holds something that must not be replaced or cannot be written, or a
+            worker dies. Finished shards are kept for the next run.
+        FileNotFoundError: If a MANO folder is named that has no MANO files.
+    """
+    console = console or Console(stderr=True)
+    start = time.monotonic()
+    out = Path(config.out).expanduser()
+    root = Path(config.root).expanduser()
+    check_dataset(config.dataset)
+    check_out(out, overwrite=config.overwrite)
+    mano_folder, mano = load_mano_of(config.mano)
+    _say(console, f"reading the annotations of {config.dataset} below {root}")
+    source = open_source(config.dataset, root, mano)
+    _say(console, f"planning {len(source.rows)} images")
+    tasks = make_tasks(config, source, mano_folder, mano)
+    plan = tasks.plan
+    if config.on_bad_image is OnBadImage.error:
+        _refuse_missing_images(source, plan)
+    with contextlib.ExitStack() as lock:
+        results = _prepare(tasks, console, lock)
+        shards_start = time.monotonic()
+        done = already = sum(result.num_rows for result in results.values())
+        left = [shard for shard in range(plan.num_shards) if shard not in results]
+        todo = map(tasks.task, left)
+        with show_progress("build-cache", console, already=done) as report:
+            for task, result in run_shards(
+                todo, len(left), config.executor, workers=config.workers
+            ):
+                journal.append(out, task, result)
+                results[result.shard] = result
+                done += result.num_rows
+                report(done, plan.num_rows)
+        return _finish(
+            tasks,
+            [results[shard] for shard in sorted(results)],
+            start=start,
+            shard_seconds=time.monotonic() - shards_start,
+            fresh_rows=plan.num_rows - already,
+            console=console,
+        )
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a store must not be written.
+
+    Raises:
+        StoreError: If there is a finished store (unless ``overwrite``), or anything that is not
+            one of ours: that is never removed.
+    """
+    from pipeline.store.reader import read_attributes
+
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise StoreError(f"out={str(out)!r} is no folder; choose another path")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / "zarr.json").is_file():
+        raise StoreError(
+            f"out={str(out)!r} is a folder with other files, not a store; choose another path"
+        )
+    try:
+        finished = read_attributes(out, allow_unfinished=True).finished
+    except StoreVersionError:
+        finished = True  # of another version, but ours
+    if finished and not overwrite and not journal.journal_path(out).exists():
+        raise StoreError(
+            f"out={str(out)!r} holds a finished store; pass overwrite=true to replace it"
+        )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _refuse_missing_images(source: Source, plan: Plan) -> None:
+    missing = np.flatnonzero(plan.image_bytes == 0)
+    if len(missing):
+        first = min(missing, key=lambda row: plan.official_idx[row])
+        raise SourceError(
+            f"{source.dataset}: the annotations list {plan.num_rows} images, {source.root} holds "
+            f"{plan.num_rows - len(missing)} of them; {len(missing)} are missing or empty (first: "
+            f"{plan.image[first]}); copy them again, or pass on_bad_image=flag to keep their rows "
+            "without an image"
+        )
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict[int, ShardResult]:
+    """Make room for the store, or find the shards of it that an earlier run finished.
+
+    ``lock`` keeps other builds away from ``out`` until it is closed.
+    """
+    from pipeline.store.reader import read_attributes
+    from pipeline.store.writer import create_store
+
+    out, attributes = tasks.store, tasks.attributes
+    if journal.journal_path(out).exists():
+        lock.enter_context(journal.locked(out))
+        found = read_attributes(out, allow_unfinished=True)
+        if _layout(found) == _layout(attributes):
+            entries = journal.read(out)
+            kept = {
+                shard: entries[shard].result
+                for shard in range(num_shards(attributes))
+                if journal.is_done(out, tasks.task(shard, with_labels=False), entries)
+            }
+            _say(console, f"{len(kept)} of {num_shards(attributes)} shards are done already")
+            return kept
+        _say(console, "the dataset or the settings changed since the last run: starting again")
+    shapes = _shapes(tasks.source, tasks.config.workers, console)
+    _remove(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size_hw = tasks.source.picture_hw
+    create_store(
+        out,
+        attributes,
+        tasks.plan.splits,
+        objects=shapes,
+        pictures=dict.fromkeys(tasks.pictures, size_hw),
+    )
+    journal.begin(out)
+    lock.enter_context(journal.locked(out))
+    return {}
+
+
+def _layout(attributes: StoreAttributes) -> StoreAttributes:
+    """Return what an unfinished store must agree in with a build that goes on with it."""
+    return dataclasses.replace(
+        attributes, flag_counts={}, content_sha256="", command="", finished=False, extra={}
+    )
+
+
+def _shapes(source: Source, workers: int, console: Console) -> "list[ObjectShape]":
+    files = [file for file in source.objects if file.mesh]
+    if not files:
+        return []
+    from preprocess.objects.shapes import make_shape
+
+    _say(console, f"looking at {len(files)} objects")
+    with show_progress("objects", console, unit="objects") as report:
+        shapes = []
+        make = functools.partial(make_shape, root=source.root)
+        # A process takes two seconds to start, as long as two shapes take.
+        few = len(files) < _FEW_SHAPES
+        for shape in map_in_order(make, files, workers=1 if few else workers):
+            shapes.append(shape)
+            report(len(shapes), len(files))
+    return shapes
+
+
+def _remove(out: Path) -> None:
+    """Remove a store in one step: what is half removed must not look like a store."""
+    old = out.with_name(f"{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+        shutil.rmtree(old)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def _finish(
+    tasks: Tasks,
+    results: list[ShardResult],
+    *,
+    start: float,
+    shard_seconds: float,
+    fresh_rows: int,
+    console: Console,
+) -> BuildReport:
+    """Write content hash, finish marker and report page; return the report.
+
+    The journal goes last: killed before that, the next run does all of this once more.
+    """
+    from pipeline.store.reader import open_store
+    from pipeline.store.writer import finish_store
+    from preprocess.builder.report_facts import rejected_rows, store_facts
+
+    out, plan = tasks.store, tasks.plan
+    with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:
+        quality = store.label("quality")
+    residual = max((r.max_residual_m for r in results if r.max_residual_m is not None), default=nan)
+    refit = max((r.max_refit_m for r in results if r.max_refit_m is not None), default=nan)
+    processes = sum((Counter(r.processes) for r in results), Counter())
+    extra = {
+        "jpeg_processes": dict(sorted(processes.items())),
+        "mano_residual_max_m": None if math.isnan(residual) else residual,
+        "left_refit_max_m": None if math.isnan(refit) else refit,
+    }
+    final = dataclasses.replace(
+        tasks.attributes,
+        flag_counts=flag_counts(quality),
+        extra={**tasks.attributes.extra, **extra},
+    )
+    with show_progress("content hash", console) as report:
+        final = finish_store(out, final, report=report)
+    bad = [image for result in results for image in result.bad_images]
+    residuals = functools.reduce(operator.add, (r.residuals for r in results))
+    with contextlib.closing(open_store(out, reader="pread")) as store:
+        text = page(
+            final,
+            facts=store_facts(store),
+            residuals=residuals,
+            flag_rows=rejected_rows(store, plan.image, {image.row: image.reason for image in bad}),
+            notes=tasks.source.notes,
+            max_residual_m=residual,
+            max_refit_m=refit,
+        )
+    replace_file(out / PAGE_FILE, [text.encode()])
+    journal.remove(out)
+    return BuildReport(
+        path=out,
+        attributes=final,
+        image_bytes=sum(result.num_bytes for result in results),
+        seconds=time.monotonic() - start,
+        shard_seconds=shard_seconds,
+        fresh_rows=fresh_rows,
+        mano_used=tasks.mano is not None,
+        max_residual_m=residual,
+        max_refit_m=refit,
+        object_rows=dict(sum((Counter(r.object_rows) for r in results), Counter())),
+        first_rows={
+            name: np.flatnonzero(quality & np.uint32(bit))[:_FIRST].tolist()
+            for name, bit in FLAGS.items()
+        },
+        bad_images=bad,
+        report_page=out / PAGE_FILE,
+    )

@@ -1,0 +1,180 @@
+"""The build journal: which shards of an unfinished store are done, and the hashes of their files.
+
+One JSON line per finished shard, appended and synced after the shard's own files are on the disk.
+It lies in the folder of ``image/bytes`` (in a group's folder Zarr would take it for a foreign
+member) and goes away after the finish marker. A line cut off by a crash is no line.
+
+A shard is kept by a later run if what it was made from (``ShardTask`` without its labels: names and
+sizes of the images, rows, settings) and its files are the same. The journal does not see labels
+that changed under a build; ``verify-cache root=...`` does.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.store.errors import StoreError
+from pipeline.store.schema import StoreAttributes
+from pipeline.store.shard import prove_shard, replace_file, shard_path, sync
+from preprocess.builder.shard import ShardResult, ShardTask, result_from_json, result_to_json
+
+_FILE: Final = "image/bytes/build.journal"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One finished shard."""
+
+    inputs: str
+    """``inputs_of`` its task."""
+    files: dict[str, str]
+    """SHA-256 of its files of labels and image index (with the crc32c of every image) by path, ""
+    where all values are fill and there is no file."""
+    image_nbytes: int
+    """Size of its file of images, -1 for none."""
+    result: ShardResult
+
+
+def journal_path(store: Path) -> Path:
+    """Return where the journal of a store is while it is built."""
+    return store / _FILE
+
+
+def inputs_of(task: ShardTask) -> str:
+    """Return a hash of what a shard is made from, but for the labels."""
+    a = task.attributes
+    words: list[Any] = [
+        a.format, a.dataset, a.joint_set, a.num_rows, a.shard_rows, a.shard_capacity_bytes,
+        a.image_encoding, a.mano_sha256, task.object_names, task.shard, task.images,
+        task.image_bytes.tolist(), {name: v.tolist() for name, v in task.indices.items()},
+        str(task.work), task.region, task.stop_at_bad_image, task.left_as_shipped, task.pictures,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def begin(store: Path) -> None:
+    """Start the journal of a new store."""
+    replace_file(journal_path(store), [])
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Hold the journal for this process alone; the system gives it back when the process ends.
+
+    Raises:
+        StoreError: If another build holds it.
+    """
+    with journal_path(store).open("ab") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another build writes {store} at this moment; wait for it, stop it, or choose "
+                "another out="
+            ) from error
+        yield
+
+
+def append(store: Path, task: ShardTask, result: ShardResult) -> None:
+    """Record a finished shard, durably.
+
+    Raises:
+        StoreError: If the journal cannot be written.
+    """
+    file = shard_path(store, task.shard)
+    line = {
+        "inputs": inputs_of(task),
+        "files": _hashes(store, task.shard, task.attributes, task.pictures),
+        "image_nbytes": file.stat().st_size if file.exists() else -1,
+        "result": result_to_json(result),
+    }
+    path = journal_path(store)
+    try:
+        with path.open("a", encoding="ascii") as opened:
+            opened.write(json.dumps(line) + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+    except OSError as error:
+        raise StoreError(
+            f"the build journal {path} cannot be written ({error.strerror or error}); make room or "
+            "mend the disk and run the same command again: finished shards are kept"
+        ) from error
+
+
+def read(store: Path) -> dict[int, Entry]:
+    """Return the entries by shard, and cut off what a crash left of a last line."""
+    path = journal_path(store)
+    if not path.is_file():
+        return {}
+    entries = {}
+    whole = 0
+    data = path.read_bytes()
+    for line in data.splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+            result = result_from_json(value["result"])
+            entry = Entry(
+                inputs=str(value["inputs"]),
+                files=dict(value["files"]),
+                image_nbytes=int(value["image_nbytes"]),
+                result=result,
+            )
+        except (ValueError, KeyError, TypeError):
+            break  # nothing behind a broken line is trusted
+        if not line.endswith(b"\n"):
+            break
+        entries[result.shard] = entry
+        whole += len(line)
+    if whole < len(data):
+        with path.open("r+b") as opened:
+            opened.truncate(whole)
+            os.fsync(opened.fileno())
+    return entries
+
+
+def is_done(store: Path, task: ShardTask, entries: Mapping[int, Entry]) -> bool:
+    """Return whether the shard of a task is on the disk as the journal says."""
+    entry = entries.get(task.shard)
+    if entry is None or entry.inputs != inputs_of(task):
+        return False
+    file = shard_path(store, task.shard)
+    if (file.stat().st_size if file.exists() else -1) != entry.image_nbytes:
+        return False
+    if file.exists():
+        try:
+            prove_shard(file, task.attributes.shard_capacity_bytes)
+        except StoreError:
+            return False
+    return _hashes(store, task.shard, task.attributes, task.pictures) == entry.files
+
+
+def remove(store: Path) -> None:
+    """Remove the journal of a finished store."""
+    path = journal_path(store)
+    path.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _hashes(
+    store: Path, shard: int, attributes: StoreAttributes, pictures: tuple[str, ...]
+) -> dict[str, str]:
+    """Return the hashes of a shard's files but that of its images, whose crc32c is among them."""
+    from pipeline.store.pictures import picture_files
+    from pipeline.store.writer import ROW_ARRAYS, chunk_file
+
+    files = [chunk_file(name, shard) for name in ROW_ARRAYS]
+    files += [file for name in pictures for file in picture_files(name, shard, attributes)]
+    return {file: _sha256(store / file) for file in files}
+
+
+def _sha256(file: Path) -> str:
+    if not file.exists():
+        return ""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

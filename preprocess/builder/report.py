@@ -1,0 +1,120 @@
+"""What a build says at its end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.store.schema import StoreAttributes
+from preprocess.images.images import BadImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildReport:
+    """What went into a store."""
+
+    path: Path
+    attributes: StoreAttributes
+    """As written, with counts by split and by flag and the content hash."""
+    image_bytes: int
+    seconds: float
+    """Wall time, from opening the source to the finish marker."""
+    shard_seconds: float
+    """Wall time of reading, checking and writing alone."""
+    fresh_rows: int
+    """Rows that this run made; the others were done before it was started again."""
+    mano_used: bool
+    max_residual_m: float
+    """Largest distance of a decoded vertex from the official one; NaN if none was compared."""
+    max_refit_m: float
+    """Largest error of a refitted left hand; NaN if none was refitted."""
+    object_rows: dict[str, int]
+    """Rows with a pose, by object."""
+    first_rows: dict[str, list[int]]
+    """The first rows that carry each flag."""
+    bad_images: list[BadImage]
+    report_page: Path
+    """The same for a browser, with what does not fit here."""
+
+    @property
+    def frames_per_s(self) -> float:
+        """Return rows read, checked and written per second."""
+        return self.fresh_rows / max(self.shard_seconds, 1e-9)
+
+
+def report_text(report: BuildReport) -> str:
+    """Return the report for people: counts, flags, MANO, objects, speed, licence."""
+    a = report.attributes
+    if not report.fresh_rows:
+        speed = "every shard was written before"
+    else:
+        speed = f"shards written at {report.frames_per_s:.0f} frames/s"
+        if before := a.num_rows - report.fresh_rows:
+            speed += f", {before} rows were written before"
+    head = (
+        f"{report.path}: {a.dataset}, {a.num_rows} rows in {_num_shards(a)} shards, "
+        f"{report.image_bytes / 1e6:.1f} MB of JPEG, {report.seconds:.1f} s, {speed}"
+    )
+    lines = [
+        head,
+        "",
+        f"  {'split':<20} {'found':>10} {'official':>10}",
+    ]
+    for name in [*a.found_counts, *(n for n in a.official_counts if n not in a.found_counts)]:
+        official = a.official_counts.get(name)
+        lines.append(
+            f"  {name:<20} {a.found_counts.get(name, 0):>10} "
+            f"{'-' if official is None else official:>10}"
+        )
+    lines += ["", f"  {'flag':<20} {'rows':>10}  first rows"]
+    for name, count in a.flag_counts.items():
+        first = ", ".join(map(str, report.first_rows[name]))
+        lines.append(f"  {name:<20} {count:>10}  {first}".rstrip())
+    lines += ["", *_notes(report), "", f"  licence: {a.licence}", f"  cite: {a.citation}"]
+    return "\n".join(lines)
+
+
+def bad_images_line(report: BuildReport) -> str:
+    """Return one line that names the first unreadable images; empty if there are none."""
+    if not report.bad_images:
+        return ""
+    shown = "; ".join(f"{bad.image} {bad.reason}" for bad in report.bad_images[:3])
+    return (
+        f"warning: {len(report.bad_images)} of {report.attributes.num_rows} images are kept as "
+        f"rows without an image ({shown})"
+    )
+
+
+def _notes(report: BuildReport) -> list[str]:
+    a = report.attributes
+    processes = ", ".join(f"{n} {name}" for name, n in a.extra["jpeg_processes"].items())
+    lines = [f"  images: {processes or 'none readable'}"]
+    if not report.mano_used:
+        lines.append(
+            "  MANO: not used, has_mano is False in every row; pass mano=FOLDER or set "
+            "HANDLOOM_MANO to store theta, beta and transl"
+        )
+    elif report.max_residual_m >= 0:
+        lines.append(
+            f"  MANO: {a.mano_sha256[:12]}, decoded vertices within "
+            f"{1000 * report.max_residual_m:.4f} mm of the official ones"
+        )
+    else:
+        lines.append(f"  MANO: {a.mano_sha256[:12]}, no official vertices to compare with")
+    if report.max_refit_m >= 0:
+        lines.append(
+            f"  left hands: refitted within {1000 * report.max_refit_m:.4f} mm of the shipped "
+            f"model, {a.flag_counts['left_refit']} rows without beta because of it"
+        )
+    if names := a.tables.get("object"):
+        most = sorted(names, key=lambda name: (-report.object_rows.get(name, 0), name))
+        shown = ", ".join(f"{name} {report.object_rows.get(name, 0)}" for name in most[:3])
+        seen = sum(report.object_rows.get(name, 0) > 0 for name in names)
+        lines.append(f"  objects: {seen} of {len(names)} seen (most rows: {shown})")
+    lines.append(f"  content sha256: {a.content_sha256}")
+    lines.append(f"  page: {report.report_page}")
+    if line := bad_images_line(report):
+        lines.append(f"  {line}")
+    return lines
+
+
+def _num_shards(attributes: StoreAttributes) -> int:
+    return -(-attributes.num_rows // attributes.shard_rows)

@@ -1,0 +1,1 @@
+"""Encoded images: headers, recoding, transcoding, undistortion."""

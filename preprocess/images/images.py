@@ -1,0 +1,263 @@
+"""The images of one shard: read the files, check them, and turn them into what the store holds.
+
+Passthrough keeps the bytes of a JPEG; ``baseline`` transcodes progressive ones without loss;
+recode decodes, crops and encodes (``preprocess.images.recode``). Memory holds the results and one
+image.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt16, UInt32
+
+from pipeline.store.schema import FLAGS
+from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
+from preprocess.images.png import SIGNATURE, PngHeader, read_png_header
+from preprocess.records import Lens, SourceError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageWork:
+    """How a build treats images."""
+
+    recode: bool
+    """Decode, crop, encode as baseline JPEG 4:2:0; else passthrough."""
+    baseline: bool
+    """Passthrough: transcode what is not baseline, without loss."""
+    quality: int = 95
+    """Recode: JPEG quality."""
+    max_px: int = 0
+    """Recode: longest side of a stored image; 0 keeps the scale. Nothing is enlarged."""
+    margin: float = 1.5
+    """Recode with a region: sides of the crop over those of the region's box."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadImage:
+    """An image that a store keeps no bytes of."""
+
+    row: int
+    image: str
+    flag: str
+    reason: str
+    """Completes "the image ...": ``is cut off: ...``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardImages:
+    """What a shard stores of its n images. A bad one has no bytes, size 0 and the identity."""
+
+    payloads: list[bytes]
+    size_hw: UInt16[np.ndarray, "n 2"]
+    """Of the stored image."""
+    raw_size_hw: UInt16[np.ndarray, "n 2"]
+    """Of the image file."""
+    A_stored_from_file: Float[np.ndarray, "n 2 3"]
+    flags: UInt32[np.ndarray, " n"]
+    """Bits of ``schema.FLAGS``."""
+    processes: dict[str, int]
+    """Stored images by JPEG coding process."""
+    bad: list[BadImage]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stored:
+    data: bytes
+    num_read: int
+    """Bytes of the file."""
+    process: str
+    size_hw: tuple[int, int]
+    raw_size_hw: tuple[int, int]
+    A_stored_from_file: Float[np.ndarray, "2 3"] | None = None
+    """None: the identity."""
+
+
+_Region = Float[np.ndarray, " 4"] | None
+_Convert = Callable[[bytes, _Region, Lens | None], _Stored | JpegProblem]
+
+
+def shard_images(
+    dataset: str,
+    root: Path,
+    names: Sequence[str],
+    planned_bytes: np.ndarray,
+    first_row: int,
+    work: ImageWork,
+    region_xyxy: Float[np.ndarray, "n 4"] | None,
+    lenses: Sequence[Lens | None] | None = None,
+) -> ShardImages:
+    """Return the images of a shard as the store holds them.
+
+    OpenCV is left with one thread in this process: shards are what runs in parallel.
+
+    Args:
+        dataset: Name for messages.
+        root: Folder of the dataset.
+        names: Files, relative to ``root``.
+        planned_bytes: Size of each file when the build was planned, ``[n]``.
+        first_row: Row of the first one.
+        work: What to do.
+        region_xyxy: Recode: what each image must show, raw pixels; NaN or None: the whole image.
+        lenses: Recode: what distorted each image; it is straightened.
+
+    Raises:
+        SourceError: If a file changed since the plan.
+    """
+    payloads: list[bytes] = []
+    size_hw = np.zeros((len(names), 2), np.uint16)
+    raw_size_hw = np.zeros_like(size_hw)
+    A_stored_from_file = np.tile(np.eye(2, 3), (len(names), 1, 1))
+    flags = np.zeros(len(names), np.uint32)
+    processes: Counter[str] = Counter()
+    bad: list[BadImage] = []
+    with _converter(work) as convert:
+        for i, name in enumerate(names):
+            data = _read(root / name)
+            region = None if region_xyxy is None else region_xyxy[i]
+            lens = None if lenses is None else lenses[i]
+            image = convert(data, region, lens) if isinstance(data, bytes) else data
+            if isinstance(image, JpegProblem):
+                payloads.append(b"")
+                flags[i] = FLAGS[image.flag]
+                row = first_row + i
+                bad.append(BadImage(row=row, image=name, flag=image.flag, reason=image.reason))
+                continue
+            if image.num_read != planned_bytes[i]:
+                raise SourceError(
+                    f"{dataset}: {root / name} changed while the store was built: planned "
+                    f"{planned_bytes[i]} bytes, found {image.num_read}; build again"
+                )
+            payloads.append(image.data)
+            size_hw[i], raw_size_hw[i] = image.size_hw, image.raw_size_hw
+            if image.A_stored_from_file is not None:
+                A_stored_from_file[i] = image.A_stored_from_file
+            processes[image.process] += 1
+    return ShardImages(
+        payloads=payloads,
+        size_hw=size_hw,
+        raw_size_hw=raw_size_hw,
+        A_stored_from_file=A_stored_from_file,
+        flags=flags,
+        processes=dict(processes),
+        bad=bad,
+    )
+
+
+def read_image(path: Path) -> tuple[bytes, JpegHeader | JpegProblem]:
+    """Return the bytes of a file and its JPEG header, or what is wrong with it."""
+    data = _read(path)
+    return (b"", data) if isinstance(data, JpegProblem) else (data, read_header(data))
+
+
+def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str:
+    """Return why a build stops at bad images, and the two ways on."""
+    more = f" ({len(bad) - 1} more in the same shard)" if len(bad) > 1 else ""
+    return (
+        f"{dataset}: the image {root / bad[0].image} {bad[0].reason}{more}; copy it again, or pass "
+        "on_bad_image=flag to keep its row without an image"
+    )
+
+
+@contextmanager
+def _converter(work: ImageWork) -> Iterator[_Convert]:
+    """Give the function that turns the bytes of a file into what is stored."""
+    # Codecs are heavy, and the front door reads this module's types before it knows that it builds.
+    if work.recode:
+        yield _recoder(work)
+    elif work.baseline:
+        from preprocess.images.transcode import work_folder
+
+        with work_folder() as folder:
+            yield _transcoder(folder)
+    else:
+        yield lambda data, *_: _passed_through(data)
+
+
+def _passed_through(data: bytes) -> _Stored | JpegProblem:
+    if data.startswith(SIGNATURE):
+        return JpegProblem(
+            flag="image_not_jpeg",
+            reason="is a PNG, which a store does not hold as it is; pass image.encoding=recode",
+        )
+    header = read_header(data)
+    if isinstance(header, JpegProblem):
+        return header
+    size_hw = header.height, header.width
+    return _Stored(
+        data=data,
+        num_read=len(data),
+        process=header.process,
+        size_hw=size_hw,
+        raw_size_hw=size_hw,
+    )
+
+
+def _transcoder(folder: Path) -> _Convert:
+    from preprocess.images.transcode import to_baseline
+
+    def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | JpegProblem:
+        image = _passed_through(data)
+        if isinstance(image, JpegProblem) or image.process == "baseline":
+            return image
+        baseline = to_baseline(data, folder)
+        if isinstance(baseline, JpegProblem):
+            return baseline
+        return replace(image, data=baseline, process="baseline")
+
+    return convert
+
+
+def _recoder(work: ImageWork) -> _Convert:
+    import cv2
+
+    from preprocess.images.recode import crop_window, recode
+
+    cv2.setNumThreads(1)
+    buffer = np.empty(0, np.uint8)
+
+    def convert(data: bytes, region: _Region, lens: Lens | None) -> _Stored | JpegProblem:
+        nonlocal buffer
+        is_png = data.startswith(SIGNATURE)
+        header: JpegHeader | PngHeader | JpegProblem
+        header = read_png_header(data) if is_png else read_header(data)
+        if isinstance(header, JpegProblem):
+            return header
+        raw_size_hw = header.height, header.width
+        window = crop_window(
+            region, raw_size_hw, margin=work.margin, max_px=work.max_px, on_blocks=not is_png
+        )
+        if len(buffer) < 3 * header.height * header.width:
+            buffer = np.empty(3 * header.height * header.width, np.uint8)
+        image = recode(
+            data,
+            header,
+            window,
+            max_px=work.max_px,
+            quality=work.quality,
+            buffer=buffer,
+            lens=lens,
+        )
+        if isinstance(image, JpegProblem):
+            return image
+        return _Stored(
+            data=image.data,
+            num_read=len(data),
+            process="baseline",
+            size_hw=image.size_hw,
+            raw_size_hw=raw_size_hw,
+            A_stored_from_file=image.A_stored_from_file,
+        )
+
+    return convert
+
+
+def _read(path: Path) -> bytes | JpegProblem:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        return JpegProblem(flag="image_missing", reason=reason)

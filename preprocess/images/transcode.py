@@ -1,0 +1,120 @@
+"""Turn a progressive JPEG into a baseline one without loss: the same coefficients, coded again.
+
+Hardware decoders take no progressive files. jpeglib does the work, over libjpeg: of the libraries
+that hand out coefficients and take them back, it is the one with wheels for every Python and a
+licence. It works on files and holds state in globals, so calls take turns; and libjpeg ends the
+whole process at an error, so an image is decoded before it is handed over. It is decoded again
+behind, and both must have the same pixels. Metadata is left out: no EXIF, no colour profile.
+"""
+
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import jpeglib
+import numpy as np
+import simplejpeg
+
+from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
+from preprocess.images.recode import undecodable
+
+_LIBJPEG: Final = "turbo210"
+"""libjpeg-turbo 2.1.0, the newest one in jpeglib; its default is libjpeg 6b of 1998."""
+_FACTORS: Final[Mapping[str, list[tuple[int, int]]]] = {
+    "Gray": [(1, 1)],
+    "444": [(1, 1), (1, 1), (1, 1)],
+    "422": [(1, 2), (1, 1), (1, 1)],
+    "440": [(2, 1), (1, 1), (1, 1)],
+    "420": [(2, 2), (1, 1), (1, 1)],
+    "411": [(1, 4), (1, 1), (1, 1)],
+}
+"""Samples down and across of each component, by the name of the chroma sampling."""
+_TURNS: Final = threading.Lock()
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """Give a folder for files under way, and remove it with all that jpeglib left there."""
+    with _TURNS:  # in its turn jpeglib has the place of temporary files to itself
+        folder = tempfile.TemporaryDirectory(prefix="handloom-")
+    with folder as name:
+        yield Path(name)
+
+
+def to_baseline(data: bytes, folder: Path) -> bytes | JpegProblem:
+    """Return the same image as baseline JPEG, or why there is none.
+
+    Args:
+        data: A JPEG file, progressive or extended.
+        folder: From ``work_folder``.
+    """
+    try:
+        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
+        pixels = simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return undecodable(str(error))
+    if colours not in {"Gray", "YCbCr"} or sampling not in _FACTORS:
+        return _cannot(f"it is {colours} {sampling}")
+    with _TURNS:
+        baseline = _code_again(data, (height, width), sampling, folder)
+    found = read_header(baseline)
+    if not isinstance(found, JpegHeader) or found.process != "baseline":
+        return _cannot("the result is not baseline")
+    if not np.array_equal(simplejpeg.decode_jpeg(baseline), pixels):
+        return _cannot("the result has other pixels")
+    return baseline
+
+
+def _code_again(data: bytes, size_hw: tuple[int, int], sampling: str, folder: Path) -> bytes:
+    """Return the JPEG with its coefficients in baseline coding."""
+    target = folder / "baseline.jpg"
+    target.unlink(missing_ok=True)
+    if jpeglib.version.get() != _LIBJPEG:
+        jpeglib.version.set(_LIBJPEG)
+    # jpeglib leaves its own temporary files behind when it fails.
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        image = _described(data, size_hw, sampling)
+        image.load()
+        image.content = None  # or it reads the coefficients a second time to write them
+        image.write_dct(str(target))
+    finally:
+        tempfile.tempdir = before
+    return target.read_bytes()
+
+
+def _described(data: bytes, size_hw: tuple[int, int], sampling: str) -> Any:
+    """Return what ``jpeglib.read_dct`` would, which decodes the file once to describe it."""
+    factors = np.array(_FACTORS[sampling], np.int32)
+    # Every component covers the image, at its share of the samples, in blocks of 8.
+    blocks = -(-np.array(size_hw) * factors // (8 * factors.max(0)))
+    return jpeglib.DCTJPEG(
+        path="",
+        content=data,
+        height=size_hw[0],
+        width=size_hw[1],
+        block_dims=blocks.astype(np.int32),
+        samp_factor=factors,
+        jpeg_color_space=jpeglib.JCS_GRAYSCALE if sampling == "Gray" else jpeglib.JCS_YCbCr,
+        progressive_mode=True,
+        num_scans=1,
+        markers=[],
+        huffmans=None,
+        Y=None,
+        Cb=None,
+        Cr=None,
+        K=None,
+        qt=None,
+        quant_tbl_no=None,
+    )
+
+
+def _cannot(reason: str) -> JpegProblem:
+    return JpegProblem(
+        flag="image_not_jpeg",
+        reason=f"cannot be made baseline without loss: {reason}; pass image.jpeg=asis, or "
+        "image.encoding=recode",
+    )

@@ -1,0 +1,1 @@
+"""Derived labels and quality flags."""

@@ -1,0 +1,1 @@
+"""Geometry of objects: shapes, distances, symmetries."""

@@ -1,0 +1,1 @@
+"""Synthetic ARCTIC dataset in the official layout."""

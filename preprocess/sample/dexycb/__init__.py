@@ -1,0 +1,1 @@
+"""Synthetic DexYCB dataset in the official layout."""

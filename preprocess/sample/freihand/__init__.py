@@ -1,0 +1,1 @@
+"""Synthetic FreiHAND dataset in the official layout."""

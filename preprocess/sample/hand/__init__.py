@@ -1,0 +1,1 @@
+"""The synthetic hand: mesh, rig, skin, poses."""

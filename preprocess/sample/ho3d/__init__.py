@@ -1,0 +1,1 @@
+"""Synthetic HO-3D dataset in the official layout."""

@@ -1,0 +1,1 @@
+"""Synthetic InterHand2.6M dataset in the official layout."""

@@ -1,0 +1,227 @@
+"""``show-cache``: a contact sheet of a store, and what the store says about itself.
+
+Each tile is one whole frame with the projected joints (a colour per finger, as in ``model.draw``)
+and the box of each hand: blue with R, red with L. Objects have an outline and their axes, the
+grasped one thicker. With MANO, vertices are small dots, coloured by their distance to contact.
+Below are depth and segmentation, if the store has them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from rich.console import Console
+
+from model.hand import LEFT, RIGHT
+from preprocess.builder.report_page import PAGE_FILE
+from preprocess.config import ShowConfig
+from preprocess.labels.quality import flag_names, project
+from preprocess.show.objects import draw_objects, draw_vertices, load_shapes
+from preprocess.show.sheet import FONT, GREY, LEFT_RGB, RIGHT_RGB, legend, picture_strip, write
+
+if TYPE_CHECKING:
+    from model.mano.files import ManoModels
+    from pipeline.store.objects import ObjectShape
+    from pipeline.store.reader import Store
+
+_SIDES: Final = ((RIGHT, "R", RIGHT_RGB), (LEFT, "L", LEFT_RGB))
+_CAPTION_PX: Final = 34
+
+
+def main(config: ShowConfig) -> int:
+    """Draw a contact sheet with skeletons; print licence, citation, counts and joint set."""
+    from pipeline.store.reader import open_store
+
+    path = show(config)
+    store = open_store(Path(config.store).expanduser())
+    text = f"{describe(store)}\n  sheet: {path}"
+    store.close()
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def show(config: ShowConfig) -> Path:
+    """Write a contact sheet and return its path.
+
+    Raises:
+        StoreError: If there is no usable store, or no such split.
+        ValueError: If ``rows`` names a row that the store does not have.
+        OSError: If the picture cannot be written.
+    """
+    import cv2
+
+    from model.draw import tile
+    from pipeline.store.pictures import picture_names
+    from pipeline.store.reader import open_store
+
+    store = open_store(Path(config.store).expanduser())
+    mano = _matching_mano(config, store)
+    rows = choose_rows(config, store)
+    shapes = load_shapes(store, rows)
+    tiles = [draw_row(store, row, config.tile_px, mano, shapes) for row in rows]
+    sheet = tile(tiles, columns=min(len(tiles), max(1, round((len(tiles) * 1.5) ** 0.5))))
+    contact = mano is not None and bool(store.label("has_contact")[rows].any())
+    names = picture_names(store.path)
+    strip = legend(sheet.shape[1], objects=bool(shapes), contact=contact, pictures=names)
+    sheet = np.concatenate([sheet, strip])
+    store.close()
+    out = Path(config.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"cannot write the contact sheet out={str(out)!r}")
+    return out
+
+
+def choose_rows(config: ShowConfig, store: "Store") -> list[int]:
+    """Return the rows asked for, or random ones of the split: a function of the seed, ascending.
+
+    Raises:
+        ValueError: If a row does not exist or the split is empty.
+    """
+    if config.rows:
+        bad = [row for row in config.rows if not 0 <= row < store.num_rows]
+        if bad:
+            raise ValueError(f"rows must lie in 0..{store.num_rows - 1}, got {bad}")
+        return list(config.rows)
+    candidates = store.split(config.split)
+    if len(candidates) == 0:
+        raise ValueError(f"split={config.split!r} of store {store.path} is empty, choose another")
+    generator = np.random.default_rng(config.seed)
+    chosen = generator.choice(candidates, size=min(config.num, len(candidates)), replace=False)
+    return sorted(int(row) for row in chosen)
+
+
+def describe(store: "Store") -> str:
+    """Return what a store says about itself: counts, MANO, objects, licence, citation."""
+    a = store.attributes
+    counts = ", ".join(f"{name} {count}" for name, count in a.found_counts.items())
+    flags = ", ".join(f"{name} {count}" for name, count in a.flag_counts.items() if count)
+    lines = [
+        f"{store.path}: {a.dataset}, {a.num_rows} rows",
+        f"  splits: {counts}",
+        f"  flags: {flags or 'none'}",
+        f"  joint set: {a.joint_set}",
+        f"  MANO: {a.mano_sha256[:12] or 'not used'}",
+    ]
+    if objects := a.tables.get("object"):
+        lines.append(f"  objects: {', '.join(objects)}")
+    lines += [
+        f"  content sha256: {a.content_sha256}",
+        f"  licence: {a.licence}",
+        f"  cite: {a.citation}",
+    ]
+    if (store.path / PAGE_FILE).is_file():
+        lines.append(f"  report: {store.path / PAGE_FILE}")
+    return "\n".join(lines)
+
+
+def draw_row(
+    store: "Store",
+    row: int,
+    tile_px: int,
+    mano: "ManoModels | None" = None,
+    shapes: "Mapping[int, ObjectShape] | None" = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return one frame with its labels drawn in and a caption below, RGB, ``tile_px`` wide.
+
+    Args:
+        store: The store.
+        row: Which row.
+        tile_px: Longer side of the frame, pixels.
+        mano: The MANO that the store was built with; None draws no vertices.
+        shapes: Objects by id, from ``load_shapes``; objects without a shape are not drawn.
+    """
+    picture, scale = _frame(store, row, tile_px)
+    # Pixel (0, 0) is the centre of the first pixel, so a pixel's corner stays where it is.
+    shift = (scale - 1) / 2
+    A_tile_from_stored = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1]])
+    K = A_tile_from_stored @ store.label("K")[row].astype(np.float64)
+    draw_objects(picture, store, row, shapes or {}, K)
+    if mano is not None:
+        for slot in np.flatnonzero(store.label("has_beta")[row]).tolist():
+            distance = store.label("contact_dist")[row, slot]
+            known = bool(store.label("has_contact")[row, slot])
+            pixels = _vertex_pixels(store, row, slot, mano, K)
+            draw_vertices(picture, pixels, distance if known else None)
+    _draw_hands(picture, store, row, K, A_tile_from_stored)
+    caption = np.full((_CAPTION_PX, tile_px, 3), GREY, np.uint8)
+    a = store.attributes
+    sequence = a.tables["sequence"][store.label("sequence_idx")[row]]
+    camera = a.tables["camera"][store.label("camera_idx")[row]]
+    names = flag_names(int(store.label("quality")[row]))
+    write(caption, 13, f"{row}: {sequence} {camera} {store.label('frame_idx')[row]}")
+    write(caption, 28, ", ".join(names) or "clean")
+    return np.concatenate([picture, picture_strip(store, row, tile_px), caption])
+
+
+def _frame(store: "Store", row: int, tile_px: int) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
+    """Return the image on a grey square, and its scale."""
+    import cv2
+
+    canvas = np.full((tile_px, tile_px, 3), GREY, np.uint8)
+    jpeg = store.jpeg_checked(row)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(jpeg, flags) if len(jpeg) else None
+    if image is None:
+        write(canvas, tile_px // 2, "does not decode" if len(jpeg) else "no image")
+        return canvas, 1.0
+    scale = tile_px / max(image.shape[:2])
+    size = [max(1, round(side * scale)) for side in image.shape[:2]]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas[: size[0], : size[1]] = cv2.resize(image, (size[1], size[0]), interpolation=method)
+    return canvas, scale
+
+
+def _draw_hands(
+    picture: UInt8[np.ndarray, "h w 3"],
+    store: "Store",
+    row: int,
+    K: Float[np.ndarray, "3 3"],
+    A_tile_from_stored: Float[np.ndarray, "3 3"],
+) -> None:
+    """Draw box, letter and skeleton of each hand, in place."""
+    import cv2
+
+    from model.draw import draw_skeleton
+
+    joints = project(store.label("joints_3d")[[row]].astype(np.float64), K[None])[0]
+    side = len(picture)
+    for slot, letter, rgb in _SIDES:
+        corners = store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64)
+        box = corners @ A_tile_from_stored[:2, :2].T + A_tile_from_stored[:2, 2]
+        if np.isfinite(box).all() and np.abs(box).max() < 1e5:
+            (x0, y0), (x1, y1) = np.rint(box).astype(int).tolist()
+            cv2.rectangle(picture, (x0, y0), (x1, y1), rgb, 1)
+            place = (min(max(x0, 0), side - 12), min(max(y0 - 4, 12), side - 4))
+            for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim reads on any image
+                cv2.putText(picture, letter, place, FONT, 0.5, colour, width, cv2.LINE_AA)
+        valid = store.label("joint_valid")[row, slot]
+        draw_skeleton(picture, joints[slot], valid, thickness=1)
+
+
+def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":
+    """Return MANO if the user has the one that the store was built with."""
+    if not store.attributes.mano_sha256:
+        return None
+    from model.mano.files import find_mano, load_mano
+
+    folder = find_mano(config.mano)
+    models = None if folder is None else load_mano(folder)
+    return models if models and models.sha256 == store.attributes.mano_sha256 else None
+
+
+def _vertex_pixels(
+    store: "Store", row: int, slot: int, mano: "ManoModels", K: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "778 2"]:
+    """Return the pixels of the decoded vertices; NaN behind the camera."""
+    from model.mano.files import mano_forward
+
+    theta, beta, transl = (
+        store.label(name)[[row], slot].astype(np.float64) for name in ("theta", "beta", "transl")
+    )
+    arrays = mano.right if slot == RIGHT else mano.left
+    vertices, _ = mano_forward(arrays, theta, beta, transl)
+    pixels: Float[np.ndarray, "778 2"] = project(vertices[None], K[None])[0, 0]
+    return pixels

@@ -1,0 +1,334 @@
+"""ARCTIC: two hands use an articulated object, eight still cameras and one on the head, 30 fps.
+
+``root`` is the folder with ``images``, ``raw_seqs`` and ``meta`` (the official ``data``); without
+``images``, ``cropped_images`` takes their place, and rows carry where their crop is. Rows are
+the official images of all nine views: files 10 to F - 11 of a sequence of F captured frames, since
+the first and last ones may be black. File i shows frame ``i - ioi_offset`` of the capture, whose
+``world2cam`` and object translations are in metres and millimetres. Hands were fitted with MANO's
+left model as shipped (smplx issue 48). The labels are in undistorted space, the images of view 0
+are not: a build undistorts them (``Source.lens_of``).
+
+Splits: ``p1_*`` shows the eight still cameras, ``p2_*`` the one on the head; the sequences come
+from ``splits_json``, or from the rule that gives the same: val is s05, test s03, whose labels are
+hidden. The official subsets are drawn as the official code draws them.
+
+Source:
+    The dataset's src/arctic/split.py, src/datasets/dataset_utils.py, src/arctic/processing.py
+    (described in the dataset notes, 5).
+"""
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Int64
+
+from model.hand import JointSet
+from model.mano.files import ManoModels
+from preprocess.records import LabelJob, Lens, ObjectFile, Rows, Source, SourceError
+from preprocess.sources.annotations import require
+from preprocess.sources.arctic.check import checked_files, cross_check
+from preprocess.sources.arctic.crop import ego_affine
+from preprocess.sources.arctic.files import (
+    CROPPED,
+    EGO,
+    NAME,
+    OBJECTS,
+    VIEWS,
+    Rig,
+    count_images,
+    list_image_sequences,
+    list_sequences,
+    read_lens,
+    read_num_frames,
+    read_protocol,
+    read_rigs,
+)
+from preprocess.sources.arctic.labels import View, read_views
+
+BORDER: Final = 10
+"""Frames at either end of a sequence that are no part of the official set."""
+VIEWS_OF: Final = {"p1": tuple(range(1, VIEWS)), "p2": (EGO,)}
+VAL_SUBJECT: Final = "s05"
+TEST_SUBJECT: Final = "s03"
+SUBSETS: Final = {
+    "train": {"small": 100_000, "tiny": 12_000, "mini": 300},
+    "val": {"small": 12_000, "tiny": 500, "mini": 80},
+    "test": {"small": 12_000, "tiny": 6_000, "mini": 200},
+}
+OFFICIAL_COUNTS: Final = {
+    "p1_train": 1_496_400, "p1_val": 201_624, "p2_train": 187_050, "p2_val": 25_203,
+}  # fmt: skip
+LICENCE: Final = "ARCTIC: non-commercial scientific research, no redistribution"
+CITATION: Final = (
+    "Fan, Taheri, Tzionas, Kocabas, Kaufmann, Black, Hilliges: ARCTIC: A Dataset for Dexterous "
+    "Bimanual Hand-Object Manipulation, CVPR 2023"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A sequence of the dataset."""
+
+    name: str
+    """``sXX/<name>``."""
+    num_frames: int
+    has_labels: bool
+
+    @property
+    def num_files(self) -> int:
+        """Return the official images of one view."""
+        return max(0, self.num_frames - 2 * BORDER)
+
+
+def open_source(root: Path, mano: ManoModels | None) -> Source:
+    """Open ARCTIC below ``root``; subjects and sequences may be missing.
+
+    Raises:
+        SourceError: If nothing is there, or a file that a sequence needs is missing or broken.
+    """
+    require(NAME, root, ["meta/misc.json"], ["raw_seqs", "meta/object_vtemplates"])
+    rigs = read_rigs(root)
+    protocols = {name: read_protocol(root, name) for name in VIEWS_OF}
+    pictured = list_image_sequences(root)
+    folder = next((name for name, sequences in pictured.items() if sequences), next(iter(pictured)))
+    found = _find(root, folder, pictured[folder], protocols["p1"])
+    missing = sorted({f.name.split("/")[0] for f in found} - rigs.keys())
+    if missing:
+        raise SourceError(
+            f"{NAME}: {root / 'meta' / 'misc.json'} has no cameras of {', '.join(missing)}; "
+            "download meta again"
+        )
+    lenses = {f.name: read_lens(root, f.name) for f in found if f.has_labels}
+    in_files = lenses
+    if folder == CROPPED:
+        in_files = {name: _scaled(lens, rigs[name[:3]]) for name, lens in lenses.items()}
+    first = _first_rows(found)
+    rows, splits = _rows(found, folder), _splits(found, first, protocols)
+    files = checked_files(root)
+    return Source(
+        dataset=NAME,
+        joint_set=JointSet.smplx,
+        licence=LICENCE,
+        citation=CITATION,
+        official_counts=OFFICIAL_COUNTS,
+        root=root,
+        rows=rows,
+        splits=splits,
+        label_job=functools.partial(_label_job, root, folder, found, first, rigs, lenses, mano),
+        objects=_objects(root, found),
+        left_as_shipped=True,
+        lenses=tuple(in_files.values()),
+        lens_of=_lens_of(found, list(lenses)),
+        cross_check=functools.partial(cross_check, root, files, rigs, lenses, mano, rows, splits)
+        if files
+        else None,
+        notes=_notes(found, protocols, folder, pictured),
+    )
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def _find(
+    root: Path,
+    folder: str,
+    pictured: Sequence[str],
+    protocol: Mapping[str, Sequence[str]] | None,
+) -> list[_Found]:
+    """Return the sequences: in the order of the first protocol, others behind by name."""
+    labelled = {f"{s}/{name}" for s, names in list_sequences(root).items() for name in names}
+    there = list(pictured)
+    if not there:
+        raise SourceError(
+            f"{NAME}: {root / folder} holds no sequence such as s01/box_use_01; unpack the "
+            f"images, or point root= at the folder that holds {folder}, raw_seqs and meta"
+        )
+    if unknown := sorted({n for n in there if n.split("/")[1].split("_")[0] not in OBJECTS}):
+        raise SourceError(
+            f"{NAME}: {root / folder} has {unknown[0]}, whose object is none of "
+            f"{', '.join(OBJECTS)}"
+        )
+    listed = [] if protocol is None else [n for part in protocol.values() for n in part]
+    place = {name: i for i, name in enumerate(listed)}
+    there.sort(key=lambda name: (place.get(name, len(place)), name))
+    return [
+        _Found(
+            name=name,
+            num_frames=(
+                read_num_frames(root, name)
+                if name in labelled
+                else count_images(root / folder / name)
+            ),
+            has_labels=name in labelled,
+        )
+        for name in there
+    ]
+
+
+def _objects(root: Path, found: Sequence[_Found]) -> tuple[ObjectFile, ...]:
+    """Return all 11 objects; only those that appear must have a mesh."""
+    seen = {f.name.split("/")[1].split("_")[0] for f in found}
+    files = []
+    for name in OBJECTS:
+        folder = f"meta/object_vtemplates/{name}"
+        mesh, parts = f"{folder}/mesh.obj", f"{folder}/parts.json"
+        if name in seen:
+            require(NAME, root, [mesh, parts])
+        is_there = (root / mesh).is_file() and (root / parts).is_file()
+        files.append(
+            ObjectFile(
+                name=name,
+                mesh=mesh if is_there else "",
+                metres_per_unit=1e-3,
+                moving_part=parts if is_there else "",
+            )
+        )
+    return tuple(files)
+
+
+def _scaled(lens: Lens, rig: Rig) -> Lens:
+    """Return a lens in the pixels of its cropped images: distortion is in units of the depth."""
+    A = np.vstack([ego_affine(rig.image_size_wh[EGO]), [0.0, 0.0, 1.0]])
+    return Lens(K=A @ lens.K, dist8=lens.dist8)
+
+
+def _notes(
+    found: Sequence[_Found],
+    protocols: Mapping[str, Mapping[str, list[str]] | None],
+    folder: str,
+    pictured: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    notes: dict[str, Any] = {
+        "images": folder,
+        "sequences": len(found),
+        "sequences_without_labels": sum(not f.has_labels for f in found),
+        "views": "0 on the head, undistorted; 1 to 8 still",
+    }
+    unread = [name for name, sequences in pictured.items() if sequences and name != folder]
+    if unread:
+        notes["images"] = f"{folder}; {unread[0]} is there too and was not read"
+    rule = [name for name, lists in protocols.items() if lists is None]
+    if rule:
+        notes["splits"] = (
+            f"{' and '.join(rule)} by the rule val = {VAL_SUBJECT}, test = {TEST_SUBJECT}: "
+            "splits_json is not there"
+        )
+    return notes
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _first_rows(found: Sequence[_Found]) -> Int64[np.ndarray, " k"]:
+    """Return the first row of each sequence, and the number of rows at the end."""
+    return np.cumsum([0, *(f.num_files * VIEWS for f in found)]).astype(np.int64)
+
+
+def _rows(found: Sequence[_Found], folder: str) -> Rows:
+    """Return the rows: by sequence, then file, then view."""
+    image: list[str] = []
+    sequence: list[str] = []
+    frames: list[np.ndarray] = []
+    views = [str(view) for view in range(VIEWS)]
+    for f in found:
+        files = range(BORDER, BORDER + f.num_files)
+        image += [f"{folder}/{f.name}/{view}/{i:05d}.jpg" for i in files for view in views]
+        sequence += [f.name] * (VIEWS * f.num_files)
+        frames.append(np.repeat(np.arange(BORDER, BORDER + f.num_files, dtype=np.int32), VIEWS))
+    return Rows(
+        image=image,
+        sequence=sequence,
+        camera=views * (len(image) // VIEWS),
+        subject=[name.split("/")[0] for name in sequence],
+        frame_idx=np.concatenate(frames),
+    )
+
+
+def _lens_of(found: Sequence[_Found], named: Sequence[str]) -> np.ndarray:
+    """Return the lens of each row, -1: none."""
+    number = {name: i for i, name in enumerate(named)}
+    parts = []
+    for f in found:
+        own = np.full((f.num_files, VIEWS), -1, np.int32)
+        own[:, EGO] = number.get(f.name, -1)
+        parts.append(own.reshape(-1))
+    return np.concatenate(parts)
+
+
+def _splits(
+    found: Sequence[_Found],
+    first: Int64[np.ndarray, " k"],
+    protocols: Mapping[str, Mapping[str, list[str]] | None],
+) -> dict[str, Int64[np.ndarray, " k"]]:
+    """Return the official splits and their subsets, in the order of the official code."""
+    splits: dict[str, np.ndarray] = {}
+    place = {f.name: i for i, f in enumerate(found)}
+    for protocol, views in VIEWS_OF.items():
+        lists = protocols[protocol] or _by_rule([f.name for f in found])
+        for split, names in lists.items():
+            rows = [
+                (first[i] + np.arange(found[i].num_files)[:, None] * VIEWS + np.array(views))
+                for i in (place[name] for name in names if name in place)
+            ]
+            whole = np.concatenate([r.reshape(-1) for r in rows]) if rows else np.empty(0, np.int64)
+            splits[f"{protocol}_{split}"] = whole.astype(np.int64)
+            for subset, size in SUBSETS[split].items():
+                if size <= len(whole):
+                    splits[f"{protocol}_{subset}{split}"] = whole[_drawn(len(whole), size)]
+    return splits
+
+
+def _by_rule(names: Sequence[str]) -> dict[str, list[str]]:
+    subjects = {"val": VAL_SUBJECT, "test": TEST_SUBJECT}
+    lists = {
+        split: [name for name in names if name.startswith(f"{subject}/")]
+        for split, subject in subjects.items()
+    }
+    held = {name for part in lists.values() for name in part}
+    return {"train": [name for name in names if name not in held], **lists}
+
+
+def _drawn(num: int, size: int) -> list[int]:
+    """Return the places that the official code draws: Python's generator, seeded with 1."""
+    generator = random.Random(1)
+    generator.randint(0, 100)  # the official code checks its generator so
+    return generator.sample(range(num), size)
+
+
+def _label_job(
+    root: Path,
+    folder: str,
+    found: Sequence[_Found],
+    first: Int64[np.ndarray, " k"],
+    rigs: Mapping[str, Rig],
+    lenses: Mapping[str, Lens],
+    mano: ManoModels | None,
+    official_idx: Sequence[int],
+) -> LabelJob:
+    """Return the job for some rows; it carries only the cameras they need."""
+    wanted = np.asarray(official_idx, dtype=np.int64)
+    sequence = np.searchsorted(first, wanted, side="right") - 1
+    file, view = np.divmod(wanted - first[sequence], VIEWS)
+    views = []
+    for s, v in np.unique(np.stack((sequence, view), axis=1), axis=0).tolist():
+        one = found[s]
+        if not one.has_labels:
+            continue
+        rows = np.flatnonzero((sequence == s) & (view == v))
+        rig = rigs[one.name.split("/")[0]]
+        views.append(
+            View(
+                sequence=one.name,
+                view=v,
+                rig=rig,
+                lens=lenses[one.name],
+                frames=file[rows] + BORDER - rig.ioi_offset,
+                rows=rows,
+            )
+        )
+    return functools.partial(read_views, root, views, len(wanted), mano, cropped=folder == CROPPED)

@@ -1,0 +1,1 @@
+"""Reader of HO-3D."""

@@ -1,0 +1,228 @@
+"""The tree of HO-3D: lists of frames, which version it is, calibration, evaluation truth."""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from model.hand import NUM_JOINTS
+from preprocess.records import SourceError
+from preprocess.sources.annotations import read_number_rows
+
+NAME: Final = "ho3d"
+LISTS: Final = ("train", "evaluation")
+SUFFIXES: Final = {"v2": ".png", "v3": ".jpg"}
+"""Of colour images."""
+NUM_LISTED: Final = {
+    "v2": {"train": 66_034, "evaluation": 11_524},
+    "v3": {"train": 83_325, "evaluation": 20_137},
+}
+SINGLE: Final = "single"
+"""The camera of a recording that was made with one."""
+
+_LINE: Final = re.compile(r"([A-Za-z0-9_-]+)/([0-9]{1,9})")
+_OF_SEVERAL: Final = re.compile(r"([A-Za-z]+[0-9]+)([0-9])")
+_RIGID: Final = 1e-3
+"""How far a printed rotation may be from orthonormal."""
+
+
+class Frame(NamedTuple):
+    """One line of ``train.txt`` or ``evaluation.txt``."""
+
+    part: str
+    """``train`` or ``evaluation``."""
+    sequence: str
+    stem: str
+    """As listed, with its zeros: the name of every file of the frame."""
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of the sequence, relative to the root."""
+        return f"{self.part}/{self.sequence}"
+
+
+class Version(NamedTuple):
+    """Which HO-3D a tree holds and how that shows."""
+
+    name: str
+    """``v2`` or ``v3``."""
+    found_by: str
+
+
+def recording_of(sequence: str) -> tuple[str, str]:
+    """Return (recording, camera) of a sequence: ABF13 is camera 3 of ABF1, SM2 is a recording.
+
+    Two digits at the end say that several cameras recorded at the same time; that holds for the 11
+    groups of the toolkit (ABF1 to SMu4) and for no other official sequence.
+    """
+    match = _OF_SEVERAL.fullmatch(sequence)
+    return (match[1], match[2]) if match else (sequence, SINGLE)
+
+
+def read_list(root: Path, part: str) -> list[Frame]:
+    """Read ``train.txt`` or ``evaluation.txt`` in its order.
+
+    Raises:
+        SourceError: If a line is not ``SEQUENCE/FRAME`` or comes twice; counts all of them.
+    """
+    path = root / f"{part}.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{NAME}: cannot read {path} as text ({error}); unpack it again"
+        ) from error
+    frames: list[Frame] = []
+    bad: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        match = _LINE.fullmatch(line.strip())
+        if match:
+            frames.append(Frame(part, match[1], match[2]))
+        elif line.strip():
+            bad.append(f"line {number} is {line[:60]!r}")
+    if bad:
+        raise SourceError(
+            f"{NAME}: {len(bad)} lines of {path} are not SEQUENCE/FRAME as in ABF10/0000 (first: "
+            f"{bad[0]}); unpack the list again"
+        )
+    twice = [frame for frame, count in Counter(frames).items() if count > 1]
+    if twice:
+        raise SourceError(
+            f"{NAME}: {path} lists {len(twice)} frames more than once (first: "
+            f"{twice[0].sequence}/{twice[0].stem}); expected each once, unpack the list again"
+        )
+    return frames
+
+
+def find_version(root: Path, frames: Sequence[Frame]) -> Version:
+    """Recognise the version by its images, else by the folder's name, else by the lists' lengths.
+
+    Raises:
+        SourceError: If both versions are in the tree, or nothing tells which.
+    """
+    first: dict[str, Path] = {}
+    for folder in sorted({frame.folder for frame in frames}):
+        for suffix, path in _first_images(root / folder / "rgb").items():
+            first.setdefault(suffix, path)
+    if len(first) > 1:
+        examples = " and ".join(str(path) for path in first.values())
+        raise SourceError(
+            f"{NAME}: {root} holds PNG images as of v2 and JPEG images as of v3 ({examples}); the "
+            "two versions label their frames differently, unpack each into a folder of its own"
+        )
+    for name, suffix in SUFFIXES.items():
+        if suffix in first:
+            return Version(name, f"images are {suffix}")
+    named = re.search(r"v([23])(?![0-9])", root.absolute().name.lower())
+    if named:
+        return Version(f"v{named[1]}", "name of the folder, there are no images")
+    listed = {part: sum(f.part == part for f in frames) for part in LISTS}
+    for name, official in NUM_LISTED.items():
+        if listed == official:
+            return Version(name, "lengths of the lists, there are no images")
+    raise SourceError(
+        f"{NAME}: no listed sequence below {root} has images in rgb/; expected .png (v2) or .jpg "
+        "(v3), unpack the dataset or point root= at the folder that holds train.txt"
+    )
+
+
+def _first_images(folder: Path) -> dict[str, Path]:
+    """Return the first image of each kind, by suffix; nothing where the folder is missing."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return {}
+    first: dict[str, Path] = {}
+    for name in names:
+        suffix = os.path.splitext(name)[1]  # noqa: PTH122  # a Path for each of 100,000 names
+        if suffix in SUFFIXES.values():
+            first.setdefault(suffix, folder / name)
+    return first
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def read_camera_poses(
+    root: Path, sequences: Iterable[str]
+) -> dict[str, Float64[np.ndarray, "4 4"]]:
+    """Return ``T_world_from_cam`` of the sequences that ``calibration/`` knows; OpenCV, metres.
+
+    ``cam_orders.txt`` lists the cameras of a recording; ``trans_<i>.txt`` is the pose of the i-th
+    of that list. The world is the calibration's, one for each recording.
+
+    Raises:
+        SourceError: If a file of a calibrated recording is missing or holds something else.
+
+    Source:
+        HO-3D vis_pcl_all_cameras.py: point clouds in OpenCV axes of sequence ``<recording>
+        <cam_orders[i]>`` are put together with ``trans_<i>``.
+    """
+    poses: dict[str, Float64[np.ndarray, "4 4"]] = {}
+    for sequence in sorted(set(sequences)):
+        recording, camera = recording_of(sequence)
+        folder = root / "calibration" / recording / "calibration"
+        if camera == SINGLE or not folder.is_dir():
+            continue
+        order = [round(value) for value in _read_numbers(folder / "cam_orders.txt")]
+        if int(camera) in order:
+            poses[sequence] = _read_pose(folder / f"trans_{order.index(int(camera))}.txt")
+    return poses
+
+
+def _read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
+    values = _read_numbers(path)
+    T = np.array(values).reshape(4, 4) if len(values) == 16 else np.zeros((4, 4))
+    R = T[:3, :3]
+    is_rigid = np.abs(R @ R.T - np.eye(3)).max() < _RIGID and np.linalg.det(R) > 0
+    if not is_rigid or np.abs(T[3] - [0, 0, 0, 1]).max() > _RIGID:
+        raise SourceError(
+            f"{NAME}: {path} is no camera pose ({len(values)} numbers); expected a rigid 4 x 4 "
+            "matrix, unpack the calibration again"
+        )
+    return T
+
+
+def _read_numbers(path: Path) -> list[float]:
+    try:
+        values = [float(word) for word in path.read_text(encoding="utf-8").split()]
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{NAME}: cannot read {path} as numbers ({error}); unpack the calibration again"
+        ) from error
+    if not values or not all(map(math.isfinite, values)):
+        raise SourceError(f"{NAME}: {path} holds no finite numbers; unpack the calibration again")
+    return values
+
+
+# --- evaluation truth -----------------------------------------------------------------------------
+
+
+def read_truth(root: Path, num: int) -> tuple[str, Float64[np.ndarray, "n 21 3"]] | None:
+    """Return path and rows of ``evaluation_xyz.json``, None without one.
+
+    It is looked for in ``root`` and in the folder that holds ``root``; the path is relative to
+    ``root``. Rows in the order of ``evaluation.txt``; OpenGL axes, MANO's order, metres. The meshes
+    in ``evaluation_verts.json`` are no labels.
+
+    Raises:
+        SourceError: If its rows are not those of ``evaluation.txt``.
+    """
+    places = [root, root.absolute().parent]
+    path = next((p for d in places if (p := d / "evaluation_xyz.json").is_file()), None)
+    if path is None:
+        return None
+    joints = read_number_rows(NAME, path, (NUM_JOINTS, 3))
+    if len(joints) != num:
+        raise SourceError(
+            f"{NAME}: {path} has {len(joints)} rows but {root / 'evaluation.txt'} lists {num} "
+            "frames; expected the truth of the same version, put that one into the root"
+        )
+    return os.path.relpath(path, root), joints

@@ -1,0 +1,1 @@
+"""Reader of InterHand2.6M."""

@@ -1,0 +1,233 @@
+"""The JSON files of InterHand2.6M as small tables; all problems of a file in one error."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from sys import intern
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from model.hand import LEFT, NUM_JOINTS, RIGHT
+from preprocess.records import SourceError
+from preprocess.sources.annotations import read_json
+
+NAME: Final = "interhand26m"
+SIDES: Final = {"right": RIGHT, "left": LEFT}
+_HAND_TYPES: Final = (*SIDES, "interacting")
+
+Key = tuple[str, str]
+"""(capture, camera) or (capture, frame)."""
+Entry = TypeVar("Entry")
+
+
+class Image(NamedTuple):
+    """One entry of ``images`` in data.json, without what we do not use."""
+
+    id: int
+    file_name: str
+    capture: str
+    subject: str
+    seq_name: str
+    camera: str
+    frame: str
+
+
+class Annotation(NamedTuple):
+    """One entry of ``annotations``; 42 validity bits, joint j in bit j."""
+
+    image_id: int
+    bbox_xywh: tuple[float, float, float, float]
+    valid_bits: int
+    hand_type: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """One camera of a capture, as shipped."""
+
+    R: Float[np.ndarray, "3 3"]
+    """``camrot``."""
+    position_mm: Float[np.ndarray, " 3"]
+    """``campos``, world."""
+    K: Float[np.ndarray, "3 3"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManoHand:
+    """NeuralAnnot parameters of one hand, as shipped."""
+
+    pose: Float[np.ndarray, " 48"]
+    shape: Float[np.ndarray, " 10"]
+    trans_m: Float[np.ndarray, " 3"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """The small files of one split."""
+
+    cameras: dict[Key, Camera]
+    joints_mm: dict[Key, Float[np.ndarray, "42 3"]]
+    """World."""
+    mano: dict[Key, dict[int, ManoHand]]
+    """By slot."""
+
+
+def annotation_file(split: str, name: str) -> str:
+    """Return the path of an annotation file below the root."""
+    return f"annotations/{split}/InterHand2.6M_{split}_{name}.json"
+
+
+def read_tables(root: Path, split: str, *, with_mano: bool) -> Tables:
+    """Read cameras, joints and, if wanted and there, MANO parameters."""
+    camera, joint_3d, mano = (
+        root / annotation_file(split, name) for name in ("camera", "joint_3d", "MANO_NeuralAnnot")
+    )
+    return Tables(
+        cameras=_parse(camera, _cameras_by_name(_mapping(camera)), _parse_camera),
+        joints_mm=_parse(joint_3d, _mapping(joint_3d), _parse_joints),
+        mano=_parse(mano, _mapping(mano), _parse_mano) if with_mano and mano.is_file() else {},
+    )
+
+
+def _cameras_by_name(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Turn [capture][field][camera] into [capture][camera][field]."""
+    turned: dict[str, dict[str, Any]] = {}
+    for capture, fields in table.items():
+        columns = {field: column for field, column in fields.items() if isinstance(column, dict)}
+        turned[capture] = {
+            name: {field: column[name] for field, column in columns.items() if name in column}
+            for name in columns.get("campos", {})
+        }
+    return turned
+
+
+def _parse_camera(item: Mapping[str, Any]) -> Camera:
+    focal, centre = _numbers(item["focal"], 2), _numbers(item["princpt"], 2)
+    K = np.array([[focal[0], 0.0, centre[0]], [0.0, focal[1], centre[1]], [0.0, 0.0, 1.0]])
+    return Camera(R=_numbers(item["camrot"], 3, 3), position_mm=_numbers(item["campos"], 3), K=K)
+
+
+def _parse_joints(item: Mapping[str, Any]) -> Float[np.ndarray, "42 3"]:
+    # Not asked to be finite: invalid joints hold anything, and validity is per image.
+    return np.asarray(item["world_coord"], dtype=np.float64).reshape(2 * NUM_JOINTS, 3)
+
+
+def _parse_mano(item: Mapping[str, Any]) -> dict[int, ManoHand]:
+    return {
+        slot: ManoHand(
+            pose=_numbers(hand["pose"], 48),
+            shape=_numbers(hand["shape"], 10),
+            trans_m=_numbers(hand["trans"], 3),
+        )
+        for side, slot in SIDES.items()
+        if (hand := item.get(side)) is not None
+    }
+
+
+def _numbers(value: Any, *shape: int) -> Float[np.ndarray, "..."]:
+    array = np.asarray(value, dtype=np.float64).reshape(shape)
+    if not np.isfinite(array).all():
+        raise ValueError("not finite")
+    return array
+
+
+def _mapping(path: Path) -> dict[str, dict[str, Any]]:
+    """Return a file of the form [capture][key]."""
+    table = read_json(NAME, path)
+    if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
+        raise SourceError(
+            f"{NAME}: {path} does not map captures to entries; unpack the annotation again"
+        )
+    return table
+
+
+def _parse(
+    path: Path,
+    table: Mapping[str, Mapping[str, Any]],
+    parse: Callable[[Mapping[str, Any]], Entry],
+) -> dict[Key, Entry]:
+    """Return ``parse`` of every entry by (capture, key); all bad entries in one error."""
+    parsed: dict[Key, Entry] = {}
+    bad: list[str] = []
+    for capture, entries in table.items():
+        for key, item in entries.items():
+            try:
+                parsed[capture, key] = parse(item)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                bad.append(f"[{capture}][{key}]")
+    if bad:
+        raise SourceError(
+            f"{NAME}: {len(bad)} of {len(bad) + len(parsed)} entries of {path} lack a key or hold "
+            f"no finite numbers of the official shape (first: {bad[0]}); "
+            "unpack the annotation again"
+        )
+    return parsed
+
+
+def read_images(path: Path, tables: Tables) -> list[tuple[Image, Annotation]]:
+    """Read data.json in its order and check it against the other files.
+
+    Raises:
+        SourceError: If images lack an annotation, a camera or joints; counts all of them.
+    """
+    data = read_json(NAME, path, object_hook=_compact)
+    lists = [data.get(key) if isinstance(data, dict) else None for key in ("images", "annotations")]
+    images, annotations = lists
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise SourceError(
+            f"{NAME}: {path} has no lists 'images' and 'annotations'; unpack the annotation again"
+        )
+    by_image = {a.image_id: a for a in annotations if isinstance(a, Annotation)}
+    pairs: list[tuple[Image, Annotation]] = []
+    problems: dict[str, list[str]] = {}
+    for index, image in enumerate(images):
+        if not isinstance(image, Image):
+            problems.setdefault("lack an official key", []).append(f"number {index}")
+        elif (annotation := by_image.get(image.id)) is None:
+            problems.setdefault("have no complete annotation", []).append(image.file_name)
+        elif (image.capture, image.camera) not in tables.cameras:
+            problems.setdefault("have no entry in camera.json", []).append(image.file_name)
+        elif (image.capture, image.frame) not in tables.joints_mm:
+            problems.setdefault("have no entry in joint_3d.json", []).append(image.file_name)
+        else:
+            pairs.append((image, annotation))
+    if problems:
+        found = " and ".join(
+            f"{len(names)} {problem} (first: {names[0]})" for problem, names in problems.items()
+        )
+        raise SourceError(
+            f"{NAME}: of {len(images)} images ({len(annotations)} annotations) in {path} {found}; "
+            "unpack all annotations of one release again"
+        )
+    return pairs
+
+
+def _compact(item: dict[str, Any]) -> Any:
+    """Shrink an entry of data.json while it is parsed: 1.4 million of them stay in memory."""
+    try:
+        if "joint_valid" in item:
+            flat = np.asarray(item["joint_valid"]).reshape(2 * NUM_JOINTS).tolist()
+            x, y, width, height = map(float, item["bbox"])
+            if item["hand_type"] not in _HAND_TYPES:
+                return None
+            return Annotation(
+                image_id=int(item["image_id"]),
+                bbox_xywh=(x, y, width, height),
+                valid_bits=sum(1 << j for j, valid in enumerate(flat) if valid),
+                hand_type=intern(item["hand_type"]),
+            )
+        if "file_name" in item:
+            return Image(
+                id=int(item["id"]),
+                file_name=str(item["file_name"]),
+                capture=intern(str(item["capture"])),
+                subject=intern(str(item["subject"])),
+                seq_name=intern(str(item["seq_name"])),
+                camera=intern(str(item["camera"])),
+                frame=intern(str(int(item["frame_idx"]))),
+            )
+    except (KeyError, TypeError, ValueError):
+        return None  # counted and named by read_images, which knows the file
+    return item

@@ -1,0 +1,394 @@
+"""A build that stops anywhere goes on where it was and ends with the same bytes."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.store.errors import StoreError
+from pipeline.store.reader import open_store
+from pipeline.store.shard import PARTIAL, shard_path
+from preprocess.builder import executor, journal
+from preprocess.builder.build import build
+from preprocess.builder.shard import ShardResult, ShardTask, run_shard
+from preprocess.config import BuildConfig
+from preprocess.records import SourceError
+from tests.preprocess.builder.test_build import config, file_hashes, image_of
+from tests.preprocess.datasets import FreihandTruth, jpeg, write_freihand
+
+QUIET = Console(quiet=True)
+NUM_SHARDS = 4
+
+
+@pytest.fixture(autouse=True)
+def without_mano_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HANDLOOM_MANO", raising=False)
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> FreihandTruth:
+    return write_freihand(tmp_path)
+
+
+@pytest.fixture
+def expected(truth: FreihandTruth, tmp_path: Path) -> dict[str, str]:
+    """Return the files of a build that nothing stopped, at the place where the others end."""
+    path = build(in_four(truth), console=QUIET).path
+    hashes = file_hashes(path)
+    path.rename(tmp_path / "expected.zarr")
+    return hashes
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the shards that are made from now on."""
+    shards: list[int] = []
+
+    def counted(task: ShardTask) -> ShardResult:
+        shards.append(task.shard)
+        return run_shard(task)
+
+    monkeypatch.setattr(executor, "run_shard", counted)
+    return shards
+
+
+def in_four(truth: FreihandTruth, **changes: object) -> BuildConfig:
+    return config(truth, shard_rows=4, **changes)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, shard: int) -> Callable[[], None]:
+    """Make the build stop before it makes ``shard``; return what ends that."""
+
+    def stopping(task: ShardTask) -> ShardResult:
+        if task.shard == shard:
+            raise KeyboardInterrupt
+        return run_shard(task)
+
+    before = vars(executor)["run_shard"]
+    monkeypatch.setattr(executor, "run_shard", stopping)
+    return lambda: monkeypatch.setattr(executor, "run_shard", before)
+
+
+def stopped(truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch, shard: int) -> Path:
+    go_on = stop_at(monkeypatch, shard)
+    with pytest.raises(KeyboardInterrupt):
+        build(in_four(truth), console=QUIET)
+    go_on()
+    return Path(in_four(truth).out)
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_finished_shards_are_kept(
+    truth: FreihandTruth,
+    expected: dict[str, str],
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = stopped(truth, monkeypatch, 2)
+    with pytest.raises(StoreError, match="is not finished; finish it with: python -m preprocess"):
+        open_store(out)
+    made.clear()
+    report = build(in_four(truth), console=QUIET)
+    assert made == [2, 3]
+    assert report.fresh_rows == 6
+    assert report.attributes.num_rows == 14
+    assert file_hashes(out) == expected
+    assert not journal.journal_path(out).exists()
+
+
+def test_a_bad_image_costs_nothing_that_was_done(
+    truth: FreihandTruth, expected: dict[str, str], made: list[int]
+) -> None:
+    """The file is copied again, so its size is another one than the first plan's."""
+    image_of(truth, 9).write_bytes(jpeg(1)[:-200])
+    with pytest.raises(SourceError, match=r"00000009.jpg is cut off"):
+        build(in_four(truth), console=QUIET)
+    first = list(made)
+    image_of(truth, 9).write_bytes(truth.images[9])
+    made.clear()
+    build(in_four(truth), console=QUIET)
+    assert sorted({*first[:-1], *made}) == list(range(NUM_SHARDS))
+    assert not {*first[:-1]} & {*made}
+    assert file_hashes(Path(in_four(truth).out)) == expected
+
+
+def damage_label(out: Path) -> None:
+    (out / "labels" / "K" / "c.1.0.0").write_bytes(b"\0" * 40)
+
+
+def remove_label(out: Path) -> None:
+    (out / "labels" / "joints_3d" / "c.1.0.0.0").unlink()
+
+
+def cut_images(out: Path) -> None:
+    path = shard_path(out, 1)
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def damage_index(out: Path) -> None:
+    path = shard_path(out, 1)
+    path.write_bytes(path.read_bytes()[:-5] + b"\1\2\3\4\5")
+
+
+def forget(out: Path) -> None:
+    path = journal.journal_path(out)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if json.loads(line)["result"]["shard"] != 1))
+
+
+DAMAGE = [damage_label, remove_label, cut_images, damage_index, forget]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
+def test_a_damaged_shard_is_made_again(
+    truth: FreihandTruth,
+    expected: dict[str, str],
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    out = stopped(truth, monkeypatch, 3)
+    damage(out)
+    made.clear()
+    build(in_four(truth), console=QUIET)
+    assert made == [1, 3]
+    assert file_hashes(out) == expected
+
+
+@pytest.mark.parametrize("cut", [1, 200])
+def test_a_torn_line_of_the_journal_is_no_line(
+    truth: FreihandTruth,
+    expected: dict[str, str],
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    cut: int,
+) -> None:
+    out = stopped(truth, monkeypatch, 3)
+    path = journal.journal_path(out)
+    path.write_bytes(path.read_bytes()[:-cut])
+    made.clear()
+    build(in_four(truth), console=QUIET)
+    assert made == [2, 3]
+    assert file_hashes(out) == expected
+
+
+def test_other_settings_start_again(
+    truth: FreihandTruth, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(truth, monkeypatch, 3)
+    made.clear()
+    build(config(truth, shard_rows=7), console=QUIET)
+    assert made == [0, 1]
+
+
+def test_a_build_killed_behind_its_marker_is_finished(
+    truth: FreihandTruth,
+    expected: dict[str, str],
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "remove", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(in_four(truth), console=QUIET)
+    out = Path(in_four(truth).out)
+    assert open_store(out).attributes.finished
+    made.clear()
+    build(in_four(truth), console=QUIET)
+    assert made == []
+    assert file_hashes(out) == expected
+
+
+def test_two_builds_of_one_store_do_not_meet(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = stopped(truth, monkeypatch, 2)
+    with (
+        journal.locked(out),
+        pytest.raises(StoreError, match=r"another build writes .*store.zarr at this moment"),
+    ):
+        build(in_four(truth), console=QUIET)
+    build(in_four(truth), console=QUIET)
+
+
+def test_a_store_that_is_being_removed_does_not_look_like_one(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(in_four(truth), console=QUIET)
+    out = Path(in_four(truth).out)
+
+    def interrupted(path: Path, **_: Any) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(in_four(truth, overwrite=True), console=QUIET)
+    assert not out.exists()
+    build(in_four(truth), console=QUIET)
+    assert sorted(path.name for path in out.parent.glob("store.zarr*")) == ["store.zarr"]
+
+
+# --- disks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", range(0, 120, 20))
+def test_a_full_disk_is_one_sentence(
+    truth: FreihandTruth,
+    expected: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    """The disk is full at one of the syncs of a build; every one of them is a kernel's chance."""
+    calls = iter(range(10**6))
+
+    def full(descriptor: int) -> None:
+        if next(calls) == 60 + call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises((StoreError, OSError)) as error:
+            build(in_four(truth), console=QUIET)
+    assert "No space left on device" in str(error.value)
+    out = Path(in_four(truth).out)
+    build(in_four(truth), console=QUIET)
+    assert file_hashes(out) == expected
+    assert not list(out.rglob(f"*{PARTIAL}"))
+
+
+SMALL_FILES = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+from preprocess.__main__ import front_door, COMMANDS
+sys.exit(front_door("python -m preprocess", COMMANDS, sys.argv[2:]))
+"""
+
+
+def test_a_write_that_the_kernel_refuses_is_one_line(truth: FreihandTruth, tmp_path: Path) -> None:
+    words = ["build-cache", "dataset=freihand", f"root={truth.root}", f"out={tmp_path / 's.zarr'}"]
+    command = [sys.executable, "-c", SMALL_FILES, "8000", *words, "workers=1", "shard_rows=4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "File too large" in last
+    assert "run the same command again: finished shards are kept" in last
+    assert not list(tmp_path.rglob(f"*{PARTIAL}"))
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+PAUSED = """
+import sys, time
+from preprocess.builder import executor
+from preprocess.__main__ import front_door, COMMANDS
+from tests.preprocess.builder.test_resume import pausing
+executor.run_shard = pausing
+sys.exit(front_door("python -m preprocess", COMMANDS, sys.argv[1:]))
+"""
+
+
+def pausing(task: ShardTask) -> ShardResult:
+    if task.shard == 2:
+        (task.store.parent / f"worker {os.getpid()}").touch()
+        time.sleep(60)
+    return run_shard(task)
+
+
+def test_workers_end_with_a_killed_build(truth: FreihandTruth, tmp_path: Path) -> None:
+    out = in_four(truth).out
+    words = ["build-cache", "dataset=freihand", f"root={truth.root}", f"out={out}", "workers=2"]
+    command = [sys.executable, "-c", PAUSED, *words, "shard_rows=4"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        worker = wait_for(lambda: next(tmp_path.glob("worker *"), None), "a worker in shard 2")
+        process.kill()
+    pid = int(worker.name.split()[1])
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or state(pid) == "Z", "the worker's end")
+    build(dataclasses.replace(in_four(truth), workers=1), console=QUIET)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def wait_for(found: Callable[[], Any], what: str) -> Any:
+    for _ in range(600):
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited 30 s for {what}")
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> FreihandTruth:
+    """Return 500 images."""
+    return write_freihand(tmp_path, num_unique=120, num_eval=20)
+
+
+def test_killed_at_random_moments_a_build_ends_with_the_same_bytes(
+    many: FreihandTruth, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "preprocess", "build-cache", "dataset=freihand"]
+    words += [f"root={many.root}", "shard_rows=20", "workers=2"]
+    subprocess.run([*words, f"out={tmp_path / 'whole.zarr'}"], check=True, capture_output=True)
+    out = tmp_path / "killed.zarr"
+    killed = killed_while_building([*words, f"out={out}"], out, random.Random(6), kills=3)
+    assert killed >= 2
+    if journal.journal_path(out).exists():
+        subprocess.run([*words, f"out={out}"], check=True, capture_output=True)
+    assert without_command(out) == without_command(tmp_path / "whole.zarr")
+
+
+def killed_while_building(
+    command: list[str], out: Path, rng: random.Random, *, kills: int, most_seconds: float = 0.4
+) -> int:
+    """Start a build and kill it, up to ``kills`` times; return how often it was killed.
+
+    Each time the kill comes up to ``most_seconds`` after the build began to write.
+    """
+    for killed in range(kills):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            written = last_change(out)
+            wait_for(lambda: last_change(out) != written or process.poll() is not None, "a write")  # noqa: B023
+            try:
+                process.wait(rng.uniform(0, most_seconds))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            else:
+                return killed
+    return kills
+
+
+def last_change(out: Path) -> int:
+    """Return when the journal was last written to, 0 if there is none."""
+    path = journal.journal_path(out)
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def without_command(store: Path) -> dict[str, Any]:
+    """Return the hashes of a store's files; the group's attributes without the place in them."""
+    hashes: dict[str, Any] = file_hashes(store)
+    attributes = json.loads((store / "zarr.json").read_text())["attributes"]["handloom"]
+    command = attributes.pop("command")
+    hashes["zarr.json"] = attributes
+    page = "labels/quality/report.html"
+    hashes[page] = (store / page).read_text().replace(command, "")
+    return hashes

@@ -1,0 +1,50 @@
+"""A signal at any moment, on one rank or many."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from train.device import stop as stopping
+from train.device.distributed import Ranks
+from train.device.stop import ASK_EVERY, Stop, stop_on_signal
+
+
+def test_a_signal_asks_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as stop:
+        assert not stop.asked_by_any(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked_by_any(1)
+        assert stop.name == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) == before  # the next one acts as usual
+
+
+def test_ranks_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def gathered(name: str, ranks: Ranks) -> list[str]:
+        asked.append(name)
+        return [name, "SIGTERM"]
+
+    monkeypatch.setattr(stopping, "gathered", gathered)
+    stop = Stop(ranks=Ranks(world=2))
+    assert not stop.asked_by_any(ASK_EVERY + 1)
+    assert asked == []
+    assert stop.asked_by_any(ASK_EVERY)
+    assert (stop.asked, stop.name) == (True, "SIGTERM")
+
+
+def test_a_signal_while_the_ranks_talk_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop(ranks=Ranks(world=2))
+
+    def gathered(name: str, ranks: Ranks) -> list[Any]:
+        if not stop.name:  # the handler runs as soon as the collective returns
+            stop.asked, stop.name = True, "SIGTERM"
+        return [name, ""]
+
+    monkeypatch.setattr(stopping, "gathered", gathered)
+    assert not stop.asked_by_any(ASK_EVERY)  # nobody knew when they talked
+    assert stop.asked_by_any(2 * ASK_EVERY)
+    assert stop.name == "SIGTERM"

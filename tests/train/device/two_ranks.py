@@ -1,0 +1,103 @@
+"""What ``test_distributed`` runs on one rank or two: python two_ranks.py STORE OUT."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.parts.backbone import freeze_batch_norm
+from model.prediction import HandPrediction, Prediction
+from pipeline.batch import Batch
+from pipeline.config import CacheConfig, PipelineConfig
+from pipeline.loader import Loader
+from train.config import OptimConfig, Precision, RunConfig
+from train.device.distributed import Ranks, joined_ranks
+from train.step.stages import resolve_stages
+from train.step.step import TrainState, build_state, enter_stage, train_step
+
+CPU = torch.device("cpu")
+
+
+class Toy(nn.Module):
+    """Joints from an image, in any precision; ``frozen`` has BatchNorms that are fixed maps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 5, stride=4),
+            nn.BatchNorm2d(8) if kind == "frozen" else nn.GroupNorm(2, 8),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.mlp = nn.Linear(32, 63)
+        if kind == "frozen":
+            norm = self.backbone[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            norm.running_mean.normal_(0, 0.1)
+            freeze_batch_norm(self.backbone)
+
+    def forward(self, image: Any, *_: Any) -> Prediction:
+        out = self.mlp(self.backbone(image.to(self.mlp.weight.dtype)))
+        place = torch.tensor([0.0, 0.0, 0.5], dtype=out.dtype)
+        joints = out.view(-1, 1, 21, 3) * 0.1 + place
+        return Prediction(hands=HandPrediction(joints_3d=joints))
+
+
+def state_of(kind: str, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> TrainState:
+    torch.manual_seed(3)
+    model: Any = Toy(kind).to(dtype)
+    state = build_state(model, config, config.pipeline.batch_size // ranks.world, ranks)
+    (stage,) = resolve_stages(config, lambda _: 1)
+    enter_stage(state, stage, config)
+    return state
+
+
+def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    floats = {
+        f.name: getattr(batch, f.name).to(dtype)
+        for f in dataclasses.fields(batch)
+        if getattr(batch, f.name).is_floating_point() and f.name != "image"
+    }
+    return dataclasses.replace(batch, **floats)
+
+
+def main(store: str, out: Path) -> None:
+    config = RunConfig(
+        steps=20,
+        precision=Precision.fp32,
+        pipeline=PipelineConfig(
+            store=store, batch_size=16, input_px=32, cache=CacheConfig(size_px=40)
+        ),
+        optim=OptimConfig(warmup_steps=2),
+    )
+    (stage,) = resolve_stages(config, lambda _: 1)
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with joined_ranks(CPU) as ranks:
+        for kind in ("vit", "frozen"):
+            who = ranks.rank, ranks.world
+            batches = iter(Loader(config.pipeline, device=CPU, rank=who[0], world=who[1]))
+            state = state_of(kind, config, ranks, torch.float32)
+            first: dict[str, torch.Tensor] = {}
+            state.optimizer.register_step_pre_hook(
+                lambda *_, first=first, state=state: first.update(
+                    {n: p.grad.clone() for n, p in state.model.named_parameters()}
+                )
+            )
+            train_step(state, next(batches), config, stage)
+            found[f"gradient {kind}"] = first
+            state = state_of(kind, config, ranks, torch.float64)
+            for _ in range(20):
+                train_step(state, in_dtype(next(batches), torch.float64), config, stage)
+            found[f"weights {kind}"] = dict(state.model.state_dict())
+        if ranks.is_first:
+            torch.save(found, out)
+            print("done")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,351 @@
+"""Checkpoints: what is put back, what is refused, how a run is continued, a full disk."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train.loop
+from pipeline.app.cli import compose
+from tests.conftest import SampleStore
+from train.config import CheckpointChoice, EvaluateConfig, RunConfig
+from train.evaluate.evaluate import main as evaluate
+from train.loop import train as train_loop
+from train.run import main as run
+from train.state.atomic import replace_file
+from train.state.checkpoint import read_checkpoint, rng_state, set_rng_state
+from train.state.resume import FREE_KEYS, flat
+from train.step.step import TrainState, train_step
+from train.watch.log import cut_rows
+
+TINY = [
+    "model.backbone=test_resnet",
+    "model.pretrained=false",
+    "model.hidden=16",
+    "device=cpu",
+    "precision=fp32",
+    "pipeline.input_px=32",
+    "pipeline.cache.size_px=40",
+    "batch_size=8",
+    "optim.warmup_steps=2",
+    "log_every=1",
+    "pictures_every=100",
+    "checkpoint_every=2",
+]
+
+
+def words(data: SampleStore, run_dir: Path, *more: str) -> list[str]:
+    return [f"store={data.store}", f"mano={data.mano}", f"run_dir={run_dir}", *TINY, *more]
+
+
+def config(data: SampleStore, run_dir: Path, *more: str) -> RunConfig:
+    built = compose(RunConfig, words(data, run_dir, *more))
+    assert isinstance(built, RunConfig)
+    return built
+
+
+def resumed(run_dir: Path, *more: str) -> RunConfig:
+    built = compose(RunConfig, [f"resume={run_dir}", *more])
+    assert isinstance(built, RunConfig)
+    return built
+
+
+def files(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def steps_logged(run_dir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(freihand: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of 8 steps; not to be changed."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert run(config(freihand, run_dir, "steps=8")) == 0
+    return run_dir
+
+
+def test_the_newest_three_stay(trained: Path) -> None:
+    kept = [f"step-{step:08d}.pt" for step in (4, 6, 8)]
+    assert files(trained) == ["index.json", *kept]
+    index = json.loads((trained / "checkpoints" / "index.json").read_text())
+    payload = read_checkpoint(trained, say=pytest.fail)
+    assert [entry["file"] for entry in index["entries"]] == kept
+    assert payload["step"] == 8
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert payload["run_id"] == index["run_id"] == manifest["run_id"]
+    assert len(payload["run_id"]) == 16
+    assert payload["store_sha256"] == manifest["store_sha256"]
+    assert payload["mano_sha256"] == manifest["mano_sha256"]
+
+
+def test_the_index_gives_the_sums_that_sha256sum_gives(trained: Path) -> None:
+    import hashlib
+
+    index = json.loads((trained / "checkpoints" / "index.json").read_text())
+    for entry in index["entries"]:
+        data = (trained / "checkpoints" / entry["file"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+        assert entry["bytes"] == len(data)
+
+
+def test_everything_is_put_back(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from inside the loop: the next run begins with the state after 4 steps."""
+    seen: list[dict[str, Any]] = []
+
+    def look(state: TrainState, run: Any) -> bool:
+        before = snapshot(state, run.loader)
+        finished = train_loop(state, run)
+        seen.extend([before, snapshot(state, run.loader)])
+        return finished
+
+    def step(*arguments: Any) -> Any:
+        torch.rand(1)  # as dropout would
+        return train_step(*arguments)
+
+    monkeypatch.setattr("train.run.train", look)
+    monkeypatch.setattr(train.loop, "train_step", step)
+    run(config(freihand, tmp_path / "run", "steps=4"))
+    run(config(freihand, tmp_path / "run", "steps=5"))
+    _, after, before, _ = seen
+    assert equal(before, after)
+    assert not equal(before, seen[-1])
+
+
+def snapshot(state: TrainState, loader: Any) -> dict[str, Any]:
+    parts = (state.model.state_dict(), state.ema.state_dict(), state.optimizer.state_dict())
+    tensors = [torch.utils._pytree.tree_map(clone, part) for part in parts]
+    position = dict(loader.state_dict())
+    steps = (state.step, int(state.clock))
+    return {"parts": tensors, "loader": position, "rng": torch.get_rng_state(), "step": steps}
+
+
+def clone(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def equal(a: Any, b: Any) -> bool:
+    flat_a, tree_a = torch.utils._pytree.tree_flatten(a)
+    flat_b, tree_b = torch.utils._pytree.tree_flatten(b)
+    return tree_a == tree_b and all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(flat_a, flat_b, strict=True)
+    )
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config(freihand, tmp_path, "steps=4"))
+    whole = read_checkpoint(tmp_path, say=pytest.fail)
+    newest = tmp_path / "checkpoints" / "step-00000004.pt"
+    os.truncate(newest, newest.stat().st_size - 1000)
+    capsys.readouterr()
+    assert run(config(freihand, tmp_path, "steps=4")) == 0
+    said = capsys.readouterr().out
+    assert f"checkpoint {newest} is refused: it has" in said.replace("\n", "")
+    assert f"run {tmp_path}" in said
+    assert "step 2" in said
+    again = read_checkpoint(tmp_path, say=pytest.fail)
+    assert equal(again["model"], whole["model"])
+    assert steps_logged(tmp_path) == [1, 2, 3, 4]
+
+
+def test_resume_alone_continues_with_the_runs_own_configuration(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    run(config(freihand, tmp_path / "whole", "steps=6", "optim.lr=0.002"))
+    run(config(freihand, tmp_path / "parts", "steps=6", "optim.lr=0.002"))
+    for name in ("step-00000006.pt", "index.json"):
+        (tmp_path / "parts" / "checkpoints" / name).unlink()
+    assert run(resumed(tmp_path / "parts", "keep_checkpoints=1")) == 0
+    whole, parts = (
+        read_checkpoint(tmp_path / name, say=pytest.fail) for name in ("whole", "parts")
+    )
+    for part in ("model", "ema", "optimizer", "loader", "rng"):
+        assert equal(whole[part], parts[part]), part
+    assert files(tmp_path / "parts") == ["index.json", "step-00000006.pt"]
+    kept = flat(json.loads(parts["config"]))
+    assert kept["optim.lr"] == 0.002
+    assert kept["keep_checkpoints"] == 1
+    assert kept["resume"] is None
+    # The new values hold from then on: the same run_dir alone continues it.
+    assert run(resumed(tmp_path / "parts", "steps=7")) == 0
+    assert steps_logged(tmp_path / "parts") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_resume_refuses_what_cannot_change(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot change \(optim.lr: 0.0003 -> 0.1\); leave out"):
+        run(resumed(trained, "optim.lr=0.1"))
+    with pytest.raises(ValueError, match=r"leave out run_dir, got 'x'"):
+        resumed(trained, "run_dir=x")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        run(resumed(trained.parent / "nothing"))
+    with pytest.raises(ValueError, match=r"needs store=\.\.\. .* or resume=RUN"):
+        compose(RunConfig, [])
+
+
+def test_free_keys_exist_and_may_differ_in_the_same_run_dir(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    run(config(freihand, tmp_path / "run", "steps=2"))
+    keys = flat(json.loads(read_checkpoint(tmp_path / "run", say=pytest.fail)["config"])).keys()
+    assert keys > FREE_KEYS
+    moved = tmp_path / "moved.zarr"
+    moved.symlink_to(freihand.store, target_is_directory=True)
+    assert run(config(freihand, tmp_path / "run", "steps=3", "log_every=2", f"store={moved}")) == 0
+
+
+def test_other_data_is_refused_by_name(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config(freihand, tmp_path, "steps=2"))
+    read = read_checkpoint
+
+    def other(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read(*args, **kwargs) | {"store_sha256": "0" * 64, "mano_sha256": ""}
+
+    monkeypatch.setattr("train.state.resume.read_checkpoint", other)
+    expected = (
+        r"other data \(store content 000000000000 -> \w{12}, MANO files none -> \w{12}; sha256\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run(config(freihand, tmp_path, "steps=3"))
+
+
+def test_a_checkpoint_of_format_0_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"old")
+    with pytest.raises(ValueError, match=r"has checkpoint format 0, this code reads 2"):
+        run(config(freihand, tmp_path, "steps=2"))
+
+
+class FullDisk:
+    """Refuses to put checkpoint files in their place while it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._answer)
+
+    def _answer(self, descriptor: int) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self._fsync(descriptor)
+
+
+def test_a_full_disk_does_not_end_the_training(
+    freihand: SampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = FullDisk(monkeypatch)
+
+    def step(state: TrainState, *rest: Any) -> Any:
+        disk.full = state.step in (3, 5)  # full when steps 4 and 6 are saved
+        return train_step(state, *rest)
+
+    monkeypatch.setattr(train.loop, "train_step", step)
+    assert run(config(freihand, tmp_path, "steps=8")) == 0
+    said = capsys.readouterr().out
+    sentence = (
+        f"the checkpoint of step 4 was not written to {tmp_path / 'checkpoints'}: No space left on "
+        "device; the earlier ones are untouched; tried again in 2 steps\n"
+    )
+    assert sentence in said
+    assert files(tmp_path) == ["index.json", "step-00000002.pt", "step-00000008.pt"]
+    assert read_checkpoint(tmp_path, say=pytest.fail)["step"] == 8
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_a_full_disk_at_the_end_is_an_error(
+    freihand: SampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    by_signal: bool,
+) -> None:
+    import signal
+
+    disk = FullDisk(monkeypatch)
+
+    def step(state: TrainState, *rest: Any) -> Any:
+        if state.step == 3:
+            disk.full = True
+            if by_signal:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(state, *rest)
+
+    monkeypatch.setattr(train.loop, "train_step", step)
+    steps = "steps=9" if by_signal else "steps=4"
+    assert run(config(freihand, tmp_path, steps, "checkpoint_every=3")) == 1
+    assert "the checkpoint of step 4 was not written" in capsys.readouterr().out
+    disk.full = False
+    assert read_checkpoint(tmp_path, say=pytest.fail)["step"] == 3
+
+
+def test_two_runs_in_one_folder_do_not_mix(freihand: SampleStore, tmp_path: Path) -> None:
+    run(config(freihand, tmp_path / "a", "steps=2"))
+    run(config(freihand, tmp_path / "b", "steps=2"))
+    index = tmp_path / "a" / "checkpoints" / "index.json"
+    theirs = (tmp_path / "b" / "checkpoints" / "step-00000002.pt").read_bytes()
+    (index.parent / "step-00000003.pt").write_bytes(theirs)
+    said: list[str] = []
+    assert read_checkpoint(tmp_path / "a", say=said.append)["step"] == 2
+    assert "step-00000003.pt is not in index.json" in said[0]
+    index.unlink()
+    with pytest.raises(ValueError, match="holds files of 2 runs and no index tells whose it is"):
+        read_checkpoint(tmp_path / "a", say=said.append)
+
+
+def test_evaluation_takes_the_latest_or_the_best(
+    freihand: SampleStore, tmp_path: Path, trained: Path
+) -> None:
+    wanted = EvaluateConfig(
+        run=str(trained),
+        store=str(freihand.store),
+        mano=str(freihand.mano),
+        out=str(tmp_path),
+        device=config(freihand, tmp_path).device,
+    )
+    assert evaluate(wanted) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["checkpoint"], scores["step"]) == ("latest", 8)
+    wanted.checkpoint = CheckpointChoice.best
+    with pytest.raises(FileNotFoundError, match="no best checkpoint: none was scored"):
+        evaluate(wanted)
+
+
+def test_generators_of_devices_that_are_not_here_are_passed_over() -> None:
+    before = rng_state()
+    expected = torch.rand(3)
+    set_rng_state(before | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 64})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_rows_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    cut_rows(path, 3)
+    assert not path.exists()
+    rows = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3, 4)]
+    path.write_text("".join(rows) + '{"step": 5, "lo')
+    cut_rows(path, 3)
+    assert path.read_text() == "".join(rows[:3])
+    path.write_text(rows[0] + "\0\0\0")
+    cut_rows(path, 3)
+    assert path.read_text() == rows[0]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    replace_file(path, b"abc")
+    replace_file(path, b"de")
+    assert path.read_bytes() == b"de"
+    assert list(tmp_path.iterdir()) == [path]

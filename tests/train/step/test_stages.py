@@ -1,0 +1,238 @@
+"""Stages: what they change, and that a run through them resumes bitwise."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import train.loop
+from model.config import Head, ModelConfig
+from model.regressor.net import ManoRegressor
+from pipeline.app.cli import compose
+from tests.conftest import SampleStore
+from tests.train.state.test_checkpoint import config
+from tests.train.test_run import losses, weights
+from train.config import OptimConfig, RunConfig, StageConfig
+from train.device.distributed import Ranks
+from train.run import main as run
+from train.step.optim import build_optimizer
+from train.step.stages import (
+    freeze,
+    require_trainable,
+    resolve_stages,
+    stage_at,
+    trainable_names,
+    training_mode,
+)
+from train.step.step import train_step
+
+
+def small(backbone: str = "resnet10t") -> ManoRegressor:
+    settings = ModelConfig(backbone=backbone, pretrained=False, head=Head.joints, hidden=8)
+    return ManoRegressor(settings, input_px=32, mano=None)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_stages_follow_each_other() -> None:
+    words = [
+        "store=x",
+        "batch_size=64",
+        "stages.head.steps=100",
+        "stages.head.freeze=[backbone]",
+        "stages.head.augment=0",
+        "stages.all.epochs=2.5",
+        "stages.all.lr=1e-4",
+        "stages.all.batch_size=32",
+        "stages.all.loss={theta: 2.0, vertices: 0}",
+    ]
+    settings = compose(RunConfig, words)
+    head, everything = resolve_stages(settings, lambda pipeline: 640 // pipeline.batch_size)
+    assert (head.name, head.begin, head.end, head.steps) == ("head", 0, 100, 100)
+    assert (everything.begin, everything.end) == (100, 150)
+    assert head.lr == settings.optim.lr
+    assert everything.lr == 1e-4
+    assert head.pipeline.augment.is_off
+    assert everything.pipeline.augment == settings.pipeline.augment
+    assert (head.pipeline.batch_size, everything.pipeline.batch_size) == (64, 32)
+    assert (everything.loss.theta, everything.loss.vertices) == (2.0, 0.0)
+    assert head.loss == settings.loss
+    assert stage_at((head, everything), 99) is head
+    assert stage_at((head, everything), 100) is everything
+    assert stage_at((head, everything), 999) is everything
+
+
+def test_a_run_without_stages_is_one() -> None:
+    settings = compose(RunConfig, ["store=x", "steps=7"])
+    (whole,) = resolve_stages(settings, lambda _: 1)
+    assert (whole.begin, whole.end, whole.freeze) == (0, 7, ())
+    assert whole.pipeline == settings.pipeline
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stages.a.lr=1"], "stages.a needs steps or epochs, one of them"),
+        (["stages.a.steps=1", "stages.a.epochs=1"], "stages.a needs steps or epochs"),
+        (["stages.a.steps=1", "stages.a.loss={thetta: 1}"], "no term 'thetta'; there are joints"),
+        (["stages.a.steps=-1"], "must not be negative, got -1"),
+        (["stages.a.steps=1", "stages.a.lr=0"], "lr must be positive, got 0"),
+    ],
+)
+def test_bad_stages_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_stages(compose(RunConfig, ["store=x", *words]), lambda _: 1)
+
+
+def test_augmentation_never_leaves_its_limits() -> None:
+    settings = compose(RunConfig, ["store=x"])
+    settings.stages["wild"] = StageConfig(steps=1, augment=100.0)
+    (wild,) = resolve_stages(settings, lambda _: 1)
+    assert wild.pipeline.augment.rotation_deg == 180
+    assert wild.pipeline.augment.scale == 0.5
+
+
+def test_frozen_modules_are_neither_trained_nor_in_training_mode() -> None:
+    model = small()
+    trainable = trainable_names(model)
+    freeze(model, ("backbone",), trainable)
+    training_mode(model, ("backbone",))
+    assert {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"mlp"}
+    assert not any(module.training for module in model.backbone.modules())
+    assert model.mlp.training
+    freeze(model, (), trainable)
+    training_mode(model, ())
+    assert trainable_names(model) == trainable
+    assert all(module.training for module in model.modules())
+    with pytest.raises(
+        ValueError, match=r"no parameters in a module 'back'; there are backbone, mlp"
+    ):
+        freeze(model, ("back",), trainable)
+
+
+def test_a_later_stage_is_checked_at_the_start(freihand: SampleStore, tmp_path: Path) -> None:
+    first = ["stages.a.steps=1"]
+    for word, message in (
+        ("stages.b.freeze=[backbone,mlp]", r"stages\.b\.freeze leaves nothing to train"),
+        ("stages.b.freeze=[bakbone]", "no parameters in a module 'bakbone'"),
+        ("stages.b.batch_size=65", "batch_size must be at most 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(config(freihand, tmp_path, *first, "stages.b.steps=1", word))
+    settings = compose(RunConfig, ["store=x", "stages.a.steps=1", "stages.a.freeze=[backbone]"])
+    (frozen,) = resolve_stages(settings, lambda _: 1)
+    require_trainable(small(), frozen, Ranks(world=2))
+    (whole,) = resolve_stages(compose(RunConfig, ["store=x"]), lambda _: 1)
+    with pytest.raises(ValueError, match=r"BatchNorms .* in training mode"):
+        require_trainable(small(), whole, Ranks(world=2))
+
+
+def test_what_was_never_trained_stays_so() -> None:
+    model = small()
+    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)  # noqa: FBT003
+    trainable = trainable_names(model)
+    freeze(model, ("backbone",), trainable)
+    freeze(model, (), trainable)
+    assert trainable_names(model) == trainable
+    assert "mlp.0.bias" not in trainable
+
+
+STAGES = [
+    "stages.head.steps=4",
+    "stages.head.freeze=[backbone]",
+    "stages.all.steps=5",
+    "stages.all.batch_size=16",
+    "stages.all.lr=1e-3",
+    "stages.fine.steps=3",
+    "stages.fine.augment=0",
+]
+
+
+def test_a_run_goes_through_its_stages(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, bool]] = []
+
+    def look(state: Any, batch: Any, settings: Any, stage: Any) -> Any:
+        before = next(state.model.backbone.parameters()).clone()
+        output = train_step(state, batch, settings, stage)
+        moved = not torch.equal(before, next(state.model.backbone.parameters()))
+        seen.append((stage.name, len(batch), moved))
+        return output
+
+    monkeypatch.setattr(train.loop, "train_step", look)
+    assert run(config(freihand, tmp_path / "run", *STAGES)) == 0
+    assert seen == [("head", 8, False)] * 4 + [("all", 16, True)] * 5 + [("fine", 8, True)] * 3
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+
+
+@pytest.mark.parametrize("stop", [4, 7, 9])
+def test_a_run_stopped_in_any_stage_resumes_bitwise(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    assert run(config(freihand, tmp_path / "whole", *STAGES)) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def die(state: Any, *rest: Any) -> Any:
+        if state.step == stop:
+            raise Killed
+        return train_step(state, *rest)
+
+    words = [*STAGES, "checkpoint_every=1"]
+    monkeypatch.setattr(train.loop, "train_step", die)
+    with pytest.raises(Killed):
+        run(config(freihand, tmp_path / "parts", *words))
+    monkeypatch.setattr(train.loop, "train_step", train_step)
+    assert run(config(freihand, tmp_path / "parts", *words)) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+# --- parameter groups -----------------------------------------------------------------------------
+
+
+def groups_of(model: nn.Module, **words: float) -> dict[str, tuple[float, float]]:
+    """(learning rate over the schedule's, weight decay) of every parameter."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(**words))  # type: ignore[arg-type]
+    return {
+        names[id(parameter)]: (group["lr_share"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_every_trained_parameter_is_in_one_group() -> None:
+    model = small()
+    assert set(groups_of(model)) == {name for name, _ in model.named_parameters()}
+    dict(model.named_parameters())["mlp.0.bias"].requires_grad_(False)  # noqa: FBT003
+    assert "mlp.0.bias" not in groups_of(model)
+
+
+def test_norms_biases_and_embeddings_do_not_decay() -> None:
+    found = groups_of(small("test_vit"), weight_decay=0.05)
+    for name, (_, decay) in found.items():
+        is_plain = name.endswith(("bias", "pos_embed", "cls_token")) or "norm" in name
+        assert decay == (0.0 if is_plain else 0.05), name
+    assert {decay for _, decay in found.values()} == {0.0, 0.05}
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+def test_lower_layers_learn_slower(backbone: str) -> None:
+    found = groups_of(small(backbone), backbone_lr=0.5, layer_decay=0.8)
+    share = {name: lr for name, (lr, _) in found.items()}
+    assert share["mlp.0.weight"] == 1.0
+    stem = "backbone.conv1.0.weight" if backbone == "resnet10t" else "backbone.pos_embed"
+    last = "backbone.layer4.0.conv1.weight" if backbone == "resnet10t" else "backbone.norm.weight"
+    model: Any = timm.create_model(backbone)
+    layers = len(model.blocks) if backbone == "test_vit" else 4
+    assert share[last] == pytest.approx(0.5)
+    assert share[stem] == pytest.approx(0.5 * 0.8**layers)
+    order = sorted(set(share.values()))
+    assert order == [pytest.approx(0.5 * 0.8**k) for k in range(layers, -1, -1)] + [1.0]

@@ -1,0 +1,109 @@
+"""One step: accumulation, averaged weights, activations computed again."""
+
+import copy
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.mano.files import load_mano
+from model.regressor.net import ManoRegressor
+from pipeline.batch import Batch, blank_batch
+from pipeline.loader import Loader
+from tests.conftest import SampleStore
+from tests.train.test_run import config
+from train.step.optim import update_ema
+from train.step.peak import rehearse, step_bytes
+from train.step.stages import resolve_stages
+from train.step.step import build_state, train_step
+
+CPU = torch.device("cpu")
+
+
+def gradients_of(
+    data: SampleStore, tmp_path: Path, *words: str
+) -> tuple[dict[str, torch.Tensor], float, dict[str, float]]:
+    """The gradient of the first step, before the update; its loss and terms."""
+    settings = config(data, tmp_path, "model.backbone=test_vit", *words)
+    loader = Loader(settings.pipeline, device=CPU)
+    torch.manual_seed(0)
+    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(data.mano))
+    state = build_state(model, settings, 8)
+    (stage,) = resolve_stages(settings, loader.steps_per_epoch)
+    found: dict[str, torch.Tensor] = {}
+    state.optimizer.register_step_pre_hook(
+        lambda *_: found.update(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+    )
+    output = train_step(state, next(iter(loader)), settings, stage)
+    means = output.terms.values.mean(1).tolist()
+    terms = dict(zip(output.terms.names, means, strict=True))
+    return found, float(output.loss), terms
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_is_the_same_step(
+    freihand: SampleStore, tmp_path: Path, parts: int
+) -> None:
+    whole = gradients_of(freihand, tmp_path, "optim.clip_norm=1e9")
+    split = gradients_of(freihand, tmp_path, "optim.clip_norm=1e9", f"accumulate={parts}")
+    assert split[1] == pytest.approx(whole[1], rel=1e-5)
+    assert split[2] == pytest.approx(whole[2], rel=1e-5)
+    for name, gradient in whole[0].items():
+        scale = gradient.abs().max()
+        assert (split[0][name] - gradient).abs().max() <= 1e-4 * scale + 1e-7, name
+
+
+def test_activations_computed_again_give_the_same_gradient(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    kept = gradients_of(freihand, tmp_path)
+    again = gradients_of(freihand, tmp_path, "model.checkpoint_activations=true")
+    assert kept[1] == again[1]
+    assert all(torch.allclose(kept[0][n], again[0][n], rtol=1e-5, atol=1e-7) for n in kept[0])
+
+
+def test_averaged_weights_follow_the_formula() -> None:
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.BatchNorm1d(3)
+    ema = copy.deepcopy(model)
+    expected = ema.weight.detach().double().clone()
+    for step in range(30):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(3, generator=g))
+            mean_of(model).copy_(torch.randn(3, generator=g))
+        update_ema(ema, model, torch.tensor(step), 0.5)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+        assert torch.allclose(ema.weight.detach().double(), expected, atol=1e-6)
+        assert torch.equal(mean_of(ema), mean_of(model))
+
+
+def mean_of(norm: torch.nn.BatchNorm1d) -> torch.Tensor:
+    assert norm.running_mean is not None
+    return norm.running_mean
+
+
+def test_a_rehearsal_takes_real_steps_on_blank_batches(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    settings = config(freihand, tmp_path)
+    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    before = next(model.mlp.parameters()).clone()
+    rehearse(model, settings)
+    assert torch.isfinite(next(model.mlp.parameters())).all()
+    assert step_bytes(model, settings) == 0  # on a CPU nothing is measured
+    assert before.shape == next(model.mlp.parameters()).shape
+
+
+def test_a_blank_batch_has_the_shapes_of_a_real_one(freihand: SampleStore, tmp_path: Path) -> None:
+    real = next(iter(Loader(config(freihand, tmp_path).pipeline, device=CPU)))
+    blank = blank_batch(real.image, num_hands=1)
+    for field in fields(Batch):
+        ours, theirs = getattr(blank, field.name), getattr(real, field.name)
+        assert ours.shape == theirs.shape, field.name
+        assert ours.dtype == theirs.dtype, field.name
+    assert not (blank.has_joints | blank.has_mano | blank.has_beta).any()
+    assert replace(blank, image=real.image).image is real.image

@@ -1,0 +1,110 @@
+"""Checks of ``python -m train doctor``: processor, host memory, compiler."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from pipeline.gather import cpu as gather_native
+from train.doctor.config import DoctorConfig
+from train.doctor.finding import Finding, error, ok, warning
+
+CGROUP: Final = Path("/sys/fs/cgroup")
+LOW_MEMORY_SHARE: Final = 0.1
+FEW_CORES: Final = 4
+BUSY_SHARE: Final = 0.5
+"""Load of the machine per core from which it counts as shared."""
+
+
+def host_memory(_: DoctorConfig) -> Finding:
+    """Read the host's memory and the container's limit."""
+    fields = dict(
+        line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    )
+    total, free = (
+        int(fields[name].split()[0]) * 1024 / 1e9 for name in ("MemTotal", "MemAvailable")
+    )
+    limit = _limit("memory.max")
+    text = f"{free:.1f} of {total:.1f} GB available"
+    if limit is not None:
+        used = float((CGROUP / "memory.current").read_text(encoding="utf-8"))
+        total, free = min(total, limit / 1e9), min(free, (limit - used) / 1e9)
+        text += f"; this container may use {limit / 1e9:.1f} GB and {free:.1f} GB more"
+    values = {"available_gb": free, "total_gb": total}
+    if free < LOW_MEMORY_SHARE * total:
+        return warning(text, "end other processes; the labels and the fill need room", **values)
+    return ok(text, **values)
+
+
+def cores(_: DoctorConfig) -> Finding:
+    """Count the cores of the machine that this process may use."""
+    allowed, usable = os.cpu_count() or 1, usable_cores()
+    text = f"{usable:g} of {allowed} usable"
+    if usable < FEW_CORES:
+        cure = "decoding at the fill, and all of it without a GPU, will be slow; give it more cores"
+        return warning(text, cure, usable=usable)
+    return ok(text, usable=usable)
+
+
+def threads(_: DoctorConfig) -> Finding:
+    """Compare the threads of torch with the cores, and see whether others use them."""
+    usable, number, load = usable_cores(), torch.get_num_threads(), os.getloadavg()[0]
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    text = (
+        f"torch uses {number}; OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}, "
+        f"OMP_WAIT_POLICY {policy}; load {load:.1f}"
+    )
+    values = {"torch_threads": number, "omp_wait_policy": policy, "load": load}
+    cures = []
+    if number > max(1.0, usable):
+        cures.append(f"threads={max(1, int(usable))}: more than the cores slow each other down")
+    if load > BUSY_SHARE * usable and policy.upper() != "PASSIVE":
+        cures.append(
+            "if others share the machine: export OMP_WAIT_POLICY=PASSIVE, so that waiting threads "
+            "sleep instead of spinning"
+        )
+    return warning(text, "; ".join(cures), **values) if cures else ok(text, **values)
+
+
+def compiler(_: DoctorConfig) -> Finding:
+    """Build the CPU's gather, as the first batch would; Triton needs a compiler too."""
+    names = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        say = error if torch.cuda.is_available() else warning
+        cure = "install one (apt install gcc): Triton compiles its launchers, a CPU its gather"
+        return say(f"none of {', '.join(names)}", cure)
+    if os.environ.get(gather_native.SWITCH) == "0":
+        return warning(
+            f"{path}; {gather_native.SWITCH}=0 turns the CPU's gather off",
+            f"unset {gather_native.SWITCH}",
+            compiler=path,
+        )
+    if not gather_native.available():
+        return warning(
+            f"{path} does not build the CPU's gather; the line above says why",
+            "another compiler in CC, or a writable XDG_CACHE_HOME",
+            compiler=path,
+        )
+    return ok(f"{path} builds the CPU's gather", compiler=path)
+
+
+def usable_cores() -> float:
+    """Return the cores that this process may use: its affinity and its container's quota."""
+    number = float(len(os.sched_getaffinity(0)))
+    quota = _limit("cpu.max")
+    if quota is None:
+        return number
+    period = float((CGROUP / "cpu.max").read_text(encoding="utf-8").split()[1])
+    return min(number, quota / period)
+
+
+def _limit(name: str) -> float | None:
+    """Return the first number of a cgroup file; None where there is no limit."""
+    try:
+        first = (CGROUP / name).read_text(encoding="utf-8").split()[0]
+    except (OSError, IndexError):
+        return None
+    return None if first == "max" else float(first)

@@ -1,0 +1,1 @@
+"""python -m train evaluate: metrics and official protocols."""

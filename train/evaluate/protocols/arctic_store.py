@@ -1,0 +1,288 @@
+"""ARCTIC's protocol on a store: predicted scenes and true ones, a view of a sequence at a time.
+
+The truth is the store's, in its own terms: hands decoded with the model that the dataset was fitted
+with, the left one as shipped and with the shapes as shipped; the whole mesh of the object; in view
+what the official rule calls in view. Two things differ from the official files: validity is a
+yes or no here, and the diameter of an object is the largest distance of two vertices of its mesh.
+
+Shape legend: f = frames of a sequence in order, v = object vertices.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from rich.progress import track
+from torch import Tensor
+
+from model.geometry.articulation import articulated
+from model.geometry.rotation import axis_angle_to_rotmat, rotate
+from model.hand import LEFT, NUM_MANO_JOINTS, RIGHT
+from model.mano.files import ManoModels
+from model.mano.layer import ManoLayer
+from pipeline.store.objects import ObjectShape, read_object
+from pipeline.store.reader import Store
+from train.evaluate.metrics.arctic import (
+    ArcticAccumulator,
+    ArcticPose,
+    ArcticTruth,
+    Nearest,
+    field_of,
+    score_pose,
+)
+from train.evaluate.protocols.arctic import report_of
+from train.evaluate.protocols.gathered import Gathered, How
+from train.evaluate.protocols.report import Report
+
+SPLITS = ("p1_val", "p2_val")
+"""Whole sequences with labels; s03's, the test set, are hidden, and subsets are no sequences."""
+TOP, BOTTOM = 1, 2
+"""Part ids of the protocol."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A sequence seen by one camera."""
+
+    name: str
+    """``s05_box_grab_01_1``: as the leaderboard's folders are called."""
+    sequence: int
+    place: Int64[np.ndarray, " f"]
+    """Where its frames are in ``Gathered``, in order."""
+
+
+def wanted(held: Gathered) -> Bool[np.ndarray, "n 2"]:
+    """Return the hands of rows that the protocol scores anything of."""
+    store = held.store
+    scored = store.label("official_valid")[held.rows].any(1) & store.label("sample_ok")[held.rows]
+    return np.repeat(scored[:, None], 2, 1)
+
+
+def report(held: Gathered, how: How) -> Report | str:
+    """Score all clips, or say what they lack."""
+    store, scenes = held.store, held.scenes
+    assert scenes is not None
+    lacking = _lacking(held)
+    if lacking is not None:
+        return lacking
+    layer = ManoLayer(scenes.mano).to(how.device)
+    own_layer = ManoLayer(_as_fitted(scenes.mano)).to(how.device)
+    scores, found = ArcticAccumulator(), list(clips(held))
+    known: tuple[int, Int64[np.ndarray, " f"], Nearest] | None = None
+    for clip in track(found, description="official protocol", transient=True):
+        rows = held.rows[clip.place]
+        shape = _shape(store, rows)
+        truth = true_scene(store, rows, shape, own_layer, how.device)
+        frames = store.label("frame_idx")[rows]
+        # Distances are the same from every camera.
+        if known is None or known[0] != clip.sequence or not np.array_equal(known[1], frames):
+            known = clip.sequence, frames, field_of(truth.pose)
+        pred = predicted_scene(held, clip.place, shape, layer, how.device)
+        scores.update(score_pose(pred, truth, strict=how.strict, field=known[2]))
+    return report_of(
+        scores.summary(),
+        strict=how.strict,
+        num_frames=len(held.rows),
+        num_sequences=len(found),
+        crop=how.crop,
+        camera=how.camera,
+        warnings=_warnings(held),
+    )
+
+
+def export(held: Gathered, path: Path) -> None:
+    """Write ``predictions`` and ``truth``, a file per clip: what ``protocol=arctic`` reads.
+
+    Raises:
+        ValueError: If the truth of some rows is not whole.
+    """
+    assert held.scenes is not None
+    lacking = _lacking(held)
+    if lacking is not None:
+        raise ValueError(f"export: {lacking}")
+    device = torch.device("cpu")
+    layer, own_layer = ManoLayer(held.scenes.mano), ManoLayer(_as_fitted(held.scenes.mano))
+    for clip in track(list(clips(held)), description="export", transient=True):
+        rows = held.rows[clip.place]
+        shape = _shape(held.store, rows)
+        truth = true_scene(held.store, rows, shape, own_layer, device)
+        more = {
+            "is_valid": truth.is_valid.numpy(),
+            "right_valid": truth.right_valid.numpy(),
+            "left_valid": truth.left_valid.numpy(),
+            "part_ids": truth.part_ids.numpy(),
+            "diameter_m": np.float64(truth.diameter_m),
+        }
+        pose = predicted_scene(held, clip.place, shape, layer, device)
+        _write(path / "predictions" / f"{clip.name}.npz", pose, {})
+        _write(path / "truth" / f"{clip.name}.npz", truth.pose, more)
+
+
+def _write(path: Path, pose: ArcticPose, more: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        field.name: getattr(pose, field.name).float().numpy() for field in dataclasses.fields(pose)
+    }
+    np.savez(path, allow_pickle=False, **arrays, **more)
+
+
+def _as_fitted(mano: ManoModels) -> ManoModels:
+    """Return the models that the dataset was fitted with."""
+    return dataclasses.replace(mano, left=mano.left_as_shipped)
+
+
+def clips(held: Gathered) -> Iterator[Clip]:
+    """Yield the clips of a split by sequence and camera."""
+    store = held.store
+    names = store.attributes.tables
+    keys = [store.label(f"{key}_idx")[held.rows] for key in ("frame", "camera", "sequence")]
+    order = np.lexsort(keys)
+    _, camera, sequence = (key[order] for key in keys)
+    begins = np.flatnonzero((np.diff(sequence) != 0) | (np.diff(camera) != 0)) + 1
+    for place in np.split(order, begins):
+        row = held.rows[place[0]]
+        folder = names["sequence"][store.label("sequence_idx")[row]].replace("/", "_")
+        view = names["camera"][store.label("camera_idx")[row]]
+        yield Clip(
+            name=f"{folder}_{view}", sequence=int(store.label("sequence_idx")[row]), place=place
+        )
+
+
+def predicted_scene(
+    held: Gathered,
+    place: Int64[np.ndarray, " f"],
+    shape: ObjectShape,
+    layer: ManoLayer,
+    device: torch.device,
+) -> ArcticPose:
+    """Return what was predicted of the frames at ``place``; NaN where nothing was."""
+    scenes = held.scenes
+    assert scenes is not None
+
+    def at(name: str) -> Tensor:
+        return torch.from_numpy(getattr(scenes, name)[place]).to(device)
+
+    hands = [
+        layer(
+            at("theta_rotmat")[:, hand],
+            at("beta")[:, hand],
+            at("transl")[:, hand],
+            torch.full((len(place),), hand == RIGHT, device=device),
+        )[0]
+        for hand in (RIGHT, LEFT)
+    ]
+    joints = torch.from_numpy(held.joints_3d[place]).to(device)
+    joints[~torch.from_numpy(held.seen[place]).to(device)] = torch.nan
+    return ArcticPose(
+        joints_right=joints[:, RIGHT],
+        joints_left=joints[:, LEFT],
+        vertices_right=hands[RIGHT],
+        vertices_left=hands[LEFT],
+        object_vertices=_object(
+            shape, at("object_rotmat"), at("object_transl"), at("arti_rad"), device
+        ),
+        arti_rad=at("arti_rad"),
+    )
+
+
+def true_scene(
+    store: Store,
+    rows: Int64[np.ndarray, " f"],
+    shape: ObjectShape,
+    layer: ManoLayer,
+    device: torch.device,
+) -> ArcticTruth:
+    """Return the truth of a clip.
+
+    Args:
+        store: The store.
+        rows: The clip's frames in order.
+        shape: Of its object.
+        layer: With the left model as shipped.
+        device: Where to decode.
+    """
+
+    def at(name: str) -> Tensor:
+        return torch.from_numpy(store.label(name)[rows]).to(device)
+
+    theta, joints = at("theta"), at("joints_3d")
+    rotmat = axis_angle_to_rotmat(theta.double().view(len(rows), 2, NUM_MANO_JOINTS, 3)).float()
+    wrist = at("root_rest") + at("transl")  # of the shape that the store keeps, and of the shipped
+    hands = []
+    for hand in (RIGHT, LEFT):
+        right = torch.full((len(rows),), hand == RIGHT, device=device)
+        beta = at("beta_raw")[:, hand]
+        transl = wrist[:, hand] - layer.root_rest(beta, right)
+        hands.append(layer(rotmat[:, hand], beta, transl, right)[0])
+    slot = torch.from_numpy(_slot(store, rows)).to(device)
+    place = torch.arange(len(rows), device=device)
+    pose, arti = at("object_pose")[place, slot], at("object_arti_rad")[place, slot]
+    valid = store.label("official_valid")[rows] & store.label("sample_ok")[rows, None]
+    seen = torch.from_numpy(valid).to(device, torch.float64)
+    return ArcticTruth(
+        pose=ArcticPose(
+            joints_right=joints[:, RIGHT],
+            joints_left=joints[:, LEFT],
+            vertices_right=hands[RIGHT],
+            vertices_left=hands[LEFT],
+            object_vertices=_object(shape, pose[..., :3], pose[..., 3], arti, device),
+            arti_rad=arti,
+        ),
+        is_valid=seen[:, 2],
+        right_valid=seen[:, RIGHT],
+        left_valid=seen[:, LEFT],
+        part_ids=torch.from_numpy(np.where(shape.vertex_part == 1, TOP, BOTTOM)).to(device),
+        diameter_m=shape.diameter_m,
+    )
+
+
+def _object(
+    shape: ObjectShape,
+    R: Float[Tensor, "f 3 3"],
+    t: Float[Tensor, "f 3"],
+    arti_rad: Float[Tensor, " f"],
+    device: torch.device,
+) -> Float[Tensor, "f v 3"]:
+    num = (len(t), len(shape.vertices))
+    points = torch.from_numpy(shape.vertices).to(device).expand(*num, 3)
+    moving = torch.from_numpy(shape.vertex_part == 1).to(device).expand(num)
+    return rotate(R, articulated(points, moving, arti_rad)) + t[:, None]
+
+
+def _shape(store: Store, rows: Int64[np.ndarray, " f"]) -> ObjectShape:
+    row = rows[:1]
+    number = int(store.label("object_id")[row, _slot(store, row)][0])
+    return read_object(store.path, store.attributes.tables["object"][number])
+
+
+def _slot(store: Store, rows: Int64[np.ndarray, " f"]) -> Int64[np.ndarray, " f"]:
+    """Return the slot of the sequence's object: ARCTIC has one to a sequence."""
+    return np.asarray(store.label("has_object")[rows].argmax(1), np.int64)
+
+
+def _lacking(held: Gathered) -> str | None:
+    """Return a sentence about rows whose truth is not whole, if any."""
+    store, rows = held.store, held.rows
+    has_hands = store.label("has_mano")[rows].all(1)
+    has_object = store.label("has_object")[rows].any(1)
+    for what, known in (("MANO parameters of both hands", has_hands), ("an object", has_object)):
+        if not known.all():
+            first = rows[~known][0]
+            return (
+                f"{held.source}: {int((~known).sum())} of {len(rows)} rows lack {what} (first: row "
+                f"{first}), and the protocol follows whole sequences; build the store with "
+                "mano=FOLDER from the whole raw_seqs and meta"
+            )
+    return None
+
+
+def _warnings(held: Gathered) -> tuple[str, ...]:
+    absent = int((~held.store.label("sample_ok")[held.rows]).sum())
+    if not absent:
+        return ()
+    return (f"{absent} of {len(held.rows)} rows have no readable image: they are not scored",)

@@ -1,0 +1,195 @@
+"""Reading and writing the files of the protocols, each problem said with its file.
+
+Shape legend: n = samples, k = points.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pipeline.app.cli import nearest
+from pipeline.pickles.read import load_npy
+from pipeline.pickles.zips import open_zip, read_member
+
+PREDICTION_FILE: Final = "pred.json"
+_MAX_BYTES: Final = 8 * 2**30
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or of the only one in a zip.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    data = path.read_bytes()
+    if data.startswith(b"PK"):
+        with open_zip(data, name=str(path)) as archive:
+            found = [m for m in archive.infolist() if Path(m.filename).name == PREDICTION_FILE]
+            if len(found) != 1:
+                names = [member.filename for member in found] or "none"
+                raise ValueError(f"{path}: expected one {PREDICTION_FILE} in it, got {names}")
+            name = f"{found[0].filename} in {path}"
+            data = read_member(archive, found[0], name=name, max_bytes=_MAX_BYTES)
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def prediction_file(path: Path) -> Path:
+    """Return ``path``, or in a folder its pred.json, else its only .json or .zip.
+
+    Raises:
+        FileNotFoundError: If a folder holds none, or several.
+    """
+    if path.is_file():
+        return path
+    if (path / PREDICTION_FILE).is_file():
+        return path / PREDICTION_FILE
+    found = sorted([*path.glob("*.json"), *path.glob("*.zip")])
+    if len(found) != 1:
+        names = [p.name for p in found] or "none"
+        raise FileNotFoundError(
+            f"{path} holds no {PREDICTION_FILE} and not one single .json or .zip: {names}"
+        )
+    return found[0]
+
+
+def read_two_lists(
+    path: Path,
+) -> tuple[Float64[np.ndarray, "n 21 3"], Float64[np.ndarray, "n k 3"]]:
+    """Read ``[joints, vertices]``, the prediction format of FreiHAND and HO-3D.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, list) or len(content) != 2:
+        raise ValueError(
+            f"{path}: expected a list [joints, vertices] of two lists, got "
+            f"{type(content).__name__} of {_length(content)}"
+        )
+    joints = as_points(content[0], f"{path}, joints", num_points=21)
+    vertices = as_points(content[1], f"{path}, vertices")
+    if len(joints) != len(vertices):
+        raise ValueError(f"{path}: {len(joints)} samples of joints, {len(vertices)} of vertices")
+    return joints, vertices
+
+
+def as_points(
+    value: Any, name: str, *, num_points: int | None = None
+) -> Float64[np.ndarray, "n k 3"]:
+    """Return nested lists (or an array) as ``[n, k, 3]``.
+
+    Raises:
+        ValueError: If the shape is another one, or not the same for all samples.
+    """
+    expected = f"(n, {num_points or 'k'}, 3)"
+    try:
+        points = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name}: expected numbers of shape {expected}, got lists of uneven length or other "
+            "values"
+        ) from error
+    if points.ndim != 3 or points.shape[2] != 3 or (num_points and points.shape[1] != num_points):
+        raise ValueError(f"{name}: expected shape {expected}, got {points.shape}")
+    return points
+
+
+def read_npz(
+    path: Path, shapes: dict[str, tuple[int | str, ...]], *, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read named arrays and check their shapes; equal letters must have equal lengths.
+
+    Args:
+        path: The .npz file; objects (pickles) in it are refused.
+        shapes: Shape by key, numbers or letters.
+        optional: Keys that may be absent.
+
+    Raises:
+        ValueError: With everything that is wrong with the file.
+    """
+    problems, found, letters = [], {}, dict[str, int]()
+    arrays = _plain_arrays(path)
+    for name, shape in shapes.items():
+        if name not in arrays:
+            if name not in optional:
+                problems.append(f"no {name!r}")
+            continue
+        array = arrays.pop(name)
+        if array.dtype.kind not in "fiub":
+            problems.append(f"{name!r} holds {array.dtype}, expected numbers")
+            continue
+        if array.ndim != len(shape) and tuple(shape)[-1:] == (1,):
+            array = array[..., None]  # a column may come as a vector
+        elif shape == () and array.size == 1:
+            array = array.reshape(())
+        fits = array.ndim == len(shape) and all(
+            (letters.setdefault(want, got) if isinstance(want, str) else want) == got
+            for want, got in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            sizes = [letters.get(s, s) if isinstance(s, str) else s for s in shape]
+            wanted = ", ".join(map(str, sizes))
+            problems.append(f"{name!r} has shape {array.shape}, expected ({wanted})")
+        found[name] = array
+    problems += [f"unknown key {name!r}; {nearest(name, shapes)}" for name in arrays]
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    return found
+
+
+def keys_of(path: Path) -> list[str]:
+    """Return the names of the arrays in an .npz.
+
+    Raises:
+        ValueError: If it is no zip file.
+    """
+    with open_zip(path, name=str(path)) as archive:
+        return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+
+
+def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array; NumPy's own reader would allocate what a header says, or ask for pickles.
+
+    Raises:
+        ValueError: If the file is no .npz, is cut off, damaged, or holds anything else.
+    """
+    try:
+        with open_zip(path, name=str(path)) as archive:
+            arrays = {}
+            for member in archive.infolist():
+                name = f"{member.filename} in {path}"
+                data = read_member(archive, member, name=name, max_bytes=_MAX_BYTES)
+                arrays[member.filename.removesuffix(".npy")] = load_npy(
+                    data, name=name, max_bytes=_MAX_BYTES
+                )
+            return arrays
+    except ValueError as error:
+        raise ValueError(f"{error}; expected an .npz of plain arrays (numpy.savez)") from error
+
+
+def batches(*arrays: np.ndarray, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the arrays as tensors, ``size`` samples at a time."""
+    for begin in range(0, len(arrays[0]), size):
+        yield tuple(torch.from_numpy(array[begin : begin + size]) for array in arrays)
+
+
+def write_two_lists(
+    path: Path, joints: Float64[np.ndarray, "n 21 3"], vertices: Float64[np.ndarray, "n k 3"]
+) -> None:
+    """Write ``[joints, vertices]`` as FreiHAND's and HO-3D's servers want it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        json.dump([joints.tolist(), vertices.tolist()], file)
+
+
+def _length(value: Any) -> str:
+    return str(len(value)) if isinstance(value, (list, dict)) else "no length"

@@ -1,0 +1,282 @@
+"""Predictions of a store's split, gathered in the order of the dataset's official protocol.
+
+Shape legend: n = rows of the split, b = batch, h = hands (slot 0 right, slot 1 left).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor
+
+from model.geometry.rotation import rotate
+from model.hand import NUM_BETAS, NUM_HANDS, NUM_MANO_JOINTS, RIGHT
+from model.mano.files import ManoModels
+from model.prediction import Prediction
+from pipeline.batch import Batch
+from pipeline.store.reader import Store
+from train.evaluate.protocols import freihand
+from train.evaluate.protocols.checks import require_count
+from train.evaluate.protocols.freihand import Points
+from train.evaluate.protocols.report import Report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshForm:
+    """How a protocol that scores the mesh of one right hand per image wants its points."""
+
+    report: Callable[..., Report]
+    to_official: Callable[[Points, Points], tuple[Points, Points]]
+    """Joints and vertices in the official axes and order, from OpenCV's and the standard order."""
+    to_standard: Callable[[Points, Points], tuple[Points, Points]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnStore:
+    """How a store feeds the official protocol of its dataset."""
+
+    splits: tuple[str, ...]
+    crop: str
+    """Where the crops of these splits come from."""
+    row_lists: tuple[str, ...] = ("{split}",)
+    """Splits of the store that make one of ``splits``, one after another."""
+    mesh: MeshForm | None = None
+    """None: joints alone are scored, or a scene."""
+    has_scene: bool = False
+    """Both hands' meshes and the object are scored."""
+    wanted: Callable[["Gathered"], Bool[np.ndarray, "n 2"]]
+    """Hands without which the official tool gives no score."""
+    report: Callable[["Gathered", "How"], Report | str]
+    """The report, or the sentence that says what it lacks."""
+    export: Callable[["Gathered", Path], None]
+    """Writes the predictions as the official tool reads them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class How:
+    """What a report names beside its numbers."""
+
+    strict: bool
+    crop: str
+    camera: str
+    device: torch.device
+    """Where meshes are decoded and compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meshes:
+    """Predicted meshes and the true hands beside them, as in ``Gathered``."""
+
+    vertices: Float32[np.ndarray, "n 778 3"]
+    true_joints: Float64[np.ndarray, "n 21 3"]
+    """NaN where unknown, as ``true_vertices``."""
+    true_vertices: Float64[np.ndarray, "n 778 3"]
+    source: str
+    """Where the truth is from, in words."""
+    from_store: bool
+    """``true_vertices`` are decoded from the store's MANO parameters while batches come in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """Predicted hands and object, as in ``Gathered``; NaN where there is no crop.
+
+    Parameters instead of meshes: a hand takes a fourteenth of the memory.
+    """
+
+    theta_rotmat: Float32[np.ndarray, "n 2 16 3 3"]
+    beta: Float32[np.ndarray, "n 2 10"]
+    transl: Float32[np.ndarray, "n 2 3"]
+    object_rotmat: Float32[np.ndarray, "n 3 3"]
+    object_transl: Float32[np.ndarray, "n 3"]
+    arti_rad: Float32[np.ndarray, " n"]
+    mano: ManoModels
+    """That the parameters belong to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """Predictions of a split; camera frame of the dataset, OpenCV axes, metres."""
+
+    protocol: OnStore
+    store: Store
+    split: str
+    rows: Int64[np.ndarray, " n"]
+    """Rows of the store, official order."""
+    sorter: Int64[np.ndarray, " n"]
+    """``np.argsort(rows)``, once: a batch is looked up by it."""
+    seen: Bool[np.ndarray, "n 2"]
+    """There is a crop of the hand."""
+    joints_3d: Float32[np.ndarray, "n 2 21 3"]
+    """Zero where there is none."""
+    meshes: Meshes | None
+    scenes: Scenes | None
+
+    @property
+    def source(self) -> str:
+        """What is scored, in words."""
+        return f"{self.store.path} split={self.split}"
+
+
+def gathered(
+    protocol: OnStore,
+    store: Store,
+    split: str,
+    sample_id: Int64[Tensor, " m"],
+    truth: Path | None = None,
+    *,
+    is_single: bool = True,
+    mano: ManoModels | None = None,
+) -> Gathered:
+    """Return room for the predictions of a split, in the official order of its protocol.
+
+    Args:
+        protocol: Of the store and the split.
+        store: The open store.
+        split: One of the protocol's.
+        sample_id: Every sample that will be predicted.
+        truth: The dataset's own ground truth, for a mesh that the store does not have.
+        is_single: The view is of single hands; else every sample shows both.
+        mano: Of the network; a scene needs it.
+
+    Raises:
+        ValueError: If ``truth`` does not fit the split, or the protocol takes none.
+        FileNotFoundError: If ``truth`` lacks a file.
+    """
+    lists = [store.split(name.format(split=split)) for name in protocol.row_lists]
+    rows = np.concatenate(lists).astype(np.int64)
+    has_crop = np.zeros((store.num_rows, NUM_HANDS), bool)
+    row, slot = divmod(sample_id.numpy(), NUM_HANDS)
+    for shown in (slot,) if is_single else range(NUM_HANDS):
+        has_crop[row, shown] = True
+    return Gathered(
+        protocol=protocol,
+        store=store,
+        split=split,
+        rows=rows,
+        sorter=np.argsort(rows),
+        seen=has_crop[rows],
+        joints_3d=np.zeros((len(rows), NUM_HANDS, 21, 3), np.float32),
+        meshes=_meshes(protocol, store, rows, truth),
+        scenes=_scenes(len(rows), mano) if protocol.has_scene else None,
+    )
+
+
+def gather(
+    held: Gathered,
+    prediction: Prediction,
+    batch: Batch,
+    true_vertices: Float[Tensor, "b h 778 3"] | None,
+) -> None:
+    """Put a batch, of ``Batch.frames``, where it belongs, back in the dataset's camera frame.
+
+    ``true_vertices`` are those of its labels.
+    """
+    real = batch.is_real.cpu().numpy()
+    row, slot = divmod(batch.sample_id.cpu().numpy()[real], NUM_HANDS)
+    place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
+    back = batch.R_input_from_cam.double().mT
+
+    def in_camera(points: Tensor) -> np.ndarray:
+        return np.asarray(rotate(back, points.double()).cpu().numpy()[real], np.float32)
+
+    hands = prediction.hands
+    if hands.joints_3d.shape[1] == 1:
+        held.joints_3d[place, slot] = in_camera(hands.joints_3d[:, 0])
+    else:
+        for hand in range(NUM_HANDS):
+            held.joints_3d[place, hand] = in_camera(hands.joints_3d[:, hand])
+    if held.meshes is not None:
+        assert hands.vertices is not None
+        held.meshes.vertices[place] = in_camera(hands.vertices[:, RIGHT])
+        if held.meshes.from_store:
+            assert true_vertices is not None
+            known = (batch.has_mano & batch.has_beta)[:, RIGHT].cpu().numpy()[real]
+            held.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, RIGHT])[known]
+    if held.scenes is not None:
+        _put_scene(held.scenes, place, prediction, real)
+
+
+def _put_scene(
+    scenes: Scenes, place: Int64[np.ndarray, " k"], prediction: Prediction, real: np.ndarray
+) -> None:
+    """Put parameters as they are: images of both hands are neither turned nor mirrored here."""
+    hands, obj = prediction.hands, prediction.object
+    assert hands.theta_rotmat is not None
+    assert hands.beta is not None
+    assert hands.transl is not None
+    assert obj is not None
+    columns = {
+        "theta_rotmat": hands.theta_rotmat,
+        "beta": hands.beta,
+        "transl": hands.transl,
+        "object_rotmat": obj.rotmat,
+        "object_transl": obj.transl,
+        "arti_rad": obj.arti_rad,
+    }
+    for name, values in columns.items():
+        getattr(scenes, name)[place] = values.float().cpu().numpy()[real]
+
+
+def _scenes(num: int, mano: ManoModels | None) -> Scenes:
+    assert mano is not None, "train.evaluate.protocols.on_store.protocol_of asks for a mesh"
+
+    def missing(*shape: int) -> np.ndarray:
+        return np.full((num, *shape), np.nan, np.float32)
+
+    return Scenes(
+        theta_rotmat=missing(NUM_HANDS, NUM_MANO_JOINTS, 3, 3),
+        beta=missing(NUM_HANDS, NUM_BETAS),
+        transl=missing(NUM_HANDS, 3),
+        object_rotmat=missing(3, 3),
+        object_transl=missing(3),
+        arti_rad=missing(),
+        mano=mano,
+    )
+
+
+def unpredicted(held: Gathered) -> str | None:
+    """Return a sentence about hands that the official tool wants and no crop shows, if any."""
+    wanted = held.protocol.wanted(held)
+    absent = np.flatnonzero((wanted & ~held.seen).any(1))
+    if not len(absent):
+        return None
+    return (
+        f"{held.source}: {len(absent)} of {int(wanted.any(1).sum())} rows cannot be predicted, "
+        f"they have no box of a hand or no readable image (first: row {held.rows[absent[0]]}); the "
+        "official tool wants every one"
+    )
+
+
+def _meshes(
+    protocol: OnStore, store: Store, rows: Int64[np.ndarray, " n"], truth: Path | None
+) -> Meshes | None:
+    if protocol.mesh is None:
+        if truth is not None:
+            raise ValueError(
+                f"truth={str(truth)!r}: the official truth of {store.attributes.dataset} is in the "
+                "store; leave truth out"
+            )
+        return None
+    vertices = np.zeros((len(rows), 778, 3), np.float32)
+    if truth is None:
+        return Meshes(
+            vertices=vertices,
+            true_joints=store.label("joints_3d")[rows, RIGHT].astype(np.float64),
+            true_vertices=np.full(vertices.shape, np.nan),
+            source="true mesh decoded from the store's MANO parameters",
+            from_store=True,
+        )
+    official = freihand.read_truth(truth)
+    require_count("rows of the split", len(rows), len(official[0]), str(truth))
+    true_joints, true_vertices = protocol.mesh.to_standard(*official)
+    return Meshes(
+        vertices=vertices,
+        true_joints=true_joints,
+        true_vertices=true_vertices,
+        source=f"truth from {truth}",
+        from_store=False,
+    )

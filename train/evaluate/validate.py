@@ -1,0 +1,172 @@
+"""Scores on held-out samples while a run goes on, and what training and validation share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.mano.layer import ManoLayer
+from model.prediction import HandPrediction
+from pipeline.batch import Batch
+from pipeline.config import Boundary, PipelineConfig, WindowConfig
+from pipeline.loader import Loader
+from pipeline.order.parts import Part
+from train.config import RunConfig, ValidationConfig
+from train.device.distributed import ALONE, Ranks, gathered
+from train.evaluate.metrics.errors import ErrorSums
+from train.evaluate.metrics.hand import HandScores, HandSums, ScoreAccumulator
+from train.step.mesh import decode_labels
+from train.step.step import predict
+
+
+def validation_pipeline(config: RunConfig) -> PipelineConfig:
+    """Return the pipeline of the validation samples: one store, windows side by side."""
+    held_out = config.validation
+    assert held_out.split is not None
+    return dataclasses.replace(
+        config.pipeline,
+        store=held_out.store or config.pipeline.store,
+        split=held_out.split,
+        subset=held_out.subset,
+        mix={},
+        batch_size=max(1, held_out.batch_size // config.pipeline.window.length),
+        window=every_frame(config.pipeline.window, config.pipeline.window.length),
+    )
+
+
+def every_frame(window: WindowConfig, stride: int) -> WindowConfig:
+    """Return windows that begin at every ``stride``-th frame and reach to the end of every run.
+
+    Where a window skips frames, it begins at every frame.
+    """
+    stride = stride if window.step == 1 else 1
+    return dataclasses.replace(window, stride=stride, boundary=Boundary.repeat)
+
+
+def score(
+    model: nn.Module,
+    mano: ManoLayer | None,
+    loader: Loader,
+    dtype: torch.dtype,
+    ranks: Ranks = ALONE,
+) -> HandScores:
+    """Return the scores of a model over every sample of a loader, over all ranks.
+
+    Raises:
+        ValueError: If no hand of the split can be scored.
+    """
+    scores = ScoreAccumulator()
+    for windows in loader:
+        with torch.inference_mode():
+            batch = windows.frames()
+            prediction = predict(model, windows, dtype).hands
+            truth = None
+            if mano is not None and prediction.vertices is not None:
+                truth = decode_labels(mano, batch).vertices
+            add_scores(scores, prediction, batch, truth)
+    scores.sums = _over_ranks(scores.sums, ranks)
+    return scores.summary()
+
+
+def add_scores(
+    scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, truth: Tensor | None
+) -> None:
+    """Add a batch; ``truth`` [b, h, 778, 3] is the mesh of its labels."""
+    valid = batch.joint_valid & batch.has_joints[..., None]
+    keep = valid.any(-1)
+    joints, target = prediction.joints_3d[keep], batch.joints_3d[keep]
+    if prediction.vertices is None or truth is None:
+        scores.update(joints, target, valid[keep])
+        return
+    has_mesh = (batch.has_mano & batch.has_beta)[keep]
+    scores.update(
+        joints,
+        target,
+        valid[keep],
+        vertices=prediction.vertices[keep],
+        target_vertices=truth[keep],
+        has_vertices=has_mesh,
+    )
+
+
+def as_scalars(scores: HandScores) -> dict[str, float]:
+    """Return the scores by name, ``validation/`` before it; those without a hand are left out."""
+    return {f"validation/{k}": float(v) for k, v in asdict(scores).items() if v is not None}
+
+
+def metric_of(scores: HandScores, config: ValidationConfig) -> float:
+    """Return the number that decides which checkpoint is best.
+
+    Raises:
+        ValueError: If the split has no hand for it.
+    """
+    value = getattr(scores, config.metric)
+    if value is None:
+        raise ValueError(
+            f"validation.metric={config.metric} needs meshes, but no hand of split="
+            f"{config.split} has one; use mpjpe_mm or pa_mpjpe_mm"
+        )
+    return float(value)
+
+
+def shared_with_training(training: Loader, held_out: Loader) -> list[str]:
+    """Return what both sets have, in words: rows of one store, or subjects of one dataset."""
+    found = []
+    for a in training.parts:
+        for b in held_out.parts:
+            same = a.store.attributes.content_sha256 == b.store.attributes.content_sha256
+            rows = set(a.view.row.tolist()) & set(b.view.row.tolist()) if same else set()
+            if rows:
+                found.append(
+                    f"{len(rows)} of {len(set(b.view.row.tolist()))} validation images are in the "
+                    "training set as well: their scores say nothing about new images"
+                )
+                continue
+            if a.store.attributes.dataset == b.store.attributes.dataset:
+                subjects = _subjects(a) & _subjects(b)
+                if subjects:
+                    names = ", ".join(sorted(subjects)[:3])
+                    found.append(
+                        f"{len(subjects)} of {len(_subjects(b))} validation subjects are in the "
+                        f"training set as well ({names}): their scores say little about new people"
+                    )
+    return found
+
+
+def _subjects(part: Part) -> set[str]:
+    names = part.store.attributes.tables.get("subject", [])
+    index = set(part.store.label("subject_idx")[part.view.row.numpy()].tolist())
+    found = {names[i] if i < len(names) else str(i) for i in index if i >= 0}
+    return found - {"unknown"}  # as a store says where the dataset does not tell
+
+
+def _over_ranks(sums: HandSums | None, ranks: Ranks) -> HandSums | None:
+    if ranks.world == 1:
+        return sums
+    everywhere = [one for one in gathered(_on_host(sums), ranks) if one is not None]
+    return functools.reduce(_added, everywhere) if everywhere else None
+
+
+def _on_host(sums: HandSums | None) -> HandSums | None:
+    return None if sums is None else _mapped(sums, sums, lambda a, _: a.cpu())
+
+
+def _added(a: HandSums, b: HandSums) -> HandSums:
+    added: HandSums = _mapped(a, b, torch.add)
+    return added
+
+
+def _mapped(a: Any, b: Any, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """Return the sums whose numbers are ``function`` of both; thresholds stay."""
+    columns = {}
+    for field in fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, ErrorSums):
+            columns[field.name] = _mapped(x, y, function)
+        else:
+            columns[field.name] = x.cpu() if field.name == "thresholds" else function(x, y)
+    return dataclasses.replace(a, **columns)

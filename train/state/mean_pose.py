@@ -1,0 +1,154 @@
+"""The mean of the training set: where the network starts, and the baseline to beat.
+
+Shape legend: h = hands of a sample (hand family: 1; else slot 0 right, slot 1 left).
+"""
+
+import functools
+import operator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from model.config import Head
+from model.geometry.rotation import rotmat_to_rot6d
+from model.hand import NUM_BETAS, ROOT
+from model.mano.layer import regress_joints
+from model.regressor.net import ManoRegressor, place_in_crop
+from pipeline.batch import Batch
+from pipeline.loader import Loader
+from train.device.distributed import ALONE, Ranks, gathered
+from train.step.mesh import decode_hands
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanPose:
+    """Means over the training set, in the unaugmented input frame (left hands mirrored)."""
+
+    joints_rel: Float[Tensor, "h 21 3"]
+    """Metres, relative to the wrist."""
+    vertices_rel: Float[Tensor, "h 778 3"] | None
+    """Metres, relative to the wrist of the regressed joints; None without MANO."""
+    theta_rot6d: Float[Tensor, "h 96"] | None
+    """Mean of the 6D rotations, not orthonormal."""
+    beta: Float[Tensor, "h 10"] | None
+    place: Float[Tensor, "h 3"]
+    """Of the wrist, ``model.regressor.net.place_in_crop``."""
+    object_state: Float[Tensor, " 10"] | None
+    """Six of the rotation, the angle, the place of the object that the hands act on; None where the
+    network predicts none."""
+    num_hands: int
+
+    def network_start(self, head: Head) -> Float[Tensor, " n"]:
+        """Return what a network of this head predicts before training.
+
+        Raises:
+            ValueError: If it learns from MANO labels and there are none.
+        """
+        if head is Head.joints:
+            pose = self.joints_rel.flatten(1)
+        elif self.theta_rot6d is None:
+            raise ValueError(
+                "model.head=mano learns from MANO labels, but no training row has them; build the "
+                "store with mano=FOLDER, or use model.head=joints"
+            )
+        else:
+            beta = torch.zeros(len(self.place), NUM_BETAS) if self.beta is None else self.beta
+            pose = torch.cat((self.theta_rot6d, beta), -1)
+        start = torch.cat((pose, self.place), -1).flatten()
+        return start if self.object_state is None else torch.cat((start, self.object_state))
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums of named values and how many they are, in float64 on the host."""
+
+    total: dict[str, Float64[Tensor, "..."]] = field(default_factory=dict)
+    count: dict[str, Float64[Tensor, "..."]] = field(default_factory=dict)
+
+    def add(self, name: str, values: Float[Tensor, "b ..."], valid: Bool[Tensor, "b ..."]) -> None:
+        """Add the rows of a batch; ``valid`` has the leading axes of ``values``."""
+        mask = valid.reshape(*valid.shape, *[1] * (values.ndim - valid.ndim))
+        total = values.where(mask, 0.0).double().sum(0).cpu()
+        count = mask.sum(0).double().cpu()
+        self.total[name] = self.total[name] + total if name in self.total else total
+        self.count[name] = self.count[name] + count if name in self.count else count
+
+    def mean(self, name: str) -> Float[Tensor, "..."] | None:
+        """Return the mean, 0 for a hand that has none; None if no hand has one."""
+        if name not in self.total or not bool(self.count[name].any()):
+            return None
+        return (self.total[name] / self.count[name].clamp_min(1)).float()
+
+
+def measure_mean_pose(loader: Loader, model: ManoRegressor, ranks: Ranks = ALONE) -> MeanPose:
+    """Average the labels of every training sample of all ranks, without touching an image.
+
+    Meshes are decoded with the model's own MANO layer; a joint-head model has none. Frames count in
+    every window that has them.
+
+    Raises:
+        ValueError: If no hand has a valid wrist.
+    """
+    sums = _Sums()
+    for windows in loader.label_batches():
+        _add(sums, windows.frames(), model)
+    everywhere = gathered((sums.total, sums.count), ranks)
+    whole = _Sums(
+        total=_added([total for total, _ in everywhere]),
+        count=_added([count for _, count in everywhere]),
+    )
+    joints, place = whole.mean("joints_rel"), whole.mean("place")
+    if joints is None or place is None:
+        raise ValueError(
+            f"split {loader.config.split!r} of {loader.config.store} has no hand with a valid "
+            "wrist; nothing to train on"
+        )
+    state = [whole.mean(name) for name in ("object_rot6d", "object_arti", "object_place")]
+    missing = [torch.tensor([1.0, 0, 0, 0, 1, 0]), torch.zeros(1), torch.zeros(3)]
+    known = [none if one is None else one for one, none in zip(state, missing, strict=True)]
+    return MeanPose(
+        joints_rel=joints,
+        vertices_rel=whole.mean("vertices_rel"),
+        theta_rot6d=whole.mean("theta_rot6d"),
+        beta=whole.mean("beta"),
+        place=place,
+        object_state=torch.cat(known) if model.has_object else None,
+        num_hands=int(whole.count["place"].sum()),
+    )
+
+
+def _added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = {name for part in parts for name in part}
+    return {
+        name: functools.reduce(operator.add, [part[name] for part in parts if name in part])
+        for name in names
+    }
+
+
+def _add(sums: _Sums, batch: Batch, model: ManoRegressor) -> None:
+    valid = batch.joint_valid & batch.has_joints[..., None]
+    valid = valid & valid[:, :, ROOT : ROOT + 1]
+    wrist = batch.joints_3d[:, :, ROOT]
+    sums.add("joints_rel", batch.joints_3d - wrist[:, :, None], valid)
+    place = place_in_crop(wrist, batch.K, model.input_px)
+    sums.add("place", place, valid[:, :, ROOT] & (wrist[..., 2] > 0))
+    if model.has_object:
+        t = batch.object_pose[:, :, 3]
+        place = place_in_crop(t[:, None], batch.K, model.input_px)[:, 0]
+        rot6d = rotmat_to_rot6d(batch.object_pose[..., :3])
+        sums.add("object_rot6d", rot6d, batch.has_object)
+        sums.add("object_place", place, batch.has_object & (t[:, 2] > 0))
+        is_articulated = batch.has_object & ~batch.object_arti_rad.isnan()
+        sums.add("object_arti", batch.object_arti_rad[:, None], is_articulated)
+    if model.head is not Head.mano:
+        return
+    # Left hands that no shape of the fixed model fits have a pose, but no shape and no mesh.
+    sums.add("theta_rot6d", rotmat_to_rot6d(batch.theta_rotmat).flatten(2), batch.has_mano)
+    known = batch.has_mano & batch.has_beta
+    vertices, skeleton = decode_hands(model.mano, batch)
+    sets = batch.joint_set[:, None].expand(known.shape)
+    joints = regress_joints(vertices, skeleton, model.regressors, sets, batch.is_right)
+    sums.add("vertices_rel", vertices - joints[:, :, ROOT : ROOT + 1], known)
+    sums.add("beta", batch.beta, known)

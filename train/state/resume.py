@@ -1,0 +1,93 @@
+"""Which run a configuration continues, and what may change on the way."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from train.config import RunConfig
+from train.state.checkpoint import config_of, has_checkpoints, read_checkpoint
+from train.state.checkpoint_index import Say
+from train.state.config_io import from_plain, to_plain
+
+FREE_KEYS: Final = frozenset(
+    {
+        "steps",
+        "log_every",
+        "pictures_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "threads",
+        "device",
+        "mano",
+        "pipeline.store",
+    }
+)
+"""Keys that may differ from the checkpoint's. Files may have moved: their hashes are compared."""
+_PLACE: Final = frozenset({"run_dir", "resume"})
+
+
+def continue_from(config: RunConfig, say: Say) -> tuple[RunConfig, dict[str, Any] | None]:
+    """Return the configuration to run with and the checkpoint to continue from, if there is one.
+
+    ``resume=RUN`` takes the configuration from the run's checkpoint; without it, a ``run_dir`` that
+    holds a checkpoint is continued with the configuration as given.
+
+    Raises:
+        FileNotFoundError: If ``resume`` names a folder without checkpoint.
+        ValueError: If a key that cannot change differs, or no checkpoint can be used.
+    """
+    if config.resume is not None:
+        payload = read_checkpoint(Path(config.resume), say=say)
+        return _merged(config, payload, config.resume), payload
+    if config.run_dir is None or not has_checkpoints(Path(config.run_dir)):
+        return config, None
+    payload = read_checkpoint(Path(config.run_dir), say=say)
+    config_of(payload)  # refuses the keys of another version with a sentence
+    old, new = flat(json.loads(payload["config"])), flat(to_plain(config))
+    shown = _changed(old, new, old.keys() | new.keys())
+    if shown:
+        raise ValueError(
+            f"{config.run_dir} holds a run with another configuration ({shown}); use another "
+            "run_dir or the same values"
+        )
+    return config, payload
+
+
+def _merged(config: RunConfig, payload: dict[str, Any], run_dir: str) -> RunConfig:
+    """Return the checkpoint's configuration with the free keys that were given.
+
+    Given is what differs from the default: the front door does not tell more.
+    """
+    plain = json.loads(payload["config"])
+    old, new, default = flat(plain), flat(to_plain(config)), flat(to_plain(RunConfig(resume="")))
+    given = {key for key in new if new[key] != default.get(key)}
+    shown = _changed(old, new, given)
+    if shown:
+        raise ValueError(
+            f"resume={run_dir} takes the configuration of the run, which cannot change ({shown}); "
+            f"leave out all keys but {', '.join(sorted(FREE_KEYS))}"
+        )
+    for key in given & FREE_KEYS:
+        *groups, name = key.split(".")
+        holder = plain
+        for group in groups:
+            holder = holder[group]
+        holder[name] = new[key]
+    return from_plain(RunConfig, plain | {"run_dir": run_dir, "resume": None})
+
+
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], keys: set[str]) -> str:
+    changed = sorted(k for k in keys - FREE_KEYS - _PLACE if old.get(k) != new.get(k))
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4]) + more

@@ -1,0 +1,69 @@
+"""``RUN/weights``: the averaged weights of the best checkpoint, of the last if none is scored."""
+
+from pathlib import Path
+from typing import Final
+
+from model.pretrained import CONFIG_FILE, InputSpec, PretrainedConfig, save_pretrained
+from pipeline.app.files import existing
+from pipeline.config import ImageDtype, PipelineConfig, ViewKind
+from pipeline.loader import Loader
+from train.config import RunConfig
+from train.state.checkpoint import NotWrittenError, RunFacts
+from train.step.step import TrainState
+
+FOLDER: Final = "weights"
+
+
+def write_weights(
+    run_dir: Path, state: TrainState, loader: Loader, config: RunConfig, facts: RunFacts
+) -> None:
+    """Write the averaged weights for ``model.pretrained.load_pretrained``.
+
+    Raises:
+        NotWrittenError: If a write fails.
+    """
+    about = PretrainedConfig(
+        model=config.model,
+        inputs=input_spec(config.pipeline, loader),
+        mano_sha256=facts.mano_sha256,
+        step=state.step,
+    )
+    try:
+        save_pretrained(state.ema, run_dir / FOLDER, about)
+    except OSError as error:
+        raise NotWrittenError(
+            f"the weights of step {state.step} were not written to {run_dir / FOLDER}: "
+            f"{error.strerror or error}; the checkpoint has them as well"
+        ) from error
+
+
+def input_spec(pipeline: PipelineConfig, loader: Loader) -> InputSpec:
+    """Return what the network was fed in training."""
+    mean, std = pipeline.mean, pipeline.std
+    if pipeline.image_dtype is ImageDtype.uint8:  # fed as 0..255
+        mean, std = [0.0] * 3, [1 / 255] * 3
+    return InputSpec(
+        input_px=pipeline.input_px,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        mirror_left=pipeline.mirror_left and pipeline.view.kind is ViewKind.hand,
+        pad=pipeline.view.pad,
+        joint_sets=tuple(sorted(loader.joint_sets)),
+    )
+
+
+def weights_folder(run: str, key: str = "run") -> Path:
+    """Return the folder of weights of a run, or ``run`` if it is one; ``key`` is its name.
+
+    Raises:
+        FileNotFoundError: If there are none; says where they come from.
+    """
+    folder = existing(run, key)
+    for found in (folder / FOLDER, folder):
+        if (found / CONFIG_FILE).is_file():
+            return found
+    raise FileNotFoundError(
+        f"{key}={run!r} holds no weights: expected {FOLDER}/{CONFIG_FILE}, which python -m train "
+        f"run writes at its end and with its best checkpoints, or a folder with {CONFIG_FILE}; "
+        f"continue the run: python -m train run resume={run}"
+    )

@@ -1,0 +1,151 @@
+"""A run in stages: each has its own length, learning rate, losses, frozen parts, augmentation."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.config import AugmentConfig, PipelineConfig
+from train.config import RunConfig, StageConfig
+from train.device.distributed import Ranks, require_same_statistics
+from train.losses.config import FRAMES_OF, TERMS, LossConfig, weights_of
+from train.step.optim import parameters_of
+
+RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")
+"""Of the augmentation; its chances are multiplied as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stage with every value filled in."""
+
+    name: str
+    begin: int
+    """First step of the run that belongs to it."""
+    end: int
+    lr: float
+    """Peak of its schedule, which starts anew with it."""
+    pipeline: PipelineConfig
+    loss: LossConfig
+    freeze: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Its length."""
+        return self.end - self.begin
+
+
+def resolve_stages(
+    config: RunConfig, steps_per_epoch: Callable[[PipelineConfig], int]
+) -> tuple[Stage, ...]:
+    """Return the stages of a run; one of ``steps`` steps if it names none.
+
+    Args:
+        config: The run.
+        steps_per_epoch: Batches of an epoch; asked where a stage's length is in epochs.
+
+    Raises:
+        ValueError: If a stage has no length, or names a loss term that there is not.
+    """
+    if not config.stages:
+        whole = StageConfig(steps=config.steps)
+        return (_filled("train", whole, 0, config, steps_per_epoch),)
+    stages: list[Stage] = []
+    for name, stage in config.stages.items():
+        begin = stages[-1].end if stages else 0
+        stages.append(_filled(name, stage, begin, config, steps_per_epoch))
+    return tuple(stages)
+
+
+def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
+    """Return the stage of a step; of the last one beyond the end."""
+    return next((stage for stage in stages if step < stage.end), stages[-1])
+
+
+def freeze(model: nn.Module, names: tuple[str, ...], trainable: frozenset[str]) -> None:
+    """Train the parameters ``trainable`` but for those of the named modules.
+
+    Raises:
+        ValueError: If a module is not there; lists what there is.
+    """
+    frozen = {name for name, _ in parameters_of(model, list(names))}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable and name not in frozen)
+
+
+def require_trainable(model: nn.Module, stage: Stage, ranks: Ranks) -> None:
+    """Refuse a stage that trains nothing, or what several ranks cannot train.
+
+    Raises:
+        ValueError: If a frozen module is not there, nothing is left, or a BatchNorm would see
+            other statistics on every rank.
+    """
+    frozen = {name for name, _ in parameters_of(model, list(stage.freeze))}
+    left = trainable_names(model) - frozen
+    if not left:
+        raise ValueError(f"stages.{stage.name}.freeze leaves nothing to train")
+    require_same_statistics(model, left, ranks)
+
+
+def trainable_names(model: nn.Module) -> frozenset[str]:
+    """Return the parameters that are trained unless a stage freezes them."""
+    return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def training_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
+    """Put a model into training mode, but its frozen modules into that of evaluation."""
+    model.train()
+    for name, module in model.named_modules():
+        if name in frozen:
+            module.eval()
+
+
+def _filled(
+    name: str,
+    stage: StageConfig,
+    begin: int,
+    config: RunConfig,
+    steps_per_epoch: Callable[[PipelineConfig], int],
+) -> Stage:
+    if (stage.steps > 0 and stage.epochs > 0) or not (stage.steps or stage.epochs):
+        raise ValueError(f"stages.{name} needs steps or epochs, one of them")
+    pipeline = dataclasses.replace(
+        config.pipeline,
+        batch_size=stage.batch_size or config.pipeline.batch_size,
+        augment=_scaled(config.pipeline.augment, stage.augment),
+    )
+    unknown = sorted(stage.loss.keys() - set(TERMS))
+    if unknown:
+        raise ValueError(
+            f"stages.{name}.loss has no term {unknown[0]!r}; there are {', '.join(TERMS)}"
+        )
+    loss = dataclasses.replace(config.loss, **stage.loss)  # type: ignore[arg-type]
+    for term, least in FRAMES_OF.items():
+        if weights_of(loss).get(term, 0.0) > 0 and pipeline.window.length < least:
+            raise ValueError(
+                f"loss.{term} needs windows of at least {least} frames: pipeline.window.length is "
+                f"{pipeline.window.length}"
+            )
+    steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch(pipeline)))
+    return Stage(
+        name=name,
+        begin=begin,
+        end=begin + steps,
+        lr=config.optim.lr if stage.lr is None else stage.lr,
+        pipeline=pipeline,
+        loss=loss,
+        freeze=tuple(stage.freeze),
+    )
+
+
+def _scaled(augment: AugmentConfig, strength: float) -> AugmentConfig:
+    ranges = {name: getattr(augment, name) * strength for name in RANGES}
+    ranges["rotation_deg"] = min(180.0, ranges["rotation_deg"])
+    for name in ("scale", "shift"):
+        ranges[name] = min(0.5, ranges[name])
+    for name in ("gain", "brightness", "contrast", "saturation"):
+        ranges[name] = min(1.0, ranges[name])
+    erase = min(1.0, augment.erase_probability * strength)
+    return dataclasses.replace(augment, **ranges, erase_probability=erase)

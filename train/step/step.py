@@ -1,0 +1,224 @@
+"""One training step: forward, losses, backward, clip, update, EMA. No host sync.
+
+A step whose loss or gradient is not finite changes no weight: the fused optimiser skips it on the
+device (``found_inf``), and what went wrong is kept there until the next log point or checkpoint,
+which stops the run.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from model.prediction import Prediction
+from model.regressor.net import ManoRegressor
+from pipeline.batch import Batch
+from pipeline.labels.objects import ObjectModels
+from train.config import RunConfig
+from train.device.device import backbone_dtype
+from train.device.distributed import ALONE, Ranks, any_, average_, parallel
+from train.losses.config import TERMS
+from train.losses.total import LossPlan, LossTerms, plan_losses, total_loss
+from train.step.fault import Fault, no_fault, note_fault
+from train.step.mesh import decode_labels
+from train.step.optim import add_parameter, build_optimizer, set_learning_rate, update_ema
+from train.step.schedule import learning_rate
+from train.step.stages import Stage, freeze, trainable_names, training_mode
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Everything that a step changes."""
+
+    model: ManoRegressor
+    net: nn.Module
+    """The model as it is called: compiled, and with gradients averaged over ranks."""
+    ema: ManoRegressor
+    optimizer: torch.optim.AdamW
+    total_loss: Callable[..., tuple[Tensor, LossTerms]]
+    """As it is called: ``train.losses.total.total_loss``, compiled."""
+    losses: LossPlan
+    log_variance: nn.Parameter | None
+    """Of each of ``train.losses.config.TERMS``, where the run learns them."""
+    objects: ObjectModels | None
+    """Behind ``Batch.object_id``."""
+    fault: Fault
+    dtype: torch.dtype
+    """Arithmetic of the backbone."""
+    trainable: frozenset[str]
+    ranks: Ranks
+    clock: Tensor
+    """``step`` on the device."""
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutput:
+    """Detached, on the device."""
+
+    loss: Tensor
+    terms: LossTerms
+    grad_norm: Tensor
+    lr: Tensor
+    """Of the head."""
+
+
+def build_state(
+    model: ManoRegressor,
+    config: RunConfig,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    objects: ObjectModels | None = None,
+) -> TrainState:
+    """Return a fresh state at step 0; ``batch_size`` is this rank's, ``objects`` the loader's.
+
+    Raises:
+        ValueError: If the model cannot be trained on several ranks; says why.
+    """
+    device = next(model.parameters()).device
+    trainable = trainable_names(model)
+    optimizer = build_optimizer(model, config.optim)
+    log_variance = None
+    if config.loss.uncertainty:
+        log_variance = nn.Parameter(torch.zeros(len(TERMS), device=device))
+        add_parameter(optimizer, log_variance, config.optim)
+    return TrainState(
+        model=model,
+        net=model,
+        ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
+        optimizer=optimizer,
+        total_loss=total_loss,
+        log_variance=log_variance,
+        losses=plan_losses(config.loss, device, _joints_rest(model), objects),
+        objects=objects,
+        fault=no_fault(batch_size * config.pipeline.window.length, device),
+        dtype=backbone_dtype(config.precision, device),
+        trainable=trainable,
+        ranks=ranks,
+        clock=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
+    """Freeze what the stage freezes, wrap the model for ranks and compiler, plan the losses."""
+    freeze(state.model, stage.freeze, state.trainable)
+    state.net = parallel(state.model, state.ranks)
+    if config.compile and state.clock.device.type == "cuda":
+        state.net = torch.compile(state.net)  # type: ignore[assignment]
+        state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
+    state.losses = plan_losses(
+        stage.loss, state.clock.device, _joints_rest(state.model), state.objects
+    )
+    local = stage.pipeline.batch_size // state.ranks.world * stage.pipeline.window.length
+    state.fault = no_fault(local, state.clock.device)
+
+
+def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
+    """Run the model on a batch: the backbone in ``dtype``, the geometry in float32.
+
+    What is predicted of windows [b, t] are the frames of ``windows.frames()``, [b * t].
+    """
+    batch = windows.frames()
+    lower = dtype is not torch.float32
+    with torch.autocast(batch.image.device.type, dtype, enabled=lower):
+        is_right = batch.is_right
+        decode_right = is_right | batch.mirrored[:, None]
+        fits = lower and batch.image.is_floating_point()
+        image = batch.image if fits else batch.image.float()
+        prediction: Prediction = model(
+            image,
+            batch.K,
+            decode_right,
+            batch.joint_set,
+            is_right,
+            batch.is_real,
+            windows.num_frames,
+        )
+        return prediction
+
+
+def predict_mean(model: ManoRegressor, mean: Tensor, batch: Batch) -> Prediction:
+    """Return the mean of a training set for every image of a batch of single frames."""
+    decode_right = batch.is_right | batch.mirrored[:, None]
+    return model.predict_mean(mean, batch.K, decode_right, batch.joint_set, batch.is_right)
+
+
+def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
+    """Take one optimiser step and return what happened, without waiting for the device."""
+    before_step(state, config, stage)
+    output = device_step(state, batch, config)
+    state.step += 1
+    return output
+
+
+def before_step(state: TrainState, config: RunConfig, stage: Stage) -> None:
+    """Set what a step reads from the host: learning rates and modes."""
+    within = state.step - stage.begin
+    lr = learning_rate(within, stage.steps, config.optim, peak=stage.lr)
+    set_learning_rate(state.optimizer, lr)
+    training_mode(state.model, stage.freeze)
+
+
+def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput:
+    """Do a step's work on the device; a CUDA graph of it can be replayed."""
+    losses, terms = [], []
+    for part in _parts(batch, config.accumulate):
+        loss, some = losses_of(state, part)
+        torch.autograd.backward(loss * (len(part) / len(batch)))
+        losses.append(loss.detach() * (len(part) / len(batch)))
+        terms.append(some)
+    loss, merged = torch.stack(losses).sum(), _merged(terms)
+    if state.log_variance is not None and state.log_variance.grad is not None:
+        average_(state.log_variance.grad, state.ranks)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
+    bad = any_((~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float(), state.ranks)
+    state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    note_fault(state.fault, bad > 0, merged, batch.sample_id.flatten(), state.clock)
+    update_ema(state.ema, state.model, state.clock, config.ema_decay)
+    state.clock += 1
+    lr = state.optimizer.param_groups[-1]["lr"]
+    return StepOutput(loss=loss, terms=merged, grad_norm=grad_norm.detach(), lr=lr)
+
+
+def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """Return the scalar to minimise and its terms."""
+    frames, num_frames = batch.frames(), batch.num_frames
+    prediction = predict(state.net, batch, state.dtype)
+    mesh = None
+    if prediction.hands.vertices is not None and state.losses.mesh.names:
+        mesh = decode_labels(state.model.mano, frames)
+    return state.total_loss(
+        prediction, frames, mesh, state.losses, state.log_variance, num_frames=num_frames
+    )
+
+
+def _joints_rest(model: nn.Module) -> Tensor | None:
+    """Return the rest skeleton of the model's hands [s, 16, 3], None without MANO."""
+    mano = getattr(model, "mano", None)
+    return None if mano is None else mano.joints_rest
+
+
+def _parts(batch: Batch, number: int) -> Iterator[Batch]:
+    """Yield the batch in ``number`` parts of equal or nearly equal length."""
+    if number == 1:
+        yield batch
+        return
+    columns = [getattr(batch, f.name).tensor_split(number) for f in fields(batch)]
+    names = [f.name for f in fields(batch)]
+    for part in zip(*columns, strict=True):
+        if len(part[0]):
+            yield Batch(**dict(zip(names, part, strict=True)))
+
+
+def _merged(terms: list[LossTerms]) -> LossTerms:
+    """Return the terms of a batch from those of its parts."""
+    return dataclasses.replace(
+        terms[0],
+        values=torch.cat([part.values for part in terms], 1),
+        seen=torch.cat([part.seen for part in terms], 1),
+    )
