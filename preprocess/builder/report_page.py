@@ -200,7 +200,7 @@ def _template() -> "jinja2.Template":
         "nested": _nested,
         "columns": _columns,
     }
-    source = resources.files("preprocess").joinpath("report_page.html").read_text("utf-8")
+    source = resources.files("preprocess.builder").joinpath("report_page.html").read_text("utf-8")
     return environment.from_string(source)
 
 

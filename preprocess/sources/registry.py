@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
 DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
-"""Each is a module of this package with ``open_source(root, mano) -> Source``."""
+"""Each is a folder of this package whose ``source`` has ``open_source(root, mano) -> Source``."""
 
 
 def check_dataset(name: str) -> None:
@@ -33,7 +33,7 @@ def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
         SourceError: If the dataset is unknown or ``root`` does not hold it.
     """
     check_dataset(dataset)
-    module = importlib.import_module(f"preprocess.sources.{dataset}")
+    module = importlib.import_module(f"preprocess.sources.{dataset}.source")
     source = module.open_source(root, mano)
     assert isinstance(source, Source)
     return source
