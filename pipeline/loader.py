@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -28,14 +28,14 @@ from torch import Tensor
 
 from pipeline import memory
 from pipeline.assemble import Assembler, Chosen
-from pipeline.batch import Batch
+from pipeline.batch import Batch, LabelGroup
 from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.decode import resident
 from pipeline.decode.codec import Codec, Pixels
 from pipeline.decode.read_ahead import read_ahead
 from pipeline.decode.stream import Frames, frames_of, stream_crops
 from pipeline.labels.objects import load_objects, names_in
-from pipeline.labels.table import hide_labels, load_labels
+from pipeline.labels.table import hide_group, hide_labels, load_groups, load_labels
 from pipeline.order.parts import (
     Part,
     content_of,
@@ -76,6 +76,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         model_bytes: int = 0,
+        groups: Sequence[type[LabelGroup]] = (),
     ) -> None:
         """Open the stores and fill the cache, with a progress bar where there is a terminal.
 
@@ -86,6 +87,7 @@ class Loader:
             rank: This process.
             world: Number of processes.
             model_bytes: Peak memory of a training step on ``device``, which the cache leaves free.
+            groups: Labels that batches have beside the core ones, ``pipeline.labels``.
 
         Raises:
             ValueError: If configuration and store do not fit, or memory does not suffice.
@@ -94,6 +96,7 @@ class Loader:
         self.config = config
         self.device = device
         self.training = training
+        self._groups = tuple(groups)
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
@@ -122,7 +125,7 @@ class Loader:
         config, cache = self.config, self._cache
         num_samples = sum(len(view) for view in self._held.views)
         plan = memory.plan_memory(
-            memory.demand_of(self._parts, config, num_samples),
+            memory.demand_of(self._parts, config, num_samples, self._groups),
             device_bytes=memory.available_bytes(self.device),
             model_bytes=model_bytes,
             codecs=memory.allowed_codecs(cache, training=self.training),
@@ -135,13 +138,15 @@ class Loader:
         stores = [store for store, _ in views]
         self.objects = load_objects(stores, self.device)
         """Behind ``Batch.object_id``."""
-        first = itertools.accumulate((len(names_in(store)) for store in stores), initial=0)
+        counts = [len(names_in(store)) for store in stores]
+        first = list(itertools.accumulate(counts[:-1], initial=0))
         labels = concatenated(
             [
                 load_labels(*view, config.view.kind, first_object=number)
-                for view, number in zip(views, first, strict=False)
+                for view, number in zip(views, first, strict=True)
             ]
         )
+        groups = load_groups(self._groups, views, config.view.kind, first)
         view = concatenated(self._held.views)
         self.resident: resident.Resident | None = None
         """The pixels on the device; None where they are streamed."""
@@ -155,12 +160,15 @@ class Loader:
                     views, cache, plan.chosen, self.device, progress=progress
                 )
             hide_labels(labels, self.resident.skipped)
+            for group in groups:
+                hide_group(group, self.resident.skipped)
             self._resources.close()
         self._assembler = Assembler(
             table_to(view, self.device),
             table_to(labels, self.device),
             config,
             augments=self.training and not config.augment.is_off,
+            groups=[table_to(group, self.device) for group in groups],
         )
         log.info("%s", self.summary())
 

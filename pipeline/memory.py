@@ -12,18 +12,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.batch import LabelGroup
 from pipeline.command_config import PlanConfig
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
 from pipeline.decode.codec import Codec, bytes_per_sample
 from pipeline.decode.source import PREFETCH
-from pipeline.labels.table import load_labels
+from pipeline.labels.table import load_groups, load_labels
 from pipeline.order.parts import Part, open_parts
 from pipeline.view import samples_at
 
@@ -127,12 +128,19 @@ def plan_memory(
     )
 
 
-def demand_of(parts: Sequence[Part], config: PipelineConfig, num_samples: int) -> Demand:
+def demand_of(
+    parts: Sequence[Part],
+    config: PipelineConfig,
+    num_samples: int,
+    groups: Sequence[type[LabelGroup]] = (),
+) -> Demand:
     """Return what ``num_samples`` of the parts ask of a device; reads labels of one sample each."""
     label_bytes, frame_bytes = [], []
     for part in parts:
         one = samples_at(part.view, torch.zeros(1, dtype=torch.int64))
-        tables = (one, load_labels(part.store, one, config.view.kind))
+        stores = [(part.store, one)]
+        labels = load_labels(part.store, one, config.view.kind)
+        tables: list[Any] = [one, labels, *load_groups(groups, stores, config.view.kind, [0])]
         label_bytes.append(
             sum(getattr(table, field.name).nbytes for table in tables for field in fields(table))
         )

@@ -1,10 +1,11 @@
 """The network of a configuration."""
 
 from model.config import ModelConfig
-from model.families import build_network
+from model.families import FAMILIES, build_network, imported
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
 from model.network import Network
+from pipeline.batch import LabelGroup
 from pipeline.config import ViewKind
 from train.config import RunConfig
 
@@ -48,6 +49,11 @@ def build_model(
         right_only=config.pipeline.mirror_left and view.kind is ViewKind.hand,
         load_weights=load_weights,
     )
+
+
+def label_groups(family: str) -> tuple[type[LabelGroup], ...]:
+    """Return the label groups that a family's batches have beside the core labels."""
+    return tuple(imported(name) for name in FAMILIES[family].labels)
 
 
 def required_mano(model: ModelConfig, path: str | None) -> ManoModels | None:

@@ -14,7 +14,7 @@ from model.network import Network
 from model.pretrained import start_from_weights
 from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
-from train.build import build_model, required_mano
+from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
 from train.device.device import choose_device
 from train.device.distributed import Ranks, gathered, joined_ranks, local_device, shared
@@ -76,7 +76,10 @@ def _run(
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
 
-    open_loader = functools.partial(Loader, device=device, rank=ranks.rank, world=ranks.world)
+    groups = label_groups(config.model.family)
+    open_loader = functools.partial(
+        Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
+    )
     needed = step_bytes(model, config, world=ranks.world)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=needed))
     stages = resolve_stages(config, loader.steps_per_epoch)

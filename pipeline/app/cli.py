@@ -288,7 +288,8 @@ def _override(
     else:
         written = value
     if full in options:
-        return f"{full}={written}"
+        is_open = typing.get_origin(hint) is dict  # its keys are the user's own
+        return f"{'++' if is_open else ''}{full}={written}"
     table, name, leaf = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
     return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
 

@@ -23,7 +23,7 @@ from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
 from pipeline.store.reader import Store, open_store
 from pipeline.view import build_view, samples_at, split_rows
-from train.build import build_model, required_mano
+from train.build import build_model, label_groups, required_mano
 from train.config import EvaluateConfig, Protocol
 from train.device.device import backbone_dtype, choose_device
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
@@ -130,7 +130,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         held_mean = None
         if held is not None and held.scenes is not None:
             held_mean = _collected(store, pipeline, config, provided, mano)
-        loader = Loader(pipeline, device=device, training=False)
+        groups = label_groups(trained.model.family)
+        loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
         batches = track(loader, total=len(loader), description="evaluate", transient=True)

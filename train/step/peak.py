@@ -11,6 +11,7 @@ from pipeline.assemble import DTYPES
 from pipeline.batch import blank_batch
 from pipeline.labels.objects import ObjectModels
 from pipeline.store.schema import OBJECT_POINTS
+from train.build import label_groups
 from train.config import RunConfig
 from train.step.stages import resolve_stages
 from train.step.step import build_state, train_step
@@ -55,8 +56,9 @@ def rehearse(model: Network, config: RunConfig, *, world: int = 1) -> None:
         image = image.movedim(2, -1).contiguous().movedim(-1, 2)
     if length == 1:
         image = image[:, 0]
+    groups = label_groups(config.model.family)
     for _ in range(STEPS):
-        train_step(state, blank_batch(image, num_hands=model.num_hands), config, stage)
+        train_step(state, blank_batch(image, model.num_hands, groups), config, stage)
 
 
 def _one_object(device: torch.device) -> ObjectModels:

@@ -8,7 +8,7 @@ which stops the run.
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -214,11 +214,9 @@ def _parts(batch: Batch, number: int) -> Iterator[Batch]:
     if number == 1:
         yield batch
         return
-    columns = [getattr(batch, f.name).tensor_split(number) for f in fields(batch)]
-    names = [f.name for f in fields(batch)]
-    for part in zip(*columns, strict=True):
-        if len(part[0]):
-            yield Batch(**dict(zip(names, part, strict=True)))
+    for rows in torch.arange(len(batch)).tensor_split(number):
+        if len(rows):
+            yield batch.rows(int(rows[0]), int(rows[-1]) + 1)
 
 
 def _merged(terms: list[LossTerms]) -> LossTerms:

@@ -200,7 +200,9 @@ def test_nan_under_a_mask_costs_neither_value_nor_gradient() -> None:
     nothing = torch.zeros(4, 1, dtype=torch.bool)
     batch = replace(batch, has_joints=nothing, has_mano=nothing, has_beta=nothing)
     names = ("joints_3d", "theta_rotmat", "beta", "K")
-    poisoned = {name: torch.full_like(getattr(batch, name), torch.nan) for name in names}
+    poisoned: dict[str, Any] = {
+        name: torch.full_like(getattr(batch, name), torch.nan) for name in names
+    }
     prediction = make_prediction(4)
     total, terms = of_hands(prediction, replace(batch, **poisoned), make_mesh(4), plan())
     torch.autograd.backward(total)

@@ -1,7 +1,7 @@
 """One step: accumulation, averaged weights, activations computed again."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from model.families import build_network
 from model.mano.files import load_mano
 from model.regressor.net import HandRegressor
-from pipeline.batch import Batch, blank_batch
+from pipeline.batch import TENSORS, blank_batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
 from tests.train.test_run import config
@@ -103,9 +103,8 @@ def test_a_rehearsal_takes_real_steps_on_blank_batches(
 def test_a_blank_batch_has_the_shapes_of_a_real_one(freihand: SampleStore, tmp_path: Path) -> None:
     real = next(iter(Loader(config(freihand, tmp_path).pipeline, device=CPU)))
     blank = blank_batch(real.image, num_hands=1)
-    for field in fields(Batch):
-        ours, theirs = getattr(blank, field.name), getattr(real, field.name)
-        assert ours.shape == theirs.shape, field.name
-        assert ours.dtype == theirs.dtype, field.name
+    for name, ours, theirs in zip(TENSORS, blank.tensors(), real.tensors(), strict=True):
+        assert ours.shape == theirs.shape, name
+        assert ours.dtype == theirs.dtype, name
     assert not (blank.has_joints | blank.has_mano | blank.has_beta).any()
     assert replace(blank, image=real.image).image is real.image
