@@ -28,8 +28,9 @@ from pipeline.store.shard import num_shards, replace_file
 from preprocess.builder import journal
 from preprocess.builder.executor import map_in_order, run_shards
 from preprocess.builder.plan import Plan
-from preprocess.builder.report import BuildReport, report_text
-from preprocess.builder.report_page import PAGE_FILE, page
+from preprocess.builder.report.facts import rejected_rows, store_facts
+from preprocess.builder.report.page import PAGE_FILE, page
+from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
@@ -244,7 +245,6 @@ def _finish(
     """
     from pipeline.store.reader import open_store
     from pipeline.store.writer import finish_store
-    from preprocess.builder.report_facts import rejected_rows, store_facts
 
     out, plan = tasks.store, tasks.plan
     with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:

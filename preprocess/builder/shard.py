@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import LABELS, StoreAttributes
 from preprocess.builder.plan import Plan
-from preprocess.builder.report_page import Residuals, residual_counts
+from preprocess.builder.report.facts import Residuals, residual_counts
 from preprocess.images.images import (
     BadImage,
     ImageWork,

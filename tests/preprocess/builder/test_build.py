@@ -23,7 +23,7 @@ from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
 from preprocess.builder.build import build, main
 from preprocess.builder.plan import Plan, make_plan
-from preprocess.builder.report import bad_images_line, report_text
+from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
 from preprocess.progress import show_progress
