@@ -24,7 +24,7 @@ from preprocess.config import VerifyConfig
 from preprocess.images.header import ImageProblem, read_jpeg_header
 from preprocess.labels.quality import derive, flag_counts
 from preprocess.progress import show_progress
-from preprocess.records import LabelStack, Source, SourceError
+from preprocess.records import DatasetSource, LabelStack, SourceError
 from preprocess.sources.registry import open_source
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def _compare_with_source(
         yield from check.problems
 
 
-def _compare_objects(store: "Store", source: Source) -> Iterator[str]:
+def _compare_objects(store: "Store", source: DatasetSource) -> Iterator[str]:
     """Every shape against one made afresh."""
     files = [file for file in source.objects if file.mesh]
     if not files:

@@ -152,12 +152,6 @@ def shard_images(
     )
 
 
-def read_image(path: Path) -> tuple[bytes, JpegHeader | ImageProblem]:
-    """Return the bytes of a file and its JPEG header, or what is wrong with it."""
-    data = _read(path)
-    return (b"", data) if isinstance(data, ImageProblem) else (data, read_jpeg_header(data))
-
-
 def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str:
     """Return why a build stops at bad images, and the two ways on."""
     more = f" ({len(bad) - 1} more in the same shard)" if len(bad) > 1 else ""

@@ -50,7 +50,7 @@ def page(
         facts: From ``facts.store_facts``.
         residuals: Of the whole store.
         flag_rows: The rows to list for each flag, from ``facts.rejected_rows``.
-        notes: ``Source.notes``.
+        notes: ``DatasetSource.notes``.
         max_residual_m: Largest distance of a decoded vertex from the official one, metres; NaN if
             none was compared.
         max_refit_m: Largest error of a refitted left hand, metres; NaN if none was refitted.

@@ -12,13 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.store.schema import FLAGS
-from preprocess.images.header import ImageProblem, JpegHeader, read_jpeg_header
+from preprocess.images.header import JpegHeader, read_jpeg_header
 from preprocess.images.images import (
     BadImage,
     ImageWork,
     ShardImages,
     bad_image_sentence,
-    read_image,
     shard_images,
 )
 from preprocess.records import SourceError
@@ -270,16 +269,6 @@ def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     images = shard_images("toy", tmp_path, ["a.jpg"], np.array([5]), 0, PASSTHROUGH, None)
     assert images.bad[0].flag == "image_missing"
     assert images.bad[0].reason == "cannot be read (Is a directory)"
-
-
-def test_read_image_returns_bytes_and_header_or_the_problem(tmp_path: Path) -> None:
-    data = encoded(picture(1))
-    (tmp_path / "a.jpg").write_bytes(data)
-    assert read_image(tmp_path / "a.jpg") == (data, read_jpeg_header(data))
-    nothing, problem = read_image(tmp_path / "b.jpg")
-    assert nothing == b""
-    assert isinstance(problem, ImageProblem)
-    assert problem.flag == "image_missing"
 
 
 def test_the_sentence_names_the_file_the_reason_and_the_ways_on() -> None:
