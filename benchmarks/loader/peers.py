@@ -42,7 +42,7 @@ Epoch = Callable[[], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class LoaderInput:
     """The images and what may be used to load them."""
 
     files: tuple[str, ...]
@@ -149,7 +149,7 @@ class Files(Dataset[NDArray[Any]]):
         return self.work(read_bytes(self.paths[index]))
 
 
-def dataloader(work: Work, source: Source) -> Epoch:
+def dataloader(work: Work, source: LoaderInput) -> Epoch:
     """Return torch's DataLoader over files."""
     loader = DataLoader(
         Files(source.files, work),
@@ -165,7 +165,7 @@ def dataloader(work: Work, source: Source) -> Epoch:
     return lambda: iter(loader)
 
 
-def webdataset(work: Work, source: Source) -> Epoch:
+def webdataset(work: Work, source: LoaderInput) -> Epoch:
     """Return WebDataset over tar files, a share of them for each worker."""
     import webdataset as wds
 
@@ -183,7 +183,7 @@ def webdataset(work: Work, source: Source) -> Epoch:
     return lambda: iter(loader)
 
 
-def spdl(work: Work, source: Source) -> Epoch:
+def spdl(work: Work, source: LoaderInput) -> Epoch:
     """Return SPDL's pipeline of threads over files, one batch per task."""
     from spdl.pipeline import PipelineBuilder
 

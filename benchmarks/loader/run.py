@@ -59,7 +59,7 @@ from benchmarks.loader.contenders import (
     serve,
     source_of,
 )
-from benchmarks.loader.peers import FRAME_PX, Source
+from benchmarks.loader.peers import FRAME_PX, LoaderInput
 from benchmarks.store import build_store
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import finish_store, write_rows
@@ -219,7 +219,7 @@ def _window(field: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 @contextlib.contextmanager
 def started(
-    contract: str, names: Sequence[str], source: Source, absent: dict[str, str]
+    contract: str, names: Sequence[str], source: LoaderInput, absent: dict[str, str]
 ) -> Iterator[dict[str, Child]]:
     """Start contenders one after the other; those that fail are noted in ``absent``."""
     # Nothing of this process, its threads least of all, but imports are paid once.

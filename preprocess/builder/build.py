@@ -27,15 +27,16 @@ from pipeline.store.schema import FLAGS, StoreAttributes
 from pipeline.store.shard import num_shards, replace_file
 from preprocess.builder import journal
 from preprocess.builder.executor import map_in_order, run_shards
-from preprocess.builder.plan import Plan
-from preprocess.builder.report import BuildReport, report_text
-from preprocess.builder.report_page import PAGE_FILE, page
+from preprocess.builder.plan import StorePlan
+from preprocess.builder.report.facts import rejected_rows, store_facts
+from preprocess.builder.report.page import PAGE_FILE, page
+from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
 from preprocess.labels.quality import flag_counts
 from preprocess.progress import show_progress
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sources.registry import check_dataset, open_source
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _say(console: Console, text: str) -> None:
     console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _refuse_missing_images(source: Source, plan: Plan) -> None:
+def _refuse_missing_images(source: DatasetSource, plan: StorePlan) -> None:
     missing = np.flatnonzero(plan.image_bytes == 0)
     if len(missing):
         first = min(missing, key=lambda row: plan.official_idx[row])
@@ -199,7 +200,7 @@ def _layout(attributes: StoreAttributes) -> StoreAttributes:
     )
 
 
-def _shapes(source: Source, workers: int, console: Console) -> "list[ObjectShape]":
+def _shapes(source: DatasetSource, workers: int, console: Console) -> "list[ObjectShape]":
     files = [file for file in source.objects if file.mesh]
     if not files:
         return []
@@ -244,7 +245,6 @@ def _finish(
     """
     from pipeline.store.reader import open_store
     from pipeline.store.writer import finish_store
-    from preprocess.builder.report_facts import rejected_rows, store_facts
 
     out, plan = tasks.store, tasks.plan
     with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:

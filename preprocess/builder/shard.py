@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import LABELS, StoreAttributes
-from preprocess.builder.plan import Plan
-from preprocess.builder.report_page import Residuals, residual_counts
+from preprocess.builder.plan import StorePlan
+from preprocess.builder.report.facts import Residuals, residual_counts
 from preprocess.images.images import (
     BadImage,
     ImageWork,
@@ -71,7 +71,7 @@ class ShardTask:
     pictures: tuple[str, ...]
     """Names in ``schema.PICTURES`` to store."""
     read_picture: Callable[[Path, str, str], np.ndarray | None] | None
-    """``Source.picture``."""
+    """``DatasetSource.picture``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,7 +353,7 @@ def _mano(folder: Path, sha256: str) -> "ManoModels":
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def plan_indices(plan: Plan, rows: slice) -> dict[str, np.ndarray]:
+def plan_indices(plan: StorePlan, rows: slice) -> dict[str, np.ndarray]:
     """Return the int32 columns of the plan for some rows."""
     names = ("sequence_idx", "camera_idx", "subject_idx", "frame_idx", "official_idx")
     return {name: getattr(plan, name)[rows] for name in names}

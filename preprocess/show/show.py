@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from rich.console import Console
 
 from model.hand import LEFT, RIGHT
-from preprocess.builder.report_page import PAGE_FILE
+from preprocess.builder.report.page import PAGE_FILE
 from preprocess.config import ShowConfig
 from preprocess.labels.quality import flag_names, project
 from preprocess.show.objects import draw_objects, draw_vertices, load_shapes

@@ -5,13 +5,13 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
 DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
-"""Each is a folder of this package whose ``source`` has ``open_source(root, mano) -> Source``."""
+"""Each is a folder of this package whose ``source`` has ``open_source(root, mano)``."""
 
 
 def check_dataset(name: str) -> None:
@@ -26,7 +26,7 @@ def check_dataset(name: str) -> None:
         raise SourceError(f"dataset={name!r} is unknown; {hint}")
 
 
-def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
+def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetSource:
     """Open a dataset by name.
 
     Raises:
@@ -35,5 +35,5 @@ def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
     check_dataset(dataset)
     module = importlib.import_module(f"preprocess.sources.{dataset}.source")
     source = module.open_source(root, mano)
-    assert isinstance(source, Source)
+    assert isinstance(source, DatasetSource)
     return source

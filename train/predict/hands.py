@@ -41,7 +41,7 @@ from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
 from train.config import PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.inputs import Frame, HandBox, square_of
+from train.predict.inputs import HandBox, InputImage, square_of
 from train.predict.outputs import Hand
 from train.state.weights import FOLDER as WEIGHTS
 from train.step.step import predict
@@ -194,7 +194,7 @@ def _joint_set(wanted: str | None, about: PretrainedConfig, mano: ManoModels | N
     return joint_set
 
 
-def crop_of(frame: Frame, box: HandBox, K: Float64[np.ndarray, "3 3"], form: Crops) -> Crop:
+def crop_of(frame: InputImage, box: HandBox, K: Float64[np.ndarray, "3 3"], form: Crops) -> Crop:
     """Return the network's input for one hand, as the pipeline makes it without augmentation.
 
     Raises:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 from model.draw import draw_skeleton
 from model.hand import JOINT_NAMES
-from train.predict.inputs import Frame, HandBox
+from train.predict.inputs import HandBox, InputImage
 from train.state.atomic import replace_file
 
 FORMAT: Final = "handloom-predict-1"
@@ -110,7 +110,7 @@ def picture_name(name: str, *, is_video: bool) -> str:
 
 
 def draw_hands(
-    frame: Frame, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
+    frame: InputImage, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the image with the outline of each mesh and the skeletons over it."""
     canvas = frame.rgb.copy()

@@ -23,10 +23,10 @@ from train.predict.hands import (
 )
 from train.predict.inputs import (
     Cameras,
-    Frame,
     HandBox,
+    InputImage,
+    InputMedia,
     Skipped,
-    Source,
     check_names,
     find_source,
     frames,
@@ -55,7 +55,7 @@ MOST_HELD_BYTES: Final = 1 << 29
 class Work:
     """One image and its hands."""
 
-    frame: Frame
+    frame: InputImage
     K: Float64[np.ndarray, "3 3"]
     crops: list[Crop]
 
@@ -142,7 +142,7 @@ def main(config: PredictConfig) -> int:
 
 def _remarks(
     config: PredictConfig,
-    source: Source,
+    source: InputMedia,
     boxes: Mapping[str, Any] | None,
     cameras: Cameras,
 ) -> list[str]:
@@ -168,7 +168,7 @@ def _remarks(
     return [remark for remark in remarks if remark is not None]
 
 
-def _out_folder(config: PredictConfig, source: Source) -> Path:
+def _out_folder(config: PredictConfig, source: InputMedia) -> Path:
     images = Path(config.images).expanduser().resolve()
     name = images.name if images.is_dir() else images.stem
     default = Path(config.run).expanduser() / f"predict-{name}"
@@ -184,7 +184,7 @@ def _out_folder(config: PredictConfig, source: Source) -> Path:
 
 
 def _chunks(
-    source: Source,
+    source: InputMedia,
     boxes: Mapping[str, tuple[HandBox, ...]] | None,
     cameras: Cameras,
     config: PredictConfig,
@@ -283,7 +283,7 @@ def _progress(console: Console, total: int | None) -> Iterator[Callable[[int], N
         yield advance
 
 
-def _named(source: Source, name: str) -> str:
+def _named(source: InputMedia, name: str) -> str:
     return f"{source.path} frame {name}" if source.names is None else str(source.path / name)
 
 

@@ -21,7 +21,7 @@ from preprocess.sample.dexycb.scene import (
     MASTER,
     SERIALS,
     SIZE_HW,
-    Plan,
+    GraspPlan,
     T_world_from_cam,
     Truth,
     intrinsics,
@@ -138,7 +138,7 @@ def _pose_m(side: str, theta: np.ndarray, transl: np.ndarray) -> np.ndarray:
     return np.concatenate([theta[:3], coefficients, transl])
 
 
-def pose_arrays(seed: int, num: int, plan: Plan) -> dict[str, np.ndarray]:
+def pose_arrays(seed: int, num: int, plan: GraspPlan) -> dict[str, np.ndarray]:
     """Return the arrays of a ``pose.npz``: world frame, quaternions (x, y, z, w)."""
     pose_m = np.zeros((plan.num_frames, 1, 51), dtype=np.float32)
     pose_y = np.zeros((plan.num_frames, len(plan.ycb_ids), 7), dtype=np.float32)
@@ -154,7 +154,7 @@ def pose_arrays(seed: int, num: int, plan: Plan) -> dict[str, np.ndarray]:
     return {"pose_y": pose_y, "pose_m": pose_m}
 
 
-def _write_sequence(out: Path, seed: int, num: int, plan: Plan) -> None:
+def _write_sequence(out: Path, seed: int, num: int, plan: GraspPlan) -> None:
     """Write ``meta.yml`` and ``pose.npz``."""
     folder = out / plan.folder
     meta: dict[str, Any] = {
@@ -173,7 +173,7 @@ def _write_sequence(out: Path, seed: int, num: int, plan: Plan) -> None:
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def _write_calibration(folder: Path, seed: int, sequences: tuple[Plan, ...]) -> None:
+def _write_calibration(folder: Path, seed: int, sequences: tuple[GraspPlan, ...]) -> None:
     """Write intrinsics, extrinsics and the shapes of the subjects' hands."""
     for serial in SERIALS:
         K = intrinsics(seed, serial)

@@ -27,7 +27,7 @@ from preprocess.sample.ho3d.scene import (
     PARTS,
     SIZE_HW,
     TAKE,
-    Frame,
+    ImageTruth,
     Slot,
     calibration_poses,
     cameras_of,
@@ -133,7 +133,7 @@ def _write_task(out: Path, seed: int, version: str, task: tuple[str, int]) -> Li
     )
 
 
-def write_one(out: Path, seed: int, version: str, slot: Slot) -> Frame:
+def write_one(out: Path, seed: int, version: str, slot: Slot) -> ImageTruth:
     """Render the frame of a slot and write its files."""
     frame = draw_frame(seed, slot)
     folder = out / slot.part / slot.sequence
@@ -157,7 +157,7 @@ def write_one(out: Path, seed: int, version: str, slot: Slot) -> Frame:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def meta_of(seed: int, slot: Slot, frame: Frame) -> dict[str, Any]:
+def meta_of(seed: int, slot: Slot, frame: ImageTruth) -> dict[str, Any]:
     """Return the content of the meta file."""
     T_gl_from_obj = _OPENGL_FROM_OPENCV @ frame.T_cam_from_obj
     vertices = stand_in_object(slot.object_name).vertices
@@ -188,7 +188,7 @@ def meta_of(seed: int, slot: Slot, frame: Frame) -> dict[str, Any]:
     return dict.fromkeys(meta) if is_none else meta
 
 
-def _official_joints(frame: Frame) -> np.ndarray:
+def _official_joints(frame: ImageTruth) -> np.ndarray:
     """The 21 joints [21, 3] in OpenGL axes and MANO's order."""
     joints = np.empty((21, 3))
     joints[list(STANDARD_FROM_MANO21)] = frame.joints_3d

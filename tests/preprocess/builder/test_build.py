@@ -22,12 +22,12 @@ from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
 from preprocess.builder.build import build, main
-from preprocess.builder.plan import Plan, make_plan
-from preprocess.builder.report import bad_images_line, report_text
+from preprocess.builder.plan import StorePlan, make_plan
+from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
 from preprocess.progress import show_progress
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sample.generate import write_sample
 from preprocess.sources.registry import open_source
 from tests.preprocess.builder.fatal import Fatal
@@ -343,10 +343,10 @@ def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:
 def test_a_killed_worker_is_one_sentence(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_fatal(*args: Any) -> Source:
+    def open_fatal(*args: Any) -> DatasetSource:
         return dataclasses.replace(open_source(*args), root=Fatal())  # type: ignore[arg-type]
 
-    def plan_elsewhere(source: Source, **how: Any) -> Plan:
+    def plan_elsewhere(source: DatasetSource, **how: Any) -> StorePlan:
         return make_plan(dataclasses.replace(source, root=truth.root), **how)
 
     monkeypatch.setattr("preprocess.builder.build.open_source", open_fatal)
@@ -358,7 +358,7 @@ def test_a_killed_worker_is_one_sentence(
 def test_an_image_that_changes_meanwhile_is_an_error(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan_then_change(source: Source, **how: Any) -> Plan:
+    def plan_then_change(source: DatasetSource, **how: Any) -> StorePlan:
         plan = make_plan(source, **how)
         image_of(truth, 0).write_bytes(jpeg(0, 8, 8))
         return plan

@@ -33,8 +33,8 @@ from train.config import Device, Precision, PredictConfig, Side
 from train.predict.hands import crop_of, crops_of, hands_in_image, resized
 from train.predict.inputs import (
     Cameras,
-    Frame,
     HandBox,
+    InputImage,
     find_source,
     frames,
     read_boxes,
@@ -229,7 +229,7 @@ def test_where_the_cache_is_the_frame_the_input_is_equal_to_the_bit(
     )
     form = crops_of(tmp_path / "run" / "weights", spec)
     source = find_source(str(tmp_path / "images"), 1)
-    rows = dict(enumerate(image for image in frames(source) if isinstance(image, Frame)))
+    rows = dict(enumerate(image for image in frames(source) if isinstance(image, InputImage)))
     store_open = open_store(str(store))
     for k in range(len(batch)):
         row, slot = divmod(int(batch.sample_id[k]), 2)
@@ -289,7 +289,7 @@ def test_mirrored_labels_come_back_as_recorded(tmp_path: Path) -> None:
         x0, y0, x1, y1 = map(float, store.label("bbox_xyxy")[row, slot])
         box = HandBox(is_right=slot == 0, box_xyxy=(x0, y0, x1, y1))
         K = store.label("K")[row].astype(np.float64)
-        crops.append(crop_of(Frame(name="", rgb=frame(row)), box, K, form))
+        crops.append(crop_of(InputImage(name="", rgb=frame(row)), box, K, form))
     for (row, slot), hand in zip(places, hands_in_image(crops, perfect), strict=True):
         for name in ("joints_3d", "beta", "transl"):
             np.testing.assert_allclose(getattr(hand, name), store.label(name)[row, slot], atol=1e-6)
@@ -452,7 +452,7 @@ def test_frames_of_a_video(joints_run: Path, tmp_path: Path) -> None:
     record = predicted(joints_run, path, tmp_path / "out", every=3, boxes=boxes)
     assert {k: len(v["hands"]) for k, v in record["images"].items()} == {"0": 1, "3": 0, "6": 2}
     assert record["images"]["6"]["picture"] == "pictures/000006.jpg"
-    read = [item for item in frames(find_source(str(path), 3)) if isinstance(item, Frame)]
+    read = [item for item in frames(find_source(str(path), 3)) if isinstance(item, InputImage)]
     for item in read:
         assert np.abs(item.rgb.astype(int) - frame(int(item.name))).mean() < 12, "another frame"
 

@@ -1,7 +1,7 @@
 """The report page of a store: one HTML file that needs nothing else, no script and no network.
 
 It says what the store holds and nothing of how it was made: no time, speed, machine or number of
-workers, so that two builds of one store write the same page. Its text is ``report_page.html``, a
+workers, so that two builds of one store write the same page. Its text is ``page.html``, a
 template that escapes every value, since names and paths of a dataset may hold anything.
 """
 
@@ -13,127 +13,24 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from pipeline.store.schema import FLAG_MEANINGS, StoreAttributes
+from preprocess.builder.report.facts import RejectedRow, Residuals, StoreFacts
+from preprocess.labels.quality import LEFT_REFIT_LIMIT_M, MANO_RESIDUAL_LIMIT_M
 
 if TYPE_CHECKING:
     import jinja2
-from preprocess.labels.quality import LEFT_REFIT_LIMIT_M, MANO_RESIDUAL_LIMIT_M
 
 PAGE_FILE: Final = "labels/quality/report.html"
 """Where a store keeps its page: a foreign file in a group's folder makes zarr-python warn, one in
 an array's folder does not."""
-RESIDUAL_EDGES_MM: Final = tuple(round(10.0 ** (k / 4), 6) for k in range(-12, 9))
-"""0.001 to 100 mm, four bins a decade."""
-MOST_ROWS: Final = 1000
-"""Rows that the page lists for one flag."""
 _MOST_ITEMS: Final = 200
 """Entries of one list or object of the source's notes that the page shows."""
 _BAR_PX: Final = 30
 _PLOT_PX: Final = 150
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Characters that HTML or UTF-8 has no place for; file names may hold them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Residuals:
-    """How many values lie in each bin; ``+`` joins the counts of two parts of a store.
-
-    Bin i holds ``edges_mm[i - 1] <= value < edges_mm[i]``; the first and the last are open.
-    """
-
-    edges_mm: tuple[float, ...]
-    vertices: Int64[np.ndarray, " bins"]
-    """Rows by ``vertices_check_m``."""
-    refit: Int64[np.ndarray, " bins"]
-    """Hands by ``refit_error_m``; hands without a refit are in none."""
-
-    def __add__(self, other: "Residuals") -> "Residuals":
-        """Return the counts of both; the edges must be the same."""
-        if self.edges_mm != other.edges_mm:
-            raise ValueError("histograms with different edges cannot be added")
-        return Residuals(
-            edges_mm=self.edges_mm,
-            vertices=self.vertices + other.vertices,
-            refit=self.refit + other.refit,
-        )
-
-
-def residual_counts(
-    vertices_check_m: Float[np.ndarray, " n"], refit_error_m: Float[np.ndarray, "n 2"]
-) -> Residuals:
-    """Return the histograms of some rows; NaN is no value, nor is a refit error of exactly 0.
-
-    Args:
-        vertices_check_m: As in ``records.LabelStack``, metres.
-        refit_error_m: As in ``records.LabelStack``, metres.
-    """
-    edges_m = np.array(RESIDUAL_EDGES_MM) / 1000
-
-    def count(values: np.ndarray) -> Int64[np.ndarray, " bins"]:
-        bins = np.searchsorted(edges_m, values, side="right")
-        return np.bincount(bins, minlength=len(edges_m) + 1).astype(np.int64)
-
-    return Residuals(
-        edges_mm=RESIDUAL_EDGES_MM,
-        vertices=count(vertices_check_m[~np.isnan(vertices_check_m)]),
-        refit=count(refit_error_m[refit_error_m > 0]),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectedRow:
-    """A row that carries a flag, with what it takes to find it in the dataset."""
-
-    row: int
-    official_idx: int
-    image: str
-    """Path relative to the root of the dataset; empty where it is not known."""
-    sequence: str
-    camera: str
-    frame_idx: int
-    flag: str
-    reason: str
-    """Completes "the image ...", as ``shard.BadImage``; empty where there is none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coverage:
-    """How many rows have one group of labels."""
-
-    name: str
-    """Of the mask, such as ``has_mano``."""
-    meaning: str
-    rows: int
-    """Rows in which some hand or object has it."""
-    right: int | None
-    """Rows in which the right hand has it; None for what no hand has."""
-    left: int | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectFacts:
-    """One object of a store."""
-
-    name: str
-    diameter_m: float
-    num_symmetries: int
-    """Turns that leave the shape as it is, the identity too."""
-    num_vertices: int
-    num_rows: int
-    """Rows that have its pose."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreFacts:
-    """What the page says about a store beyond its attributes."""
-
-    image_bytes: int
-    num_clean: int
-    """Rows without a flag."""
-    coverage: tuple[Coverage, ...]
-    objects: tuple[ObjectFacts, ...]
 
 
 def page(
@@ -150,10 +47,10 @@ def page(
 
     Args:
         attributes: The store's, as written by ``finish_store``.
-        facts: From ``report_facts.store_facts``.
+        facts: From ``facts.store_facts``.
         residuals: Of the whole store.
-        flag_rows: The rows to list for each flag, from ``report_facts.rejected_rows``.
-        notes: ``Source.notes``.
+        flag_rows: The rows to list for each flag, from ``facts.rejected_rows``.
+        notes: ``DatasetSource.notes``.
         max_residual_m: Largest distance of a decoded vertex from the official one, metres; NaN if
             none was compared.
         max_refit_m: Largest error of a refitted left hand, metres; NaN if none was refitted.
@@ -200,7 +97,7 @@ def _template() -> "jinja2.Template":
         "nested": _nested,
         "columns": _columns,
     }
-    source = resources.files("preprocess.builder").joinpath("report_page.html").read_text("utf-8")
+    source = resources.files("preprocess.builder.report").joinpath("page.html").read_text("utf-8")
     return environment.from_string(source)
 
 

@@ -18,21 +18,19 @@ import zarr
 
 from pipeline.store.reader import open_store
 from pipeline.store.schema import FLAG_MEANINGS, FLAGS, StoreAttributes
-from preprocess.builder import report_facts
-from preprocess.builder.report import BuildReport, report_text
-from preprocess.builder.report_facts import rejected_rows, store_facts
-from preprocess.builder.report_page import (
-    PAGE_FILE,
+from preprocess.builder.report import facts as report_facts
+from preprocess.builder.report.facts import (
     RESIDUAL_EDGES_MM,
     Coverage,
     ObjectFacts,
     RejectedRow,
     StoreFacts,
-    byte_text,
-    page,
+    rejected_rows,
     residual_counts,
-    share,
+    store_facts,
 )
+from preprocess.builder.report.page import PAGE_FILE, byte_text, page, share
+from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.labels.quality import flag_counts
 from tests.pipeline.hand_store import hand_store
 from tests.pipeline.stores import toy_attributes
@@ -327,14 +325,14 @@ def test_the_page_is_the_same_in_every_process(tmp_path: Path) -> None:
     file = tmp_path / "arguments"
     file.write_bytes(pickle.dumps(arguments("x")))
     code = (
-        "import pickle, sys; from preprocess.builder.report_page import page;"
+        "import pickle, sys; from preprocess.builder.report.page import page;"
         "options = pickle.load(open(sys.argv[1], 'rb'));"
         "sys.stdout.buffer.write(page(options.pop('attributes'), **options).encode())"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code, str(file)],
         check=True,
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[4],
         capture_output=True,
         env=os.environ | {"PYTHONHASHSEED": "2", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
     )
