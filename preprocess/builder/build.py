@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.files import replace_file
 from pipeline.store.errors import StoreError, StoreVersionError
 from pipeline.store.schema import FLAGS, StoreAttributes
-from pipeline.store.shard import num_shards, replace_file
+from pipeline.store.shard import num_shards
 from preprocess.builder import journal
 from preprocess.builder.executor import map_in_order, run_shards
 from preprocess.builder.plan import Plan
@@ -276,7 +277,7 @@ def _finish(
             max_residual_m=residual,
             max_refit_m=refit,
         )
-    replace_file(out / PAGE_FILE, [text.encode()])
+    replace_file(out / PAGE_FILE, text.encode())
     journal.remove(out)
     return BuildReport(
         path=out,

@@ -25,6 +25,7 @@ from model.mano.files import (
     left_is_unfixed,
     with_other_x,
 )
+from pipeline.app.files import replace_file
 from pipeline.pickles.read import MAX_BYTES
 from pipeline.pickles.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
@@ -227,20 +228,8 @@ def _write_all(out: Path, contents: dict[str, bytes], *, overwrite: bool) -> dic
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         if done[name] != "already there":
-            _write(out / name, content)
+            replace_file(out / name, content)
     return done
-
-
-def _write(file: Path, content: bytes) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- saying ---------------------------------------------------------------------------------------

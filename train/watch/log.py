@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from train.state.atomic import replace_file
+from pipeline.app.files import replace_file
 
 
 def say(text: str) -> None:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.app.files import replace_file
+
 PAIRED: Final = "none: the predictions came as a file"
 
 
@@ -66,9 +68,9 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, making the folder."""
+    """Write a record as a whole, making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def show(report: Report, console: Console, mean: Report | None = None) -> None:
