@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.app.words import say
 from preprocess.config import SampleConfig
 from preprocess.progress import show_progress
 
@@ -35,5 +36,5 @@ def main(config: SampleConfig) -> int:
         f"{out}: stand-in for {config.dataset}, rendered from a procedural hand; images: {counts}\n"
         f"  next: {shlex.join(['python', '-m', 'preprocess', 'build-cache', *words])}"
     )
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    say(text)
     return 0

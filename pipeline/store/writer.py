@@ -11,7 +11,6 @@ zarr-python, which reads the old shard back before it writes a new one and never
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import shutil
@@ -27,6 +26,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pipeline.app.files import PARTIAL, replace_file, sync
+from pipeline.app.words import closest
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
 from pipeline.store.objects import ObjectShape, write_object
@@ -307,8 +307,8 @@ def _split_problems(
 def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
     """Return what is wrong with one column, "" if nothing."""
     if name not in ROW_ARRAYS:
-        near = difflib.get_close_matches(name, ROW_ARRAYS, n=1)
-        return f"unknown array {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        near = closest(name, ROW_ARRAYS)
+        return f"unknown array {name!r}" + (f", did you mean {near!r}?" if near else "")
     spec = ROW_ARRAYS[name]
     expected, got = f"{spec.dtype} {(num_rows, *spec.shape)}", _kind(values)
     return f"{name} must be {expected}, got {got}" if got != expected else ""

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.app.files import replace_file
+from pipeline.app.words import say
 from pipeline.store.errors import StoreError, StoreVersionError
 from pipeline.store.schema import FLAGS, StoreAttributes
 from pipeline.store.shard import num_shards
@@ -54,7 +55,7 @@ def main(config: BuildConfig) -> int:
     cluster give executor=dask and executor.address=tcp://HOST:PORT.
     """
     report = build(config)
-    Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report))
     return 0
 
 
@@ -78,9 +79,9 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     check_dataset(config.dataset)
     check_out(out, overwrite=config.overwrite)
     mano_folder, mano = load_mano_of(config.mano)
-    _say(console, f"reading the annotations of {config.dataset} below {root}")
+    say(f"build-cache: reading the annotations of {config.dataset} below {root}", console)
     source = open_source(config.dataset, root, mano)
-    _say(console, f"planning {len(source.rows)} images")
+    say(f"build-cache: planning {len(source.rows)} images", console)
     tasks = make_tasks(config, source, mano_folder, mano)
     plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
@@ -136,10 +137,6 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _refuse_missing_images(source: Source, plan: Plan) -> None:
     missing = np.flatnonzero(plan.image_bytes == 0)
     if len(missing):
@@ -174,9 +171,13 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
                 for shard in range(num_shards(attributes))
                 if journal.is_done(out, tasks.task(shard, with_labels=False), entries)
             }
-            _say(console, f"{len(kept)} of {num_shards(attributes)} shards are done already")
+            num = num_shards(attributes)
+            say(f"build-cache: {len(kept)} of {num} shards are done already", console)
             return kept
-        _say(console, "the dataset or the settings changed since the last run: starting again")
+        say(
+            "build-cache: the dataset or the settings changed since the last run: starting again",
+            console,
+        )
     shapes = _shapes(tasks.source, tasks.config.workers, console)
     _remove(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,7 @@ def _shapes(source: Source, workers: int, console: Console) -> "list[ObjectShape
         return []
     from preprocess.objects.shapes import make_shape
 
-    _say(console, f"looking at {len(files)} objects")
+    say(f"build-cache: looking at {len(files)} objects", console)
     with show_progress("objects", console, unit="objects") as report:
         shapes = []
         make = functools.partial(make_shape, root=source.root)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.words import say
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
 from preprocess.builder.shard import shard_content, task_pictures
@@ -54,7 +55,7 @@ class VerifyReport:
 def main(config: VerifyConfig) -> int:
     """Read every byte of a store again and compare; exit code 1 if anything differs."""
     report = verify(config)
-    Console().print(verify_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(verify_text(report))
     return 1 if report.problems else 0
 
 

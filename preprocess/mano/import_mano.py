@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
-from rich.console import Console
 
 from model.mano.files import (
     INTERHAND_REGRESSOR_FILE,
@@ -26,6 +25,7 @@ from model.mano.files import (
     with_other_x,
 )
 from pipeline.app.files import replace_file
+from pipeline.app.words import say
 from pipeline.pickles.read import MAX_BYTES
 from pipeline.pickles.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
@@ -81,7 +81,7 @@ def main(config: ImportManoConfig) -> int:
     Example: python -m preprocess import-mano path=~/Downloads/mano_v1_2.zip out=/data/mano
     """
     report = import_mano(config)
-    Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report))
     return 0
 
 

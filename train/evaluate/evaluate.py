@@ -15,6 +15,7 @@ from model.config import Family, Head, ModelConfig
 from model.mano.files import ManoModels
 from model.prediction import HandPrediction, prediction_at
 from pipeline.app.files import existing
+from pipeline.app.words import say
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.loader import Loader
@@ -33,7 +34,6 @@ from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.state.mean_pose import MeanPose
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
-from train.watch.log import say
 from train.watch.pictures import draw_predictions, write_picture
 
 PROTOCOL: Final = (
@@ -93,7 +93,7 @@ def main(config: EvaluateConfig) -> int:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
         write_json(path, {**as_json(report), **files})
-        _say(console, f"written: {path}")
+        say(f"written: {path}")
     return 0
 
 
@@ -177,36 +177,28 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
-        _say(
-            console,
+        say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
             f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
         )
         if scores is not None and mean_scores is not None:
             console.print(table(scores, mean_scores))
         else:
-            _say(
-                console, "no hand of the split has three labelled joints: no score by this protocol"
-            )
+            say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
-            _say(console, f"no official score: {report}")
+            say(f"no official score: {report}")
         # Last: scores stay when there is no room for an export.
         if held is not None and config.export is not None:
             held.protocol.export(held, Path(config.export).expanduser())
-            _say(console, f"exported: {config.export}")
+            say(f"exported: {config.export}")
     return 0
 
 
 def _has_scores(scores: ScoreAccumulator) -> bool:
     """Return whether some hand could be aligned; HO-3D's evaluation may come with wrists alone."""
     return scores.sums is not None and bool(scores.sums.joints_aligned.count.any())
-
-
-def _say(console: Console, text: str) -> None:
-    """Print text that may hold a path: no markup in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _room(

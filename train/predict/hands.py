@@ -33,7 +33,7 @@ from model.pretrained import (
     read_pretrained_config,
 )
 from model.regressor.net import ManoRegressor
-from pipeline.app.cli import nearest
+from pipeline.app.words import nearest
 from pipeline.batch import Batch, blank_batch
 from pipeline.config import PipelineConfig
 from pipeline.decode.codec import Codec, Pixels

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.app.words import say
 from pipeline.decode.read_ahead import read_ahead
 from train.config import PredictConfig, Side
 from train.predict.hands import (
@@ -99,7 +100,7 @@ def main(config: PredictConfig) -> int:
             f"{crops.cache_px} px, margin {crops.margin:g}; joints may differ by millimetres"
         )
     for remark in remarks:
-        _say(console, remark)
+        say(remark, console)
 
     images: dict[str, dict[str, Any]] = {}
     skipped: list[Skipped] = []
@@ -108,7 +109,7 @@ def main(config: PredictConfig) -> int:
 
         def skip(what: Skipped) -> None:
             skipped.append(what)
-            _say(console, f"skipped: {_named(source, what.name)}: {what.reason}")
+            say(f"skipped: {_named(source, what.name)}: {what.reason}", console)
 
         for chunk in _chunks(source, boxes, cameras, config, predictor, skip, advance):
             hands = predict_hands(predictor, [crop for work in chunk for crop in work.crops])
@@ -132,8 +133,7 @@ def main(config: PredictConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(path, about, images, [asdict(one) for one in skipped])
     num_hands = sum(len(record["hands"]) for record in images.values())
-    _say(
-        console,
+    say(
         f"hands: {num_hands}, images: {len(images)}, skipped: {len(skipped)}; {seconds:.1f} s on "
         f"{predictor.device}; written: {path}",
     )
@@ -285,8 +285,3 @@ def _progress(console: Console, total: int | None) -> Iterator[Callable[[int], N
 
 def _named(source: Source, name: str) -> str:
     return f"{source.path} frame {name}" if source.names is None else str(source.path / name)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print text that may hold a path: no markup in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

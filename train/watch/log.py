@@ -22,11 +22,7 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.app.files import replace_file
-
-
-def say(text: str) -> None:
-    """Print one line for people, where no run is being logged."""
-    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+from pipeline.app.words import say
 
 
 def cut_rows(path: Path, step: int) -> None:
@@ -93,7 +89,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Print one line for people."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        say(text, self._console)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one log point."""

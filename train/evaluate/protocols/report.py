@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.app.files import replace_file
+from pipeline.app.words import say
 
 PAIRED: Final = "none: the predictions came as a file"
 
@@ -76,16 +77,14 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def show(report: Report, console: Console, mean: Report | None = None) -> None:
     """Print the protocol, its sources and the table; ``mean``: of the training set's mean."""
     rules = "strict" if report.strict else "official, quirks included"
-    console.print(
+    say(
         f"protocol {report.protocol} ({rules}): {report.num_samples} samples; "
         f"crop: {report.crop}; camera: {report.camera}\n{report.definition}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        console,
     )
     if not report.strict:
         for quirk in report.quirks:
-            console.print(f"quirk: {quirk}", markup=False, highlight=False, soft_wrap=True)
+            say(f"quirk: {quirk}", console)
     sheet = Table()
     columns = ("metric", "value", *([] if mean is None else ["training mean"]), "unit")
     for name in columns:
