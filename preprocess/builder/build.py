@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.app.files import replace_file
+from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.store.errors import StoreError, StoreVersionError
 from pipeline.store.schema import FLAGS, StoreAttributes
@@ -36,7 +37,6 @@ from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
 from preprocess.labels.quality import flag_counts
-from preprocess.progress import show_progress
 from preprocess.records import Source, SourceError
 from preprocess.sources.registry import check_dataset, open_source
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
@@ -24,7 +25,6 @@ from preprocess.builder.tasks import built_with, load_mano_of, make_tasks
 from preprocess.config import VerifyConfig
 from preprocess.images.jpeg import JpegProblem, read_header
 from preprocess.labels.quality import derive, flag_counts
-from preprocess.progress import show_progress
 from preprocess.records import LabelStack, Source, SourceError
 from preprocess.sources.registry import open_source
 

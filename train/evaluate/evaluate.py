@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from model.config import Family, Head, ModelConfig
 from model.mano.files import ManoModels
 from model.prediction import HandPrediction, prediction_at
 from pipeline.app.files import existing
+from pipeline.app.progress import tracked
 from pipeline.app.words import say
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
@@ -132,7 +132,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         mean = mean_pose.network_start(trained.model.head).to(device)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
-        batches = track(loader, total=len(loader), description="evaluate", transient=True)
+        batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
             with torch.inference_mode():

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.decode.read_ahead import read_ahead
 from train.config import PredictConfig, Side
@@ -105,7 +105,13 @@ def main(config: PredictConfig) -> int:
     images: dict[str, dict[str, Any]] = {}
     skipped: list[Skipped] = []
     begin = time.perf_counter()
-    with _progress(console, source.total) as advance:
+    with show_progress("predict", console, unit="images") as report:
+        done = 0
+
+        def advance(num: int) -> None:
+            nonlocal done
+            done += num
+            report(done, source.total)
 
         def skip(what: Skipped) -> None:
             skipped.append(what)
@@ -254,33 +260,6 @@ def _write_image(
         "picture": picture,
         "hands": records,
     }
-
-
-@contextlib.contextmanager
-def _progress(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the images done; a bar where there is a terminal."""
-    bar = Progress(
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("predict", total=total, rate="")
-        begin, done = time.perf_counter(), 0
-
-        def advance(num: int) -> None:
-            nonlocal done
-            done += num
-            rate = done / (time.perf_counter() - begin)
-            bar.update(task, completed=done, rate=f"{rate:.1f} images/s,")
-
-        yield advance
 
 
 def _named(source: Source, name: str) -> str:
