@@ -12,13 +12,11 @@ that a busy neighbour hits all of them.
 import dataclasses
 import datetime as dt
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,9 @@ from typing import Any, Final, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from pipeline.app.machine import git_state, version_of
+from pipeline.app.words import say
 
 PACKAGES: Final = ("torch", "nvidia-dali-cuda120", "triton", "zarr", "tensorstore", "numpy")
 MIN_REPEATS: Final = 5
@@ -171,7 +172,7 @@ def record(
         config=dict(config or {}),
         machine=machine(),
         versions=versions(),
-        git=git_state(),
+        git=dataclasses.asdict(git_state()),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **dataclasses.asdict(measurement),
     )
@@ -201,9 +202,8 @@ def print_table(rows: Sequence[Row]) -> None:
             row.metric, row.variant, " ".join(own), _number(row.p50), spread, row.unit, str(row.n)
         )
     below = " ".join(f"{k}={v}" for k, v in (shared | rows[0].machine | rows[0].git).items())
-    console = Console()
-    console.print(table)
-    console.print(below, highlight=False)
+    Console().print(table)
+    say(below)
 
 
 def print_bars(bars: Sequence[Bar]) -> bool:
@@ -234,34 +234,8 @@ def machine() -> dict[str, Any]:
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of ``PACKAGES``, None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """Return the commit of this checkout and whether it is modified, None outside of one."""
-    sha, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    return {"sha": sha, "dirty": None if status is None else bool(status)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | found
 
 
 def _gpu() -> dict[str, Any]:

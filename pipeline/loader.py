@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline import memory
+from pipeline.app.progress import show_progress
 from pipeline.assemble import Assembler, Chosen
 from pipeline.batch import Batch, LabelGroup
 from pipeline.config import OnBadImage, PipelineConfig
@@ -45,7 +45,8 @@ from pipeline.order.parts import (
     open_parts,
     order_of,
 )
-from pipeline.view import concatenated, table_to, upload
+from pipeline.store.reader import Store
+from pipeline.view import ViewTable, concatenated, table_to, upload
 
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 2
@@ -78,7 +79,7 @@ class Loader:
         model_bytes: int = 0,
         groups: Sequence[type[LabelGroup]] = (),
     ) -> None:
-        """Open the stores and fill the cache, with a progress bar where there is a terminal.
+        """Open the stores and fill the cache, and show how far that is.
 
         Args:
             config: What to load.
@@ -155,10 +156,7 @@ class Loader:
         if plan.chosen is None:
             self._frames = frames_of(views, cache)
         else:
-            with _progress_bar(" + ".join(["cache " + config.split, *config.mix])) as progress:
-                self.resident = resident.fill(
-                    views, cache, plan.chosen, self.device, progress=progress
-                )
+            self.resident = self._fill(views, plan.chosen)
             hide_labels(labels, self.resident.skipped)
             for group in groups:
                 hide_group(group, self.resident.skipped)
@@ -171,6 +169,19 @@ class Loader:
             groups=[table_to(group, self.device) for group in groups],
         )
         log.info("%s", self.summary())
+
+    def _fill(self, views: Sequence[tuple[Store, ViewTable]], codec: Codec) -> resident.Resident:
+        """Decode the samples, and show how far that is."""
+        console = Console(stderr=True, quiet=self._order.rank > 0)  # one bar for all ranks
+        begin = time.perf_counter()
+        what = " + ".join(["cache " + self.config.split, *self.config.mix])
+        with show_progress(what, console, unit="images") as report:
+
+            def show(images: int, num_bytes: int, total: int) -> None:
+                gb_per_s = num_bytes / (time.perf_counter() - begin) / 1e9
+                report(images, total, f"{gb_per_s:.2f} GB/s")
+
+            return resident.fill(views, self._cache, codec, self.device, progress=show)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -405,31 +416,3 @@ class Loader:
             "weights": list(order.weights) if order.is_mixture else None,
             "window_length": self._held.place.shape[1],
         }
-
-
-@contextmanager
-def _progress_bar(description: str) -> Iterator[resident.Progress]:
-    """Show images done, rates and time left on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[gb]:.2f} GB/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(description, total=None, rate=0, gb=0)
-        begin, done, read = time.perf_counter(), 0, 0
-
-        def show(images: int, num_bytes: int, total: int) -> None:
-            nonlocal done, read
-            done, read = done + images, read + num_bytes
-            seconds = time.perf_counter() - begin
-            bar.update(
-                task, completed=done, total=total, rate=done / seconds, gb=read / seconds / 1e9
-            )
-
-        yield show

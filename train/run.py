@@ -12,6 +12,7 @@ import torch
 from model.mean_pose import MeanPose
 from model.network import Network
 from model.pretrained import start_from_weights
+from pipeline.app.words import say
 from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
@@ -28,7 +29,7 @@ from train.state.weights import weights_folder
 from train.step.peak import step_bytes
 from train.step.stages import require_trainable, resolve_stages, stage_at
 from train.step.step import TrainState, build_state
-from train.watch.log import NoLog, RunLog, say
+from train.watch.log import NoLog, RunLog
 from train.watch.manifest import manifest
 
 

@@ -23,7 +23,7 @@ import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,6 @@ from benchmarks.harness import (
     Measurement,
     Row,
     append_rows,
-    git_state,
     machine,
     measure_together,
     print_bars,
@@ -61,6 +60,8 @@ from benchmarks.loader.contenders import (
 )
 from benchmarks.loader.peers import FRAME_PX, LoaderInput
 from benchmarks.store import build_store
+from pipeline.app.machine import git_state
+from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import finish_store, write_rows
 
@@ -361,10 +362,10 @@ def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
     console = Console(width=max(Console().width, 120))
     console.print(table)
     for name, reason in absent.items():
-        console.print(f"no row: {name}: {reason}", highlight=False, soft_wrap=True)
+        say(f"no row: {name}: {reason}", console)
     shared: dict[str, Any] = {k: v for k, v in rows[0].params.items() if k in _SHARED}
-    below = " ".join(f"{k}={v}" for k, v in (shared | machine() | git_state()).items())
-    console.print(below, highlight=False, soft_wrap=True)
+    below = " ".join(f"{k}={v}" for k, v in (shared | machine() | asdict(git_state())).items())
+    say(below, console)
 
 
 _SHARED: Final = ("images", "image_kb", "cores", "disk")

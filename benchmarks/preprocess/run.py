@@ -37,7 +37,6 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from rich.console import Console
 
 from benchmarks.config import PreprocessBenchConfig
 from benchmarks.harness import (
@@ -64,6 +63,7 @@ from benchmarks.preprocess.peers import (
     without_turbo,
 )
 from benchmarks.store import build_store
+from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard, shard_path
 from pipeline.store.writer import write_image_shard
 
@@ -90,7 +90,7 @@ def main(config: PreprocessBenchConfig) -> int:
         [with_comment(progressive, i) for i in range(max(2, config.num // 40))],
     )
     if absent := without_turbo():
-        Console().print(f"{TURBO} is not measured: {absent}")
+        say(f"{TURBO} is not measured: {absent}")
     loops = [name for name in LOOPS if name != TURBO or not absent]
     arctic = arctic_files(config, folder / "arctic")
     require_same_images(

@@ -8,7 +8,6 @@ are known to be good.
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
+
+from pipeline.app.words import nearest
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
@@ -374,15 +375,6 @@ def field_docs(schema: type[Any]) -> dict[str, str]:
 
 
 # --- words for people -----------------------------------------------------------------------------
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return a hint: the known name closest to ``word``, else all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"choose from: {', '.join(names)}"
 
 
 def _shortest(key: str, aliases: dict[str, str]) -> str:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
 from preprocess.builder.shard import shard_content, task_pictures
@@ -23,7 +25,6 @@ from preprocess.builder.tasks import built_with, load_mano_of, make_tasks
 from preprocess.config import VerifyConfig
 from preprocess.images.header import ImageProblem, read_jpeg_header
 from preprocess.labels.quality import derive, flag_counts
-from preprocess.progress import show_progress
 from preprocess.records import DatasetSource, LabelStack, SourceError
 from preprocess.sources.registry import open_source
 
@@ -54,7 +55,7 @@ class VerifyReport:
 def main(config: VerifyConfig) -> int:
     """Read every byte of a store again and compare; exit code 1 if anything differs."""
     report = verify(config)
-    Console().print(verify_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(verify_text(report))
     return 1 if report.problems else 0
 
 

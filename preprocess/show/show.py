@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from rich.console import Console
 
 from model.hand import LEFT, RIGHT
+from pipeline.app.words import say
 from preprocess.builder.report.page import PAGE_FILE
 from preprocess.config import ShowConfig
 from preprocess.labels.quality import flag_names, project
@@ -38,7 +38,7 @@ def main(config: ShowConfig) -> int:
     store = open_store(Path(config.store).expanduser())
     text = f"{describe(store)}\n  sheet: {path}"
     store.close()
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    say(text)
     return 0
 
 

@@ -1,10 +1,10 @@
 """The datasets that can be built, by name."""
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pipeline.app.words import nearest
 from preprocess.records import DatasetSource, SourceError
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ def check_dataset(name: str) -> None:
         SourceError: With the nearest spelling or the choices.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(DATASETS)}"
-        raise SourceError(f"dataset={name!r} is unknown; {hint}")
+        raise SourceError(f"dataset={name!r} is unknown; {nearest(name, DATASETS)}")
 
 
 def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetSource:

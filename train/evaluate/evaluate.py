@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from model.mano.files import ManoModels
@@ -16,6 +15,8 @@ from model.mean_pose import MeanPose
 from model.network import Network
 from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
+from pipeline.app.progress import tracked
+from pipeline.app.words import say
 from pipeline.batch import Batch, blank_batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
@@ -34,7 +35,6 @@ from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
-from train.watch.log import say
 from train.watch.pictures import draw_predictions, write_picture
 
 PROTOCOL: Final = (
@@ -94,7 +94,7 @@ def main(config: EvaluateConfig) -> int:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
         write_json(path, {**as_json(report), **files})
-        _say(console, f"written: {path}")
+        say(f"written: {path}")
     return 0
 
 
@@ -134,7 +134,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
-        batches = track(loader, total=len(loader), description="evaluate", transient=True)
+        batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
             with torch.inference_mode():
@@ -180,36 +180,28 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
-        _say(
-            console,
+        say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
             f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
         )
         if scores is not None and mean_scores is not None:
             console.print(table(scores, mean_scores))
         else:
-            _say(
-                console, "no hand of the split has three labelled joints: no score by this protocol"
-            )
+            say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
-            _say(console, f"no official score: {report}")
+            say(f"no official score: {report}")
         # Last: scores stay when there is no room for an export.
         if held is not None and config.export is not None:
             held.protocol.export(held, Path(config.export).expanduser())
-            _say(console, f"exported: {config.export}")
+            say(f"exported: {config.export}")
     return 0
 
 
 def _has_scores(scores: ScoreAccumulator) -> bool:
     """Return whether some hand could be aligned; HO-3D's evaluation may come with wrists alone."""
     return scores.sums is not None and bool(scores.sums.joints_aligned.count.any())
-
-
-def _say(console: Console, text: str) -> None:
-    """Print text that may hold a path: no markup in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def provided_by(model: Network, pipeline: PipelineConfig, dtype: torch.dtype) -> frozenset[str]:

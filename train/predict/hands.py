@@ -32,7 +32,7 @@ from model.pretrained import (
     load_pretrained,
     read_pretrained_config,
 )
-from pipeline.app.cli import nearest
+from pipeline.app.words import nearest
 from pipeline.batch import Batch, blank_batch
 from pipeline.config import PipelineConfig
 from pipeline.decode.codec import Codec, Pixels

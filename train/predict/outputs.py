@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 from model.draw import draw_skeleton
 from model.hand import JOINT_NAMES
+from pipeline.app.files import replace_file
 from train.predict.inputs import HandBox, InputImage
-from train.state.atomic import replace_file
 
 FORMAT: Final = "handloom-predict-1"
 UNITS: Final = {

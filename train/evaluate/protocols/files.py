@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pipeline.app.cli import nearest
+from pipeline.app.words import nearest
 from pipeline.pickles.read import load_npy
 from pipeline.pickles.zips import open_zip, read_member
 
