@@ -191,9 +191,9 @@ def draw_outline(canvas: RGB, points: Float[Tensor, "p 3"], K: Float[Tensor, "3 
     mask = np.zeros(canvas.shape[:2], np.uint8)
     for x, y in np.rint(zoomed(project(points, K).numpy())).astype(int).tolist():
         cv2.circle(mask, (x, y), 7, 255, -1)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8))
-    mask = cv2.erode(mask, np.ones((9, 9), np.uint8))
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8))
+    shape = cv2.erode(closed, np.ones((9, 9), np.uint8))
+    outlines, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for rgb, width in (((30, 30, 30), 8), (OBJECT_RGB, 4)):  # a dark rim reads on any image
         cv2.drawContours(canvas, outlines, -1, rgb, width, cv2.LINE_AA)
 
