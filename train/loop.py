@@ -15,7 +15,6 @@ from train.config import RunConfig
 from train.device.distributed import average_
 from train.device.stop import stop_on_signal
 from train.evaluate.validate import as_scalars, metric_of, score
-from train.losses.config import TERMS
 from train.state.checkpoint import NotWrittenError, RunFacts, save_checkpoint
 from train.state.checkpoint_files import best_step
 from train.state.checkpoint_index import Score
@@ -104,8 +103,7 @@ def train(state: TrainState, run: Run) -> bool:
 def validate(state: TrainState, run: Run) -> Score:
     """Score the averaged weights on the held-out samples, and log what was found."""
     assert run.validation is not None
-    mano = getattr(state.model, "mano", None)
-    scores = score(state.ema, mano, run.validation, state.dtype, state.ranks)
+    scores = score(state.ema, state.model.mano, run.validation, state.dtype, state.ranks)
     run.log.scalars(state.step, as_scalars(scores))
     chosen = run.config.validation
     return Score(metric=chosen.metric, value=metric_of(scores, chosen))
@@ -147,7 +145,7 @@ def read(state: TrainState, output: StepOutput) -> dict[str, float]:
     values = average_(torch.cat([output.loss.float()[None], *means]), state.ranks)
     numbers = dict(zip(named, values.tolist(), strict=True))
     if state.log_variance is not None:
-        learned = dict(zip(TERMS, state.log_variance.tolist(), strict=True))
+        learned = dict(zip(state.losses.terms, state.log_variance.tolist(), strict=True))
         numbers |= {f"log_variance/{name}": learned[name] for name in terms.names}
     return numbers | {"grad_norm": float(output.grad_norm), "lr": float(output.lr)}
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from model.mean_pose import MeanPose
 from train.config import CheckpointChoice, RunConfig
 from train.state.checkpoint_archive import FORMAT
 from train.state.checkpoint_files import FOLDER, add_file, best_of, newest
 from train.state.checkpoint_index import INDEX, Say, Score, step_files
 from train.state.config_io import from_plain
-from train.state.mean_pose import MeanPose
 from train.step.step import TrainState
 
 _OLD_NAME = "checkpoint.pt"

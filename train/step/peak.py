@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from model.regressor.net import ManoRegressor
+from model.network import Network
 from pipeline.assemble import DTYPES
 from pipeline.batch import blank_batch
 from pipeline.labels.objects import ObjectModels
@@ -19,7 +19,7 @@ STEPS: Final = 2
 """The optimiser's state comes with the first."""
 
 
-def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> int:
+def step_bytes(model: Network, config: RunConfig, *, world: int = 1) -> int:
     """Return the peak of the device's memory in a training step, weights included; 0 on a CPU.
 
     Two steps on blank batches; weights, buffers and random numbers are then what they were.
@@ -37,7 +37,7 @@ def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> in
     return peak - int(sum(value.nbytes for value in before.values()))
 
 
-def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None:
+def rehearse(model: Network, config: RunConfig, *, world: int = 1) -> None:
     """Take the steps; the model's weights change."""
     pipeline = config.pipeline
     sizes = [stage.batch_size or pipeline.batch_size for stage in config.stages.values()]

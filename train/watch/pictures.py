@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.draw import draw_points, draw_skeleton, tile
 from model.geometry.camera import project
-from model.prediction import ObjectPrediction, Prediction
+from model.prediction import ObjectPrediction, Prediction, hands_of
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.labels.objects import ObjectModels
@@ -43,7 +43,7 @@ def draw_predictions(
     images = pixels.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     K = batch.K[:count].cpu().double()[:, None]
     truth = project(batch.joints_3d[:count].cpu().double(), K).numpy()
-    guess = project(prediction.hands.joints_3d[:count].cpu().double(), K).numpy()
+    guess = project(hands_of(prediction).joints_3d[:count].cpu().double(), K).numpy()
     valid = (batch.joint_valid & batch.has_joints[..., None])[:count].cpu().numpy()
     surfaces = None
     if prediction.object is not None and objects is not None and objects.names:

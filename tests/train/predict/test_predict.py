@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from model.config import Head, ModelConfig
 from model.hand import JOINT_NAMES, JointSet
 from model.mano.files import ManoModels, load_mano, mano_forward
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, hands_of
 from model.pretrained import InputSpec, PretrainedConfig, load_pretrained, save_pretrained
-from model.regressor.net import ManoRegressor
+from model.regressor.config import Head, RegressorConfig
+from model.regressor.net import HandRegressor
 from pipeline.app.cli import compose, front_door
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig, ViewConfig
@@ -30,7 +30,7 @@ from preprocess.sample.hand.mesh import write_mano
 from tests.pipeline.hand_store import frame, hand_store, jpeg
 from train.__main__ import COMMANDS
 from train.config import Device, Precision, PredictConfig, Side
-from train.predict.hands import crop_of, crops_of, hands_of, resized
+from train.predict.hands import crop_of, crops_of, hands_in_image, resized
 from train.predict.inputs import (
     Cameras,
     Frame,
@@ -66,17 +66,16 @@ def save_network(
 ) -> None:
     """A network with random weights whose prediction depends on the image by centimetres."""
     torch.manual_seed(0)
-    config = ModelConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
-    model = ManoRegressor(
+    config = RegressorConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
+    model = HandRegressor(
         config, input_px=PX, mano=mano, right_only=mirror_left, load_weights=False
     )
     last = model.mlp[-1]
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, std=0.05)
-    values = torch.zeros_like(model.base)
+    values = model.base
     if head is Head.mano:
         values[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
-    model.start_from(values)
     spec = InputSpec(
         input_px=PX, mean=MEAN, std=STD, mirror_left=mirror_left, pad=pad,
         joint_sets=(JointSet.smplx,),
@@ -197,7 +196,7 @@ def test_predictions_are_those_of_the_evaluation(
     model = load_pretrained(tmp_path / "run" / "weights", mano=trained.mano)
     batch = loaded(pipeline_of(store, pad=1.3, margin=1.2, cache_px=cache_px))
     with torch.inference_mode():
-        expected = predict(model, batch, torch.float32).hands.joints_3d[:, 0].double()
+        expected = hands_of(predict(model, batch, torch.float32)).joints_3d[:, 0].double()
     expected = torch.einsum("bij,bnj->bni", batch.R_input_from_cam.double().mT, expected)
 
     record = predicted(
@@ -291,7 +290,7 @@ def test_mirrored_labels_come_back_as_recorded(tmp_path: Path) -> None:
         box = HandBox(is_right=slot == 0, box_xyxy=(x0, y0, x1, y1))
         K = store.label("K")[row].astype(np.float64)
         crops.append(crop_of(Frame(name="", rgb=frame(row)), box, K, form))
-    for (row, slot), hand in zip(places, hands_of(crops, perfect), strict=True):
+    for (row, slot), hand in zip(places, hands_in_image(crops, perfect), strict=True):
         for name in ("joints_3d", "beta", "transl"):
             np.testing.assert_allclose(getattr(hand, name), store.label(name)[row, slot], atol=1e-6)
         if store.label("has_mano")[row, slot]:

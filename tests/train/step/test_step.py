@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.families import build_network
 from model.mano.files import load_mano
-from model.regressor.net import ManoRegressor
+from model.regressor.net import HandRegressor
 from pipeline.batch import Batch, blank_batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
@@ -28,7 +29,7 @@ def gradients_of(
     settings = config(data, tmp_path, "model.backbone=test_vit", *words)
     loader = Loader(settings.pipeline, device=CPU)
     torch.manual_seed(0)
-    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(data.mano))
+    model = build_network(settings.model, input_px=32, mano=load_mano(data.mano))
     state = build_state(model, settings, 8)
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     found: dict[str, torch.Tensor] = {}
@@ -90,7 +91,8 @@ def test_a_rehearsal_takes_real_steps_on_blank_batches(
     freihand: SampleStore, tmp_path: Path
 ) -> None:
     settings = config(freihand, tmp_path)
-    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    model = build_network(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    assert isinstance(model, HandRegressor)
     before = next(model.mlp.parameters()).clone()
     rehearse(model, settings)
     assert torch.isfinite(next(model.mlp.parameters())).all()
