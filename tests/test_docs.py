@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
+from model.families import FAMILIES
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.app.cli import Command, UsageError, compose, front_door
 from pipeline.config import PipelineConfig
@@ -285,6 +286,7 @@ def test_python_blocks_import_what_is_there(page: Path) -> None:
     [
         ("datasets.md", DATASETS),
         ("training.md", sorted(path.stem for path in RunConfig.EXPERIMENTS.glob("*.yaml"))),
+        ("models.md", list(FAMILIES)),
         ("evaluation.md", [protocol.name for protocol in Protocol]),
         ("quickstart.md", [command.name for commands in PACKAGES.values() for command in commands]),
     ],
