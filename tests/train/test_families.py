@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.families import FAMILIES, config_class, upgraded
+from model.families import FAMILIES, Family, config_class, upgraded
 from model.pretrained import load_pretrained
 from model.regressor.config import RegressorConfig, Scene
 from pipeline.app.cli import UsageError, compose
 from tests.conftest import SampleStore
-from tests.train import toy
 from tests.train.toy.config import ToyConfig
 from tests.train.toy.net import ToyNet
 from train.config import EvaluateConfig, RunConfig
@@ -20,6 +19,12 @@ from train.run import main as run
 from train.state.config_io import from_plain, to_plain
 
 ROOT = Path(__file__).parents[2]
+ROW = Family(
+    config="tests.train.toy.config:ToyConfig",
+    network="tests.train.toy.net:ToyNet",
+    losses="tests.train.toy.losses:GROUPS",
+    labels=("tests.train.toy.labels:Apertures",),
+)
 WORDS = (
     "model=toy", "pipeline.input_px=32", "pipeline.cache.size_px=40", "batch_size=8",
     "log_every=2", "pictures_every=100", "checkpoint_every=2", "optim.lr=1e-3",
@@ -29,7 +34,7 @@ WORDS = (
 
 @pytest.fixture(autouse=True)
 def _row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "toy", toy.ROW)
+    monkeypatch.setitem(FAMILIES, "toy", ROW)
 
 
 def words(data: SampleStore, folder: Path, *more: str) -> RunConfig:
