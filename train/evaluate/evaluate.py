@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.config import Family, Head, ModelConfig
+from model.draw import write_picture
 from model.mano.files import ManoModels
 from model.prediction import HandPrediction, prediction_at
 from pipeline.app.files import existing
@@ -34,7 +35,7 @@ from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.state.mean_pose import MeanPose
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
-from train.watch.pictures import draw_predictions, write_picture
+from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
