@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from model.draw import write_picture
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.config import RunConfig
@@ -25,7 +26,7 @@ from train.step.stages import Stage, stage_at
 from train.step.step import StepOutput, TrainState, enter_stage, predict, train_step
 from train.watch.log import RunLog
 from train.watch.meters import Meters, bottleneck
-from train.watch.pictures import draw_predictions, write_picture
+from train.watch.pictures import draw_predictions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

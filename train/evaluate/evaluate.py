@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from model.draw import write_picture
 from model.mano.files import ManoModels
 from model.mean_pose import MeanPose
 from model.network import Network
@@ -35,7 +36,7 @@ from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
-from train.watch.pictures import draw_predictions, write_picture
+from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
