@@ -25,8 +25,8 @@ from model.mano.files import (
     left_is_unfixed,
     with_other_x,
 )
-from pipeline.pickles.read import MAX_BYTES
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.pickles import MAX_BYTES
+from pipeline.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
 from preprocess.mano.arrays import (
     Arrays,

@@ -1,7 +1,7 @@
 """DexYCB's ``.npz`` and depth files: plain arrays of known shape, read within bounds.
 
-All problems of a file come in one error. The archives are read as others' files
-(``pipeline.pickles``): no pickles, and no memory that the bytes on disk do not justify.
+All problems of a file come in one error. The archives are read as others' files (``pipeline.zips``
+and ``npy``): no pickles, and no memory that the bytes on disk do not justify.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
-from pipeline.pickles.plain_arrays import parse_npy, plain_array
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.npy import flat_array, parse_npy
+from pipeline.zips import open_zip, read_member
 from preprocess.records import SourceError
 from preprocess.sources.dexycb.files import HEIGHT, NAME, WIDTH, Meta, refuse
 
@@ -135,11 +135,11 @@ def _read_array(
     # More than the expected bytes, so that an array of another shape is named with that shape.
     most = 2 * 8 * math.prod(shape) + _MAX_NPY_HEADER
     data = read_member(archive, member, name="it", max_bytes=most)
-    found, dtype, fortran, payload = parse_npy(data)
+    found, dtype, order, payload = parse_npy(data)
     _check_shape(found, shape)
     if dtype.str[1:] not in kinds:
         raise ValueError(f"it holds {dtype}, expected {' or '.join(kinds)}")
-    return plain_array(found, dtype, payload, fortran=fortran)
+    return flat_array(payload, dtype).reshape(found, order=order)
 
 
 def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
