@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import train.loop
 from pipeline.app.cli import compose
@@ -20,12 +23,16 @@ from train.run import main as run
 from train.state.atomic import replace_file
 from train.state.checkpoint import (
     NotWrittenError,
+    Score,
+    best_step,
+    mean_of,
     read_checkpoint,
+    restore,
     rng_state,
     save_checkpoint,
     set_rng_state,
 )
-from train.state.resume import FREE_KEYS, flat
+from train.state.resume import FREE_KEYS, continue_from, flat
 from train.step.step import TrainState, train_step
 from train.watch.log import cut_rows
 
@@ -358,3 +365,65 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     replace_file(path, b"de")
     assert path.read_bytes() == b"de"
     assert list(tmp_path.iterdir()) == [path]
+
+
+OLD = Path(__file__).parent / "format_2"
+"""A run of one linear layer, saved at steps 2 and 4 by the release that kept an index."""
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_with_an_index_is_continued(
+    old_run: Path, capsys: pytest.CaptureFixture[str], *, damaged: bool
+) -> None:
+    if damaged:
+        os.truncate(old_run / "checkpoints" / "step-00000004.pt", 9999)
+    configured, payload = continue_from(resumed(old_run, "steps=6"), print)
+    assert ("step-00000004.pt is refused: its checksum" in capsys.readouterr().out) == damaged
+    assert (configured.steps, configured.optim.lr, configured.model.hidden) == (6, 0.002, 16)
+    assert configured.model.backbone == "test_resnet"
+
+    model, ema, log_variance = nn.Linear(4, 3), nn.Linear(4, 3), nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": params, "lr": torch.tensor(0.5), "lr_share": 1.0}
+            for params in ([*model.parameters()], [log_variance])
+        ],
+        fused=True,
+    )
+    state: Any = SimpleNamespace(
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        log_variance=log_variance,
+        clock=torch.zeros((), dtype=torch.int64),
+    )
+    assert payload is not None
+    restore(state, payload, store_sha256="a" * 64, mano_sha256="b" * 64)
+    step = 2 if damaged else 4
+    assert state.step == state.clock == payload["loader"]["batch"] == step
+    assert torch.equal(model.weight, torch.arange(12.0).view(3, 4) / 8 * step)
+    assert torch.equal(ema.weight, model.weight / 2)
+    assert torch.equal(log_variance, torch.tensor([0.5, -0.5]) * step)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.25 / step
+    moments = optimizer.state[model.bias]
+    assert torch.equal(moments["exp_avg"], torch.full((3,), 0.25 * step))
+    assert torch.equal(moments["exp_avg_sq"], torch.full((3,), 0.5 * step))
+    drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(step)))
+    assert torch.equal(mean_of(payload).place, torch.tensor([[0.0, 0.0, 0.5]]))
+
+    assert not save_checkpoint(
+        old_run,
+        payload | {"step": 6},
+        keep=1,
+        score=Score(metric="pa_mpjpe_mm", value=7.0, step=6),
+    )
+    assert files(old_run) == ["step-00000002.pt", "step-00000006.pt"]
+    best = read_checkpoint(old_run, CheckpointChoice.best, say=pytest.fail)
+    assert best["step"] == best_step(old_run, "0123456789abcdef") == 2

@@ -1,6 +1,6 @@
 """A fault at any moment of a save, and damage afterwards: the old or the new state, never another.
 
-200 faults here, in about 2 s; ``make soak`` runs 4,000 others.
+200 faults here, in a few seconds; ``make soak`` runs 4,000 others.
 """
 
 import errno
