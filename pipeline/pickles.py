@@ -306,7 +306,9 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
                 raise ValueError(f"it sets the state of {kind(target)} to {kind(state)}")
 
     def load_refused(self) -> None:
-        raise ValueError("it asks for an extension, an old-style class or keyword arguments")
+        raise ValueError(
+            "it asks for an extension, an old-style class, keywords or a buffer outside it"
+        )
 
     load_inst = load_obj = load_newobj_ex = load_refused
     load_ext1 = load_ext2 = load_ext4 = load_readonly_buffer = load_refused
