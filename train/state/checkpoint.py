@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from model.mean_pose import MeanPose
-from pipeline.app.files import sync_folder
+from pipeline.app.files import sync
 from train.config import CheckpointChoice, RunConfig
 from train.state.config_io import from_plain
 from train.step.step import TrainState
@@ -289,8 +289,8 @@ def _write(path: Path, payload: dict[str, Any]) -> None:
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from error  # torch's C++ writer hides the disk's own error
         raise
-    sync_folder(path.parent)
-    sync_folder(path.parent.parent)  # the first checkpoint comes with its folder
+    sync(path.parent)
+    sync(path.parent.parent)  # the first checkpoint comes with its folder
 
 
 def _seal(file: BinaryIO, end: int) -> bytes:
