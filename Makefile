@@ -1,6 +1,7 @@
 # make quickstart   samples -> stores -> a trained, evaluated model, on the CPU, in minutes
 # make test         the test suite
 # make lint         ruff, mypy, codespell
+# make docs         the documentation as a site, build/docs/index.html; a dead link fails
 # make soak         the hours-long proofs; logs under benchmarks/results/
 # Needs Python >= 3.11, make and a package index. Every target sets itself up.
 
@@ -10,7 +11,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 DIR    := build/quickstart
 
-.PHONY: setup quickstart test lint soak clean
+.PHONY: setup quickstart test lint docs soak clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -44,8 +45,15 @@ quickstart: $(READY)
 	$(PY) -m train run experiment=quickstart store=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano run_dir=$(DIR)/run
 	$(PY) -m train evaluate run=$(DIR)/run store=$(DIR)/freihand.zarr split=evaluation mano=$(DIR)/freihand/mano
 
+docs: $(VENV)/.docs
+	$(VENV)/bin/zensical build --clean --strict
+
+$(VENV)/.docs: $(READY)
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --group docs
+	@touch $@
+
 soak: $(READY)
 	$(PY) -m pytest -m slow --override-ini addopts=-ra --override-ini faulthandler_timeout=0
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache

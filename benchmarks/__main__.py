@@ -57,7 +57,13 @@ COMMANDS = (
         name="readme",
         module="benchmarks.readme",
         config="benchmarks.config:ReadmeConfig",
-        summary="write the README's tables of figures from the rows in benchmarks/results",
+        summary="write the generated tables of README.md and docs/",
+    ),
+    Command(
+        name="picture",
+        module="benchmarks.picture",
+        config="benchmarks.config:PictureConfig",
+        summary="draw the picture of README.md from the synthetic datasets",
     ),
 )
 

@@ -138,9 +138,23 @@ class GpuSuiteConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ReadmeConfig:
-    """Where the tables go, and the rows that they show."""
+    """Where the generated tables go, and the rows that they show."""
 
-    path: str = "README.md"
-    """The file with the marked tables."""
+    root: str = "."
+    """Folder of README.md and docs/."""
     results: str = "benchmarks/results"
     """Folder of the rows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PictureConfig:
+    """The picture of README.md."""
+
+    out: str = "docs/images/sample.jpg"
+    """Picture to write."""
+    work: str = "build/picture"
+    """Folder for the synthetic datasets and their stores; what is there already is used again."""
+    seed: int = 0
+    """Of the order and the augmentation."""
+    quality: int = 85
+    """JPEG quality."""

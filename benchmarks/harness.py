@@ -12,27 +12,35 @@ that a busy neighbour hits all of them.
 import dataclasses
 import datetime as dt
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.app.machine import git_state, version_of
+from pipeline.app.words import say
+
 PACKAGES: Final = ("torch", "nvidia-dali-cuda120", "triton", "zarr", "tensorstore", "numpy")
 MIN_REPEATS: Final = 5
 
 Inputs = Sequence[tuple[Any, ...]]
+
+
+class Timing(Protocol):
+    """Options of a benchmark that say how long it measures."""
+
+    min_time_s: float
+    repeats: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +159,23 @@ def measure_together(
     return {name: _quantiles(values) for name, values in seconds.items()}
 
 
+def rates_together(
+    config: Timing,
+    variants: Mapping[str, Callable[..., object]],
+    amount: float,
+    inputs: Inputs = ((),),
+) -> dict[str, Measurement]:
+    """Return what every variant does per second if one call does ``amount``."""
+    times = measure_together(
+        variants,
+        min_time_s=config.min_time_s,
+        warmup_s=config.min_time_s / 10,
+        repeats=config.repeats,
+        inputs=inputs,
+    )
+    return {name: measured.rate(amount) for name, measured in times.items()}
+
+
 def record(
     bench: str,
     variant: str,
@@ -171,7 +196,7 @@ def record(
         config=dict(config or {}),
         machine=machine(),
         versions=versions(),
-        git=git_state(),
+        git=dataclasses.asdict(git_state()),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **dataclasses.asdict(measurement),
     )
@@ -196,14 +221,19 @@ def print_table(rows: Sequence[Row]) -> None:
     table = Table("metric", "variant", "params", "p50", "p20 .. p80", "unit", "n")
     for row in rows:
         own = [f"{name}={value}" for name, value in row.params.items() if name not in shared]
-        spread = f"{_number(row.p20)} .. {_number(row.p80)}"
+        spread = f"{short_number(row.p20)} .. {short_number(row.p80)}"
         table.add_row(
-            row.metric, row.variant, " ".join(own), _number(row.p50), spread, row.unit, str(row.n)
+            row.metric,
+            row.variant,
+            " ".join(own),
+            short_number(row.p50),
+            spread,
+            row.unit,
+            str(row.n),
         )
     below = " ".join(f"{k}={v}" for k, v in (shared | rows[0].machine | rows[0].git).items())
-    console = Console()
-    console.print(table)
-    console.print(below, highlight=False)
+    Console().print(table)
+    say(below)
 
 
 def print_bars(bars: Sequence[Bar]) -> bool:
@@ -212,13 +242,18 @@ def print_bars(bars: Sequence[Bar]) -> bool:
     for bar in bars:
         table.add_row(
             bar.name,
-            _number(bar.measured),
-            _number(bar.at_least),
+            short_number(bar.measured),
+            short_number(bar.at_least),
             bar.unit,
             "yes" if bar.met else "NO",
         )
     Console().print(table)
     return all(bar.met for bar in bars)
+
+
+def short_number(value: float) -> str:
+    """Return a measured number for a table."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @functools.cache
@@ -234,34 +269,8 @@ def machine() -> dict[str, Any]:
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of ``PACKAGES``, None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """Return the commit of this checkout and whether it is modified, None outside of one."""
-    sha, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    return {"sha": sha, "dirty": None if status is None else bool(status)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | found
 
 
 def _gpu() -> dict[str, Any]:
@@ -303,7 +312,3 @@ def _time_calls_cuda(fn: Callable[..., object], inputs: Iterable[Any], calls: in
 def _quantiles(values: Sequence[float]) -> Measurement:
     p20, p50, p80 = (float(value) for value in np.quantile(values, [0.2, 0.5, 0.8]))
     return Measurement(p20=p20, p50=p50, p80=p80, n=len(values))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

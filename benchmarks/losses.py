@@ -37,6 +37,7 @@ from benchmarks.harness import (
     record,
 )
 from model.geometry.rotation import rot6d_to_rotmat
+from pipeline.app.words import say
 from train.losses.config import Impl
 from train.losses.groups import joint_losses, mesh_losses, rotation_losses
 from train.losses.inputs import (
@@ -97,7 +98,7 @@ def main(config: LossesBenchConfig) -> int:
     append_rows(config.results, rows)
     print_table(rows)
     if not bars:
-        print("Triton's time needs a GPU: not measured here")
+        say("Triton's time needs a GPU: not measured here")
         return 0
     return 0 if print_bars(bars) else 1
 

@@ -1,77 +1,50 @@
-"""Configuration of the networks."""
+"""What the configurations of all model families have in common; imports nothing heavy.
+
+Each family's own configuration is a subclass in its folder, and ``model.families`` lists them.
+"""
 
 from dataclasses import dataclass
-from enum import Enum
-
-
-class Head(Enum):
-    """What the regressor predicts."""
-
-    mano = "mano"
-    """MANO parameters, decoded to vertices and joints; needs the MANO files."""
-    joints = "joints"
-    """21 joints, without MANO."""
-
-
-class Readout(Enum):
-    """How the backbone's last feature map becomes a vector."""
-
-    pooled = "pooled"
-    """The backbone's own pooling or class token."""
-    grid = "grid"
-    """Every cell of the map, narrowed to a few channels: where things are is kept. Learns faster
-    from scratch, on small data, than pooling does."""
-
-
-class Family(Enum):
-    """What an image is taken to show."""
-
-    hand = "hand"
-    """One hand: pipeline.view.kind=hand."""
-    hand_object = "hand_object"
-    """Both hands of a person and the object they act on: pipeline.view.kind=hand_object or
-    frame."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Image-to-hand regressor. Treat as read-only once the run has started."""
+    """Base of every family's configuration. Treat as read-only once the run has started."""
 
-    family: Family = Family.hand
-    """One hand per crop, or both hands and the object they act on."""
+    family: str = "???"
+    """Kind of network, a row of ``model.families``; chosen with model=FAMILY."""
+
+    @property
+    def views(self) -> frozenset[str]:
+        """Values of pipeline.view.kind that show what the network expects."""
+        return frozenset({"hand", "hand_object", "frame"})
+
+    @property
+    def min_window(self) -> int:
+        """Frames that pipeline.window.length must have at least."""
+        return 1
+
+    @property
+    def needs_mano(self) -> bool:
+        """Whether the network decodes MANO parameters, so that the MANO files are required."""
+        return False
+
+
+@dataclass(kw_only=True, slots=True)
+class BackboneConfig(ModelConfig):
+    """Configuration of a family whose network begins with an image backbone."""
+
     backbone: str = "resnet50"
-    """Name of a timm model; any that gives pooled features."""
+    """Name of a timm model."""
     pretrained: bool = True
     """Start from published weights. Without network or local weights this is an error, never a
     silent fall-back: say model.pretrained=false to train from scratch."""
     weights: str | None = None
     """Local file with the backbone's weights; null asks the hub."""
-    head: Head = Head.mano
-    """Predict MANO parameters or plain joints."""
-    readout: Readout = Readout.pooled
-    """pooled: the backbone's own pooled features. grid: its whole last feature map, narrowed."""
-    hidden: int = 1024
-    """Width of the regression head."""
-    temporal_layers: int = 0
-    """Layers of a transformer over the frames of a window (pipeline.window.length > 1), which
-    refines each frame's features; 0 = every frame alone."""
-    temporal_width: int = 256
-    """Width of that transformer, a multiple of 64."""
     checkpoint_activations: bool = False
     """Compute the backbone's activations again in the backward pass instead of keeping them: much
     less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.hidden <= 0:
-            raise ValueError(f"model.hidden must be positive, got {self.hidden}")
-        if self.temporal_layers < 0:
-            raise ValueError(
-                f"model.temporal_layers must not be negative, got {self.temporal_layers}"
-            )
-        if self.temporal_width <= 0 or self.temporal_width % 64:
-            raise ValueError(
-                f"model.temporal_width must be a multiple of 64, got {self.temporal_width}"
-            )
         if self.weights is not None and not self.pretrained:
             raise ValueError("model.weights needs model.pretrained=true, got false")

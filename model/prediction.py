@@ -5,8 +5,9 @@ Everything is in the camera frame of the input pixels, metres, OpenCV axes. A pa
 not predict is None.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -41,24 +42,59 @@ class ObjectPrediction:
     """Angle of its moving part, ``model.geometry.articulation``; of a rigid object anything."""
 
 
-Part = TypeVar("Part", HandPrediction, ObjectPrediction)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a network says of one batch."""
+    """Network output for one batch; a part that the family does not predict is None."""
 
-    hands: HandPrediction
+    hands: HandPrediction | None = None
     object: ObjectPrediction | None = None
+    earlier: tuple["Prediction", ...] = ()
+    """Outputs of earlier, coarser stages of the network, coarsest first."""
+
+
+PARTS: Final = (HandPrediction, ObjectPrediction, Prediction)
+"""Every dataclass that a prediction is made of; torch is told to look into them."""
+Part = TypeVar("Part", bound=HandPrediction | ObjectPrediction | Prediction)
+
+
+def map_prediction(prediction: Part, function: Callable[[Tensor], Tensor]) -> Part:
+    """Return the prediction with ``function`` of every tensor in it."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, PARTS):
+            return map_prediction(value, function)
+        if isinstance(value, tuple):
+            return tuple(mapped(item) for item in value)
+        return value if value is None else function(value)
+
+    values = {f.name: mapped(getattr(prediction, f.name)) for f in fields(prediction)}
+    return replace(prediction, **values)
+
+
+def tensors_of(prediction: Part, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor by its dotted name, in the order of the fields: ``hands.joints_3d``."""
+    for field in fields(prediction):
+        value = getattr(prediction, field.name)
+        items = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        for number, item in items:
+            name = f"{prefix}{field.name}" if number is None else f"{prefix}{field.name}.{number}"
+            if isinstance(item, PARTS):
+                yield from tensors_of(item, f"{name}.")
+            elif item is not None:
+                yield name, item
+
+
+def hands_of(prediction: Prediction) -> HandPrediction:
+    """Return the hands of a prediction by a family that predicts some.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if prediction.hands is None:
+        raise ValueError("this network predicts no hands, and hands are asked for")
+    return prediction.hands
 
 
 def prediction_at(prediction: Prediction, index: Int64[Tensor, " k"]) -> Prediction:
-    """Return what is said of the images ``index``."""
-
-    def at(part: Part) -> Part:
-        values = {f.name: getattr(part, f.name) for f in fields(part)}
-        kept: Any = {name: None if v is None else v[index] for name, v in values.items()}
-        return replace(part, **kept)
-
-    obj = prediction.object
-    return Prediction(hands=at(prediction.hands), object=None if obj is None else at(obj))
+    """Return the prediction for the images ``index``."""
+    return map_prediction(prediction, lambda value: value[index])

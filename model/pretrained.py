@@ -7,19 +7,24 @@ MANO model brings the same files. The mean pose that the network starts from is 
 import json
 import os
 from dataclasses import asdict, dataclass
+from enum import Enum
+from inspect import isclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import Family, Head, ModelConfig, Readout
+from model.config import ModelConfig
+from model.families import build_network, config_class, upgraded
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
-from model.regressor.net import ManoRegressor
+from model.network import Network
 
-FORMAT: Final = 2
+FORMAT: Final = 3
+READABLE: Final = (2, FORMAT)
+"""Format 2, before model families, is read until release 0.2."""
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 
@@ -56,7 +61,7 @@ def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) ->
     """Write both files; each is replaced as a whole.
 
     Args:
-        model: A ``ManoRegressor`` or its averaged copy.
+        model: A network or its averaged copy.
         folder: Made if absent.
         config: What the model was built with.
 
@@ -66,13 +71,7 @@ def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) ->
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
-        "model": asdict(config.model)
-        | {
-            "family": config.model.family.name,
-            "head": config.model.head.name,
-            "readout": config.model.readout.name,
-            "weights": None,  # a path of the training machine, and not needed again
-        },
+        "model": _plain(config.model),
         "inputs": asdict(config.inputs)
         | {"joint_sets": [joint_set.name for joint_set in config.inputs.joint_sets]},
         "mano_sha256": config.mano_sha256,
@@ -106,7 +105,7 @@ def read_pretrained_config(folder: Path) -> PretrainedConfig:
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
         found = record["format"]
-        if found == FORMAT:
+        if found in READABLE:
             return _parsed(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
@@ -116,25 +115,25 @@ def read_pretrained_config(folder: Path) -> PretrainedConfig:
     )
 
 
-def load_pretrained(folder: Path, *, mano: ManoModels | None) -> ManoRegressor:
+def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
     """Return the network of a folder on the CPU, in evaluation mode.
 
     Args:
         folder: Written by ``save_pretrained``.
-        mano: The MANO files it was trained with; None for a joint head.
+        mano: The MANO files it was trained with; None for a network without MANO.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is damaged, MANO is missing or another one, or tensors do not fit.
     """
     config = read_pretrained_config(folder)
-    if config.model.head is Head.mano:
+    if config.model.needs_mano:
         _check_mano(folder, config, mano)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has a {CONFIG_FILE}, but no {WEIGHTS_FILE}")
     tensors = _read_tensors(path)
-    model = ManoRegressor(
+    model = build_network(
         config.model,
         input_px=config.inputs.input_px,
         mano=mano,
@@ -180,7 +179,7 @@ def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[
     if not fits:
         raise ValueError(
             f"{path}: none of its {len(tensors)} tensors has the name and shape of one of the "
-            "network's; give the same model.backbone, model.family and model.head"
+            "network's; give the same model family, model.backbone and model.head"
         )
     model.load_state_dict(fits, strict=False)
     return sorted(fits), sorted(own.keys() - fits.keys())
@@ -213,20 +212,34 @@ def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None)
 
 
 def _parsed(record: dict[str, Any]) -> PretrainedConfig:
-    model, inputs = dict(record["model"]), dict(record["inputs"])
-    model |= {
-        "family": Family[model["family"]],
-        "head": Head[model["head"]],
-        "readout": Readout[model["readout"]],
-    }
+    inputs = dict(record["inputs"])
     inputs |= {"joint_sets": tuple(JointSet[name] for name in inputs["joint_sets"])}
     inputs |= {name: tuple(inputs[name]) for name in ("mean", "std")}
     return PretrainedConfig(
-        model=ModelConfig(**model),
+        model=_model_config(record["model"]),
         inputs=InputSpec(**inputs),
         mano_sha256=record["mano_sha256"],
         step=record["step"],
     )
+
+
+def _plain(config: ModelConfig) -> dict[str, Any]:
+    values = {name: v.name if isinstance(v, Enum) else v for name, v in asdict(config).items()}
+    # A path of the training machine, and not needed again.
+    return values | ({"weights": None} if "weights" in values else {})
+
+
+def _model_config(plain: dict[str, Any]) -> ModelConfig:
+    """Return the configuration of ``_plain``; enums are known by the class's annotations."""
+    plain = upgraded(plain)
+    schema = config_class(plain["family"])
+    hints = get_type_hints(schema)
+    kinds = {name: hints[name] for name in plain}
+    values: dict[str, Any] = {
+        name: kind[plain[name]] if isclass(kind) and issubclass(kind, Enum) else plain[name]
+        for name, kind in kinds.items()
+    }
+    return schema(**values)
 
 
 def _put(partial: Path, path: Path) -> None:

@@ -1,21 +1,21 @@
 """Samples to batches: how they are augmented, which pixels they get, and in whose memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, LabelGroup
 from pipeline.config import ImageDtype, PipelineConfig
 from pipeline.decode.codec import Pixels
 from pipeline.gather.params import GatherParams, InputFormat
 from pipeline.gather.select import gather
 from pipeline.host_pool import HostPool
 from pipeline.labels.prepare import prepare, without_labels
-from pipeline.labels.table import LabelTable, hide_labels
+from pipeline.labels.table import LabelTable, hide_group, hide_labels
 from pipeline.packed import Packed, pack
 from pipeline.view import ViewTable, concatenated, split
 
@@ -42,7 +42,13 @@ class Assembler:
     """Makes batches of samples whose views and labels are on the device."""
 
     def __init__(
-        self, view: ViewTable, labels: LabelTable, config: PipelineConfig, *, augments: bool
+        self,
+        view: ViewTable,
+        labels: LabelTable,
+        config: PipelineConfig,
+        *,
+        augments: bool,
+        groups: Sequence[LabelGroup] = (),
     ) -> None:
         """Keep the tables; without augmentation, move all labels once: they never change.
 
@@ -51,7 +57,9 @@ class Assembler:
             labels: Their labels, on the device.
             config: How they become batches.
             augments: Whether batches are ever augmented.
+            groups: Labels beside the core ones, on the device.
         """
+        self._groups = {group.NAME: group for group in groups}
         self._view, self._labels, self._config = view, labels, config
         self._device = view.row.device
         self._format = InputFormat(
@@ -101,11 +109,12 @@ class Assembler:
 
     def labels(self, chosen: Chosen) -> Batch:
         """Return the samples unaugmented; ``image`` has no pixels."""
-        if chosen.batch is not None:
-            return chosen.batch
-        return prepare(
-            self._view, self._labels, chosen.place, None, self._config, is_real=chosen.is_real
-        )[1]
+        batch = chosen.batch
+        if batch is None:
+            batch = prepare(
+                self._view, self._labels, chosen.place, None, self._config, is_real=chosen.is_real
+            )[1]
+        return self._finished(chosen, batch, batch.image)
 
     def batch(
         self, chosen: Chosen, pixels: Pixels, where: Int64[Tensor, "*b"] | None, draw: int | None
@@ -121,7 +130,7 @@ class Assembler:
         how, batch = chosen.how, chosen.batch
         if batch is not None and how is None:
             assert pixels.rgb is not None
-            return batch.with_image(self._rows(pixels.rgb, where, chosen.place.shape))
+            return self._finished(chosen, batch, self._rows(pixels.rgb, where, chosen.place.shape))
         if batch is None or how is None:
             number = None if draw is None else torch.full((), draw, device=self._device)
             how, batch = prepare(
@@ -134,7 +143,7 @@ class Assembler:
             out = self._empty(*shape, size, size, 3).movedim(-1, -3)
         else:
             out = self._empty(*shape, 3, size, size)
-        return batch.with_image(gather(pixels, where, how, self._format, out=out))
+        return self._finished(chosen, batch, gather(pixels, where, how, self._format, out=out))
 
     def change(self, config: PipelineConfig, *, augments: bool) -> None:
         """Go on with another seed or augmentation."""
@@ -146,8 +155,20 @@ class Assembler:
     def hide(self, samples: Int64[Tensor, " m"]) -> None:
         """Take the labels of samples back that turned out to have no image."""
         hide_labels(self._labels, samples)
+        for group in self._groups.values():
+            hide_group(group, samples)
         if self._fixed is not None:
             self._fix()
+
+    def _finished(self, chosen: Chosen, batch: Batch, image: Tensor) -> Batch:
+        """Return the batch with its image and label groups."""
+        groups = {}
+        shape = chosen.place.shape
+        for name, rows in self._groups.items():
+            found = rows.at(chosen.place.flatten()).moved(batch.R_input_from_cam.view(-1, 3, 3))
+            found = found.mapped(lambda column: column.view(shape + column.shape[1:]))
+            groups[name] = found if chosen.is_real is None else found.masked(chosen.is_real)
+        return replace(batch, image=image, groups=groups)
 
     def _rows(
         self, rgb: UInt8[Tensor, "n c c 3"], where: Int64[Tensor, "*b"] | None, shape: torch.Size

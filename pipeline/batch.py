@@ -9,12 +9,85 @@ Shape legend: *b = batch [b], or [b, t] where samples are windows of t frames; h
 selects with the masks before any maths.
 """
 
-from dataclasses import dataclass, fields
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelGroup:
+    """Labels that only some networks need: a dataclass of tensors with one row per sample.
+
+    A subclass (``pipeline.labels.{objects,contact,world}``) is named in its family's row of
+    ``model.families``; then every batch has it: ``ContactLabels.of(batch)``.
+    """
+
+    NAME: ClassVar[str]
+    """Key in ``Batch.groups``."""
+    MASKS: ClassVar[tuple[str, ...]]
+    """Its bool fields, False where a sample has no such label."""
+
+    @classmethod
+    def load(
+        cls, store: "Store", row: Int64[Tensor, " n"], slot: Int64[Tensor, "n h"], first_object: int
+    ) -> Self:
+        """Return the labels of rows of a store, as recorded, in host memory.
+
+        Args:
+            store: The open store.
+            row: Of each sample.
+            slot: Its hands.
+            first_object: Place of the store's objects among those of all stores.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def blank(cls, shape: tuple[int, ...], num_hands: int, device: torch.device) -> Self:
+        """Return labels of the shapes and types of real ones, in which nothing is labelled."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, batch: "Batch") -> Self:
+        """Return the batch's labels of this group.
+
+        Raises:
+            ValueError: If the loader did not load them.
+        """
+        found = batch.groups.get(cls.NAME)
+        if found is None:
+            raise ValueError(
+                f"this batch has no labels {cls.NAME!r}; give Loader(..., groups=[{cls.__name__}]) "
+                "or name them in the family's row of model.families"
+            )
+        assert isinstance(found, cls)
+        return found
+
+    def moved(self, R_input_from_cam: Float[Tensor, "m 3 3"]) -> Self:
+        """Apply the crop's rotation and mirror to the labels; the default: nothing turns."""
+        return self
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the labels with ``function`` of every tensor."""
+        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def at(self, index: Int64[Tensor, " m"]) -> Self:
+        """Return the labels of the samples ``index``."""
+        return self.mapped(lambda column: column.index_select(0, index))
+
+    def masked(self, keep: Bool[Tensor, "*b"]) -> Self:
+        """Return the labels without those of the samples where ``keep`` is False."""
+        masks = {}
+        for name in self.MASKS:
+            mask = getattr(self, name)
+            masks[name] = mask & keep.view(*keep.shape, *[1] * (mask.ndim - keep.ndim))
+        return replace(self, **masks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,14 +128,27 @@ class Batch:
     mixture plus the number of the store times 2^40. ``Loader.describe`` puts it in words."""
     is_real: Bool[Tensor, "*b"]
     """False: beyond the end of its run a window repeats the last frame; no label mask is set."""
+    groups: Mapping[str, LabelGroup] = field(default_factory=dict)
+    """Labels that the loader was asked for beside these, by ``LabelGroup.NAME``."""
 
     def __len__(self) -> int:
         """Return the number of samples or windows."""
         return len(self.sample_id)
 
-    def with_image(self, image: Tensor) -> "Batch":
-        """Return the batch with another image."""
-        return Batch(**{name: getattr(self, name) for name in _LABELS}, image=image)
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with ``function`` of every tensor, label groups included."""
+        columns: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
+        groups = {name: group.mapped(function) for name, group in self.groups.items()}
+        return Batch(**columns, groups=groups)
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Return some of the samples or windows."""
+        return self.mapped(lambda column: column[start:stop])
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor, label groups included, always in the same order."""
+        groups = [getattr(g, f.name) for g in self.groups.values() for f in fields(g)]
+        return [*(getattr(self, name) for name in TENSORS), *groups]
 
     @property
     def num_frames(self) -> int:
@@ -73,17 +159,18 @@ class Batch:
         """Return the frames of all windows in a row, [b * t]; single samples as they are."""
         if self.sample_id.ndim == 1:
             return self
-        return Batch(**{f.name: getattr(self, f.name).flatten(0, 1) for f in fields(self)})
+        return self.mapped(lambda column: column.flatten(0, 1))
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self.mapped(lambda column: column.to(device))
 
 
-_LABELS: Final = tuple(f.name for f in fields(Batch) if f.name != "image")
+TENSORS: Final = tuple(f.name for f in fields(Batch) if f.name != "groups")
+"""Names of the tensors that every batch has."""
 
 
-def blank_batch(image: Tensor, num_hands: int) -> Batch:
+def blank_batch(image: Tensor, num_hands: int, groups: Sequence[type[LabelGroup]] = ()) -> Batch:
     """Return a batch of ``image`` [*b, 3, s, s] in which nothing is labelled.
 
     It has the shapes and types of a real one, so a step on it takes the memory of a real step.
@@ -121,4 +208,5 @@ def blank_batch(image: Tensor, num_hands: int) -> Batch:
         joint_set=number,
         sample_id=number,
         is_real=~false(*shape),
+        groups={group.NAME: group.blank(tuple(shape), num_hands, device) for group in groups},
     )

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.app.words import say
 from pipeline.command_config import BenchConfig
 from pipeline.loader import Loader
 from pipeline.store.reader import open_store
@@ -61,7 +62,7 @@ def main(config: BenchConfig) -> int:
         per_batch = 1000 * seconds / num * pipeline.batch_size
         sheet.add_row(name, f"{rate:.0f}", f"{rate * size / 1e9:.2f}", f"{per_batch:.2f}")
     console = Console()
-    console.print(loader.summary(), highlight=False, soft_wrap=True)
+    say(loader.summary(), console)
     console.print(sheet)
     return 0
 

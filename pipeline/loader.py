@@ -13,8 +13,8 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,19 +23,19 @@ import torch
 from jaxtyping import Int64
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline import memory
+from pipeline.app.progress import show_progress
 from pipeline.assemble import Assembler, Chosen
-from pipeline.batch import Batch
+from pipeline.batch import Batch, LabelGroup
 from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.decode import resident
 from pipeline.decode.codec import Codec, Pixels
 from pipeline.decode.read_ahead import read_ahead
 from pipeline.decode.stream import Frames, frames_of, stream_crops
 from pipeline.labels.objects import load_objects, names_in
-from pipeline.labels.table import hide_labels, load_labels
+from pipeline.labels.table import hide_group, hide_labels, load_groups, load_labels
 from pipeline.order.parts import (
     Part,
     content_of,
@@ -45,7 +45,8 @@ from pipeline.order.parts import (
     open_parts,
     order_of,
 )
-from pipeline.view import concatenated, table_to, upload
+from pipeline.store.reader import Store
+from pipeline.view import ViewTable, concatenated, table_to, upload
 
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 2
@@ -76,8 +77,9 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         model_bytes: int = 0,
+        groups: Sequence[type[LabelGroup]] = (),
     ) -> None:
-        """Open the stores and fill the cache, with a progress bar where there is a terminal.
+        """Open the stores and fill the cache, and show how far that is.
 
         Args:
             config: What to load.
@@ -86,6 +88,7 @@ class Loader:
             rank: This process.
             world: Number of processes.
             model_bytes: Peak memory of a training step on ``device``, which the cache leaves free.
+            groups: Labels that batches have beside the core ones, ``pipeline.labels``.
 
         Raises:
             ValueError: If configuration and store do not fit, or memory does not suffice.
@@ -94,6 +97,7 @@ class Loader:
         self.config = config
         self.device = device
         self.training = training
+        self._groups = tuple(groups)
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
@@ -122,7 +126,7 @@ class Loader:
         config, cache = self.config, self._cache
         num_samples = sum(len(view) for view in self._held.views)
         plan = memory.plan_memory(
-            memory.demand_of(self._parts, config, num_samples),
+            memory.demand_of(self._parts, config, num_samples, self._groups),
             device_bytes=memory.available_bytes(self.device),
             model_bytes=model_bytes,
             codecs=memory.allowed_codecs(cache, training=self.training),
@@ -135,13 +139,15 @@ class Loader:
         stores = [store for store, _ in views]
         self.objects = load_objects(stores, self.device)
         """Behind ``Batch.object_id``."""
-        first = itertools.accumulate((len(names_in(store)) for store in stores), initial=0)
+        counts = [len(names_in(store)) for store in stores]
+        first = list(itertools.accumulate(counts[:-1], initial=0))
         labels = concatenated(
             [
                 load_labels(*view, config.view.kind, first_object=number)
-                for view, number in zip(views, first, strict=False)
+                for view, number in zip(views, first, strict=True)
             ]
         )
+        groups = load_groups(self._groups, views, config.view.kind, first)
         view = concatenated(self._held.views)
         self.resident: resident.Resident | None = None
         """The pixels on the device; None where they are streamed."""
@@ -150,19 +156,32 @@ class Loader:
         if plan.chosen is None:
             self._frames = frames_of(views, cache)
         else:
-            with _progress_bar(" + ".join(["cache " + config.split, *config.mix])) as progress:
-                self.resident = resident.fill(
-                    views, cache, plan.chosen, self.device, progress=progress
-                )
+            self.resident = self._fill(views, plan.chosen)
             hide_labels(labels, self.resident.skipped)
+            for group in groups:
+                hide_group(group, self.resident.skipped)
             self._resources.close()
         self._assembler = Assembler(
             table_to(view, self.device),
             table_to(labels, self.device),
             config,
             augments=self.training and not config.augment.is_off,
+            groups=[table_to(group, self.device) for group in groups],
         )
         log.info("%s", self.summary())
+
+    def _fill(self, views: Sequence[tuple[Store, ViewTable]], codec: Codec) -> resident.Resident:
+        """Decode the samples, and show how far that is."""
+        console = Console(stderr=True, quiet=self._order.rank > 0)  # one bar for all ranks
+        begin = time.perf_counter()
+        what = " + ".join(["cache " + self.config.split, *self.config.mix])
+        with show_progress(what, console, unit="images") as report:
+
+            def show(images: int, num_bytes: int, total: int) -> None:
+                gb_per_s = num_bytes / (time.perf_counter() - begin) / 1e9
+                report(images, total, f"{gb_per_s:.2f} GB/s")
+
+            return resident.fill(views, self._cache, codec, self.device, progress=show)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -397,31 +416,3 @@ class Loader:
             "weights": list(order.weights) if order.is_mixture else None,
             "window_length": self._held.place.shape[1],
         }
-
-
-@contextmanager
-def _progress_bar(description: str) -> Iterator[resident.Progress]:
-    """Show images done, rates and time left on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[gb]:.2f} GB/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(description, total=None, rate=0, gb=0)
-        begin, done, read = time.perf_counter(), 0, 0
-
-        def show(images: int, num_bytes: int, total: int) -> None:
-            nonlocal done, read
-            done, read = done + images, read + num_bytes
-            seconds = time.perf_counter() - begin
-            bar.update(
-                task, completed=done, total=total, rate=done / seconds, gb=read / seconds / 1e9
-            )
-
-        yield show

@@ -11,25 +11,25 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.app.machine import read_host_memory
+from pipeline.app.words import say
+from pipeline.batch import LabelGroup
 from pipeline.command_config import PlanConfig
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
 from pipeline.decode.codec import Codec, bytes_per_sample
 from pipeline.decode.source import PREFETCH
-from pipeline.labels.table import load_labels
+from pipeline.labels.table import load_groups, load_labels
 from pipeline.order.parts import Part, open_parts
 from pipeline.view import samples_at
 
 GIB: Final = 2**30
-CGROUP: Final = Path("/sys/fs/cgroup")
-"""Where a container's limit stands."""
 CARDS: Final = {"24 GB": 23.5, "48 GB": 44.4, "80 GB": 79.0, "141 GB": 139.0}
 """Name: GiB that a process finds free on such cards, about."""
 MODEL_MARGIN: Final = 0.05
@@ -127,12 +127,19 @@ def plan_memory(
     )
 
 
-def demand_of(parts: Sequence[Part], config: PipelineConfig, num_samples: int) -> Demand:
+def demand_of(
+    parts: Sequence[Part],
+    config: PipelineConfig,
+    num_samples: int,
+    groups: Sequence[type[LabelGroup]] = (),
+) -> Demand:
     """Return what ``num_samples`` of the parts ask of a device; reads labels of one sample each."""
     label_bytes, frame_bytes = [], []
     for part in parts:
         one = samples_at(part.view, torch.zeros(1, dtype=torch.int64))
-        tables = (one, load_labels(part.store, one, config.view.kind))
+        stores = [(part.store, one)]
+        labels = load_labels(part.store, one, config.view.kind)
+        tables: list[Any] = [one, labels, *load_groups(groups, stores, config.view.kind, [0])]
         label_bytes.append(
             sum(getattr(table, field.name).nbytes for table in tables for field in fields(table))
         )
@@ -168,12 +175,8 @@ def available_bytes(device: torch.device) -> int:
     """Return the memory of ``device`` that this process may use, what it holds included."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    lines = Path("/proc/meminfo").read_text()
-    found = int(lines.split("MemAvailable:")[1].split()[0]) * 1024
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        found = min(found, int(most) - int(used.read_text()))
-    return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of a machine share it
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the machine
+    return read_host_memory().left // ranks
 
 
 def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> None:
@@ -224,7 +227,7 @@ def main(config: PlanConfig) -> int:
         model_bytes=model_bytes,
         codecs=codecs,
     )
-    console.print(plan.sentence(), highlight=False, soft_wrap=True)
+    say(plan.sentence(), console)
     sheet = Table()
     for name in ("codec", "pixels", "labels", "decoder", "model + 5 %", "total GiB", "fits"):
         sheet.add_column(name, justify="left" if name == "codec" else "right")
@@ -250,11 +253,10 @@ def _show_cards(
     config: PlanConfig,
 ) -> None:
     """Print what each card holds, what becomes of the store on it, and how many would hold it."""
-    console.print(
+    say(
         f"{demand.num_samples:,} samples of {demand.size_px} px on each of {config.world}, beside "
         f"a model of {config.model_gib:g} GiB",
-        highlight=False,
-        soft_wrap=True,
+        console,
     )
     sheet = Table("card")
     for codec in codecs:

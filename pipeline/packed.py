@@ -4,14 +4,14 @@ Batches whose labels are the same in every epoch are looked up, not computed; wi
 columns the calls alone would cost as much as copying the pixels.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Generic
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.view import Table
+from pipeline.view import Table, column_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Packed(Generic[Table]):
 
 def pack(table: Table) -> Packed[Table]:
     """Return the table as blocks; a copy."""
-    columns = {field.name: getattr(table, field.name) for field in fields(table)}
+    columns = {name: getattr(table, name) for name in column_names(table)}
     blocks = []
     for dtype in dict.fromkeys(column.dtype for column in columns.values()):
         some = {name: column for name, column in columns.items() if column.dtype is dtype}

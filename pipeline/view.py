@@ -6,7 +6,7 @@ the frame the border pixel is repeated, in the cache and in the gather: unlike a
 makes no edge that the data does not have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -53,28 +53,39 @@ class ViewTable:
 
 def samples_at(table: Table, index: Int64[Tensor, " b"]) -> Table:
     """Return the samples of ``table`` at ``index``."""
-    columns = {f.name: getattr(table, f.name).index_select(0, index) for f in fields(table)}
-    return replace(table, **columns)
+    return _mapped(table, lambda column: column.index_select(0, index))
 
 
 def table_to(table: Table, device: torch.device) -> Table:
     """Return ``table`` on ``device``."""
-    return replace(table, **{f.name: getattr(table, f.name).to(device) for f in fields(table)})
+    return _mapped(table, lambda column: column.to(device))
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
     """Return tables of one kind one after another."""
     if len(tables) == 1:
         return tables[0]
-    names = [f.name for f in fields(tables[0])]
+    names = column_names(tables[0])
     return replace(tables[0], **{n: torch.cat([getattr(t, n) for t in tables]) for n in names})
+
+
+def column_names(table: Table) -> list[str]:
+    """Return the names of the tensors of a table; a batch has tables beside them."""
+    return [f.name for f in fields(table) if isinstance(getattr(table, f.name), Tensor)]
 
 
 def split(table: Table, lengths: Sequence[int]) -> list[Table]:
     """Return the parts of a table; undoes ``concatenated``."""
-    names = [f.name for f in fields(table)]
+    names = column_names(table)
     parts = zip(*(getattr(table, n).split_with_sizes(lengths) for n in names), strict=True)
     return [type(table)(**dict(zip(names, part, strict=True))) for part in parts]
+
+
+def _mapped(table: Table, function: Callable[[Tensor], Tensor]) -> Table:
+    if hasattr(table, "mapped"):  # a table with tables in it
+        mapped: Table = table.mapped(function)
+        return mapped
+    return replace(table, **{f.name: function(getattr(table, f.name)) for f in fields(table)})
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:

@@ -7,10 +7,9 @@ for trying the whole path and for tests, worthless as a measure of accuracy.
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 from preprocess.config import SampleConfig
-from preprocess.progress import show_progress
 
 
 def main(config: SampleConfig) -> int:
@@ -18,7 +17,7 @@ def main(config: SampleConfig) -> int:
     from preprocess.sample.generate import write_sample
 
     out = Path(config.out).expanduser()
-    with show_progress("make-sample", Console(stderr=True)) as report:
+    with show_progress("make-sample") as report:
         summary = write_sample(
             config.dataset,
             out,
@@ -35,5 +34,5 @@ def main(config: SampleConfig) -> int:
         f"{out}: stand-in for {config.dataset}, rendered from a procedural hand; images: {counts}\n"
         f"  next: {shlex.join(['python', '-m', 'preprocess', 'build-cache', *words])}"
     )
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    say(text)
     return 0

@@ -51,7 +51,7 @@ class Labels:
     """Largest distance of a vertex of the refitted left hand from where ``beta_raw`` and the model
     as shipped put it, metres; 0 without a refit, NaN without MANO."""
     object_id: Int32[np.ndarray, " 10"]
-    """Into ``Source.objects``; -1 = empty slot."""
+    """Into ``DatasetSource.objects``; -1 = empty slot."""
     object_pose: Float[np.ndarray, "10 3 4"]
     """``[R | t]`` camera from object."""
     object_start: Float[np.ndarray, "10 3"]
@@ -193,7 +193,7 @@ class CrossCheck:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class DatasetSource:
     """One opened dataset. ``official_idx`` is the position in ``rows``."""
 
     dataset: str

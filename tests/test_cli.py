@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from omegaconf import MISSING
@@ -204,3 +204,76 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+# --- config groups: the class of a field chosen by name -------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Shape:
+    family: str = "???"
+
+
+@dataclass(kw_only=True)
+class Round(Shape):
+    """A circle."""
+
+    family: str = "round"
+    radius: float = 1.0
+    """Metres."""
+
+
+@dataclass(kw_only=True)
+class Square(Shape):
+    """A square."""
+
+    family: str = "square"
+    side: float = 2.0
+    """Metres."""
+
+
+@dataclass(kw_only=True)
+class Grouped:
+    GROUPS: ClassVar[dict[str, Any]] = {
+        "shape": lambda: dict[str, type[Shape]](round=Round, square=Square)
+    }
+    EXPERIMENTS: ClassVar[Path]
+    shape: Shape = field(default_factory=Round)
+    colour: str = "red"
+    """Its colour."""
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> type[Grouped]:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    head = "# @package _global_\n"
+    text = f"{head}defaults:\n  - override /shape: square\ncolour: blue\nshape: {{side: 5}}\n"
+    (folder / "big.yaml").write_text(text)
+    (folder / "wrong.yaml").write_text(f"{head}shape: {{family: square}}\n")
+    Grouped.EXPERIMENTS = folder
+    return Grouped
+
+
+def test_a_group_is_chosen_by_word_experiment_or_default(grouped: type[Grouped]) -> None:
+    assert compose(grouped, []).shape == Round()
+    assert compose(grouped, ["shape.radius=3"]).shape == Round(radius=3)
+    assert compose(grouped, ["shape=square", "shape.side=3"]).shape == Square(side=3)
+    assert compose(grouped, ["experiment=big"]) == grouped(shape=Square(side=5), colour="blue")
+    assert compose(grouped, ["experiment=big", "shape.side=6"]).shape == Square(side=6)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["shape=rond"], "shape='rond' is not known; did you mean 'round'?"),
+        (["shape=square", "shape.radius=3"], "unknown option 'shape.radius'"),
+        (["shape.family=square"], "shape.family is chosen with shape=NAME"),
+        (["experiment=wrong"], r"choose with shape=NAME, in an experiment with defaults: \["),
+    ],
+)
+def test_a_wrong_group_is_one_sentence(
+    grouped: type[Grouped], words: list[str], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        compose(grouped, words)

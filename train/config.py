@@ -1,11 +1,14 @@
 """Configuration of ``train run`` and ``train evaluate``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Final
 
 from model.config import ModelConfig
+from model.families import config_classes
+from model.regressor.config import RegressorConfig
 from pipeline.config import PipelineConfig
 from train.losses.config import LossConfig
 
@@ -164,6 +167,9 @@ class RunConfig:
     """One training run."""
 
     EXPERIMENTS: ClassVar[Path] = Path(__file__).parent / "conf" / "experiment"
+    GROUPS: ClassVar[dict[str, Callable[[], dict[str, type[ModelConfig]]]]] = {
+        "model": config_classes
+    }
     ALIASES: ClassVar[dict[str, str]] = {
         "store": "pipeline.store",
         "split": "pipeline.split",
@@ -219,7 +225,7 @@ class RunConfig:
     """Stages of the run, by names of your own, in this order; none = one of steps."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=""))
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=RegressorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from model.config import Head
+from model.mean_pose import MeanPose
+from model.network import Network
 from model.pretrained import start_from_weights
-from model.regressor.net import ManoRegressor
+from pipeline.app.words import say
 from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
-from train.build import build_model, required_mano
+from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
 from train.device.device import choose_device
 from train.device.distributed import Ranks, gathered, joined_ranks, local_device, shared
@@ -22,13 +23,13 @@ from train.evaluate.validate import shared_with_training, validation_pipeline
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
 from train.state.config_io import to_plain
-from train.state.mean_pose import MeanPose, measure_mean_pose
+from train.state.mean_pose import measure_mean_pose
 from train.state.resume import continue_from
 from train.state.weights import weights_folder
 from train.step.peak import step_bytes
 from train.step.stages import require_trainable, resolve_stages, stage_at
 from train.step.step import TrainState, build_state
-from train.watch.log import NoLog, RunLog, say
+from train.watch.log import NoLog, RunLog
 from train.watch.manifest import manifest
 
 
@@ -71,12 +72,15 @@ def _run(
     torch.manual_seed(config.pipeline.seed)
     name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     run_dir = Path(shared(config.run_dir or name, ranks))
-    mano = required_mano(config.model.head, config.mano)
+    mano = required_mano(config.model, config.mano)
     joint_sets = joint_sets_of(config.pipeline)
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
 
-    open_loader = functools.partial(Loader, device=device, rank=ranks.rank, world=ranks.world)
+    groups = label_groups(config.model.family)
+    open_loader = functools.partial(
+        Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
+    )
     needed = step_bytes(model, config, world=ranks.world)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=needed))
     stages = resolve_stages(config, loader.steps_per_epoch)
@@ -84,7 +88,7 @@ def _run(
         loader.check(one.pipeline)
         require_trainable(model, one, ranks)
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
-    model.start_from(mean_pose.network_start(config.model.head).to(device))
+    model.start_from(mean_pose)
     begun = "" if config.init is None or payload is not None else _begin(model, config.init)
     done = 0 if payload is None else int(payload["step"])
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
@@ -96,7 +100,7 @@ def _run(
         config=to_plain(config),
         mean_pose=mean_pose,
         store_sha256=loader.content_sha256,
-        mano_sha256=mano.sha256 if mano and config.model.head is Head.mano else "",
+        mano_sha256=mano.sha256 if mano and config.model.needs_mano else "",
     )
     if payload is not None:
         hashes = {"store_sha256": facts.store_sha256, "mano_sha256": facts.mano_sha256}
@@ -139,7 +143,7 @@ def _run(
     return 0 if finished else 130
 
 
-def _begin(model: ManoRegressor, init: str) -> str:
+def _begin(model: Network, init: str) -> str:
     """Take over the weights of another run; returns what was taken, in words."""
     taken, fresh = start_from_weights(model, weights_folder(init, "init"))
     missing = [name for name in fresh if name.startswith("backbone.")]

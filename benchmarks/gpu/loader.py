@@ -155,19 +155,19 @@ def gather_alone(suite: Suite) -> None:
 
 def data_share_of_a_step(suite: Suite) -> None:
     """Measure order, draw, labels and gather together, beside a ResNet-50 step on its batches."""
-    from model.config import Head, ModelConfig
-    from model.regressor.net import ManoRegressor
+    from model.regressor.config import Head, RegressorConfig
+    from model.regressor.net import HandRegressor
     from pipeline.loader import Loader
 
     config = config_of(suite)
     name = "resnet50" if suite.on_gpu else "resnet10t"
-    settings = ModelConfig(backbone=name, pretrained=False, head=Head.joints)
+    settings = RegressorConfig(backbone=name, pretrained=False, head=Head.joints)
     with Loader(config, device=suite.device) as loader:
         batches = iter(loader)
         data = measured(suite, lambda: next(batches))
         rate = data.rate(config.batch_size)
         suite.note("loader, resident", "batches with labels", "images/s", rate, b=config.batch_size)
-        model = ManoRegressor(settings, input_px=config.input_px, mano=None).to(suite.device)
+        model = HandRegressor(settings, input_px=config.input_px, mano=None).to(suite.device)
         step = functools.partial(train_on, suite, model, optimizer_of(model), next(batches))
         trained = measured(suite, step)
     suite.note(f"eager step {name}", "training", "images/s", trained.rate(config.batch_size))
@@ -223,10 +223,11 @@ def train_on(
     suite: Suite, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> None:
     """Take one eager step: forward, backward, update."""
+    from model.prediction import hands_of
     from train.step.step import predict
 
     dtype = torch.bfloat16 if suite.on_gpu else torch.float32
-    joints = predict(model, batch, dtype).hands.joints_3d
+    joints = hands_of(predict(model, batch, dtype)).joints_3d
     torch.autograd.backward(joints.square().mean())
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,7 @@ from benchmarks.config import GpuSuiteConfig
 from benchmarks.gpu.sections import SECTIONS
 from benchmarks.gpu.suite import RESERVE_S, CannotRun, Suite
 from benchmarks.harness import machine, print_table, versions
+from pipeline.app.words import say
 
 
 def main(config: GpuSuiteConfig) -> int:
@@ -36,7 +37,7 @@ def main(config: GpuSuiteConfig) -> int:
     suite = Suite(
         config=config, out=out, device=device, deadline=time.perf_counter() + config.limit_s
     )
-    console.print(f"machine: {machine()}\nversions: {versions()}", highlight=False)
+    say(f"machine: {machine()}\nversions: {versions()}", console)
     results = [run_section(suite, section, console) for section in SECTIONS]
     if suite.rows:
         print_table(suite.rows)
@@ -64,7 +65,7 @@ def run_section(suite: Suite, section: Section, console: Console) -> Result:
         result = (name, "FAILED", f"{type(error).__name__}: {lines[-1]}")
     else:
         result = (name, "ok", f"{time.perf_counter() - begin:.1f} s")
-    console.print(f"{result[0]}: {result[1]} ({result[2]})", highlight=False)
+    say(f"{result[0]}: {result[1]} ({result[2]})", console)
     return result
 
 

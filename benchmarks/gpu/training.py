@@ -78,8 +78,8 @@ def training_by_dataloader(suite: Suite) -> None:
     from benchmarks.gpu.loader import optimizer_of, train_on, wait
     from benchmarks.loader.contenders import CONTRACTS, source_of
     from benchmarks.loader.run import make_images
-    from model.config import Head, ModelConfig
-    from model.regressor.net import ManoRegressor
+    from model.regressor.config import Head, RegressorConfig
+    from model.regressor.net import HandRegressor
     from pipeline.batch import blank_batch
 
     num, workers = (4000, min(16, len(os.sched_getaffinity(0)))) if suite.on_gpu else (192, 1)
@@ -87,8 +87,8 @@ def training_by_dataloader(suite: Suite) -> None:
     source = source_of(make_images(settings), num, settings.seed, workers)
     epoch = CONTRACTS["train"]["DataLoader, cv2"].make(source)
     name = "resnet50" if suite.on_gpu else "test_resnet"
-    config = ModelConfig(backbone=name, pretrained=False, head=Head.joints, hidden=64)
-    model = ManoRegressor(config, input_px=224, mano=None).to(suite.device)
+    config = RegressorConfig(backbone=name, pretrained=False, head=Head.joints, hidden=64)
+    model = HandRegressor(config, input_px=224, mano=None).to(suite.device)
     optimizer = optimizer_of(model)
     seen, begin = 0, time.perf_counter()
     for turn in range(3 if suite.on_gpu else 1):

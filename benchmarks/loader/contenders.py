@@ -1,6 +1,6 @@
 """Who competes in ``python -m benchmarks loader``: ours, its peers, and limits that nobody beats.
 
-A contender is a function of a ``Source`` that returns the function giving the batches of one epoch.
+A contender is a function of a ``LoaderInput`` that returns what gives the batches of one epoch.
 It is made and run in a process of its own (``serve``), so that no start method, thread pool or
 allocator of one is another's.
 
@@ -32,7 +32,7 @@ from benchmarks.loader.peers import (
     FRAME_PX,
     INPUT_PX,
     Epoch,
-    Source,
+    LoaderInput,
     Work,
     dataloader,
     decode_cv2,
@@ -70,14 +70,14 @@ CPU: Final = torch.device("cpu")
 # --- ours, and the limits of ours -----------------------------------------------------------------
 
 
-def _frames(source: Source) -> tuple[Store, ViewTable]:
+def _frames(source: LoaderInput) -> tuple[Store, ViewTable]:
     store = open_store(source.store)
     rows = split_rows(store, "all", 1.0)
     view = ViewConfig(kind=ViewKind.frame)
     return store, build_view(store, rows, view, FRAME_PX, training=True)
 
 
-def _cached(source: Source) -> tuple[Pixels, ViewTable]:
+def _cached(source: LoaderInput) -> tuple[Pixels, ViewTable]:
     store, view = _frames(source)
     cache = CacheConfig(size_px=FRAME_PX, decode_threads=source.workers)
     held = resident.fill([(store, view)], cache, Codec.rgb, CPU)
@@ -85,7 +85,7 @@ def _cached(source: Source) -> tuple[Pixels, ViewTable]:
     return held.pixels, view
 
 
-def bytes_loader(codec: CacheCodec, source: Source) -> Epoch:
+def bytes_loader(codec: CacheCodec, source: LoaderInput) -> Epoch:
     """Return the loader without augmentation, frames as they are, with its labels.
 
     Beside a consumer that keeps one core busy, the other one makes the next batch.
@@ -110,7 +110,7 @@ def bytes_loader(codec: CacheCodec, source: Source) -> Epoch:
     return lambda: (b.image.movedim(1, -1) for b in itertools.islice(batches, steps))
 
 
-def preallocated_copy(source: Source) -> Epoch:
+def preallocated_copy(source: LoaderInput) -> Epoch:
     """Return rows in a fixed order, copied to one buffer: the memory's limit."""
     pixels = _cached(source)[0].rgb
     assert pixels is not None
@@ -120,7 +120,7 @@ def preallocated_copy(source: Source) -> Epoch:
     return lambda: (torch.index_select(pixels, 0, index, out=batch) for index in indices)
 
 
-def train_loader(source: Source) -> Epoch:
+def train_loader(source: LoaderInput) -> Epoch:
     """Return the loader in training, with its labels."""
     config = PipelineConfig(
         store=source.store,
@@ -138,7 +138,7 @@ def train_loader(source: Source) -> Epoch:
     return lambda: (batch.image for batch in loader.epoch(next(epochs)))
 
 
-def gather_alone(source: Source) -> Epoch:
+def gather_alone(source: LoaderInput) -> Epoch:
     """Return the gather of prepared indices and parameters: the limit of the loader around it."""
     pixels, everything = _cached(source)
     none = torch.zeros(BATCH, dtype=torch.bool)
@@ -154,7 +154,7 @@ def gather_alone(source: Source) -> Epoch:
     return lambda: (gather(pixels, *both, form, out=batch) for both in prepared)
 
 
-def bare_dali(source: Source) -> Epoch:
+def bare_dali(source: LoaderInput) -> Epoch:
     """Return what DALI decodes from bytes in memory: the limit of a stream."""
     from nvidia.dali import Pipeline, fn, types
 
@@ -187,7 +187,7 @@ def bare_dali(source: Source) -> Epoch:
     return lambda: (torch.from_dlpack(pipe.run()[0].as_tensor()) for _ in steps)
 
 
-def work_alone(work: Work, source: Source) -> Epoch:
+def work_alone(work: Work, source: LoaderInput) -> Epoch:
     """Return the work on bytes in memory, in threads, into one buffer: the limit of decoders."""
     encoded = [read_bytes(path) for path in source.files]
     first = torch.from_numpy(work(encoded[0]))
@@ -223,7 +223,7 @@ LOADER: Final = RESIDENT
 class Contender:
     """One line of the table."""
 
-    make: Callable[[Source], Epoch]
+    make: Callable[[LoaderInput], Epoch]
     limit: str
     """Contender whose rate this one cannot pass."""
 
@@ -270,7 +270,7 @@ class Ready:
     channel_mean: tuple[float, ...]
 
 
-def serve(connection: Connection, contract: str, name: str, source: Source) -> None:
+def serve(connection: Connection, contract: str, name: str, source: LoaderInput) -> None:
     """Make a contender, send ``Ready`` or what went wrong, then do what is asked for until None.
 
     Asked ``None`` it ends; for ``(steps, skipped, busy_s)`` it sends the pairs (seconds waited,
@@ -325,9 +325,9 @@ def _first_epoch(contract: str, batches: Iterator[Tensor]) -> Ready:
     return Ready(samples=samples, seconds=0.0, channel_mean=mean)
 
 
-def source_of(folder: Path, num: int, seed: int, workers: int) -> Source:
+def source_of(folder: Path, num: int, seed: int, workers: int) -> LoaderInput:
     """Return the images that ``benchmarks.loader.run`` keeps in ``folder``."""
-    return Source(
+    return LoaderInput(
         files=tuple(str(folder / "files" / f"{i:06}.jpg") for i in range(num)),
         tars=tuple(sorted(str(path) for path in (folder / "tars").glob("*.tar"))),
         store=str(folder / "store.zarr"),

@@ -42,7 +42,7 @@ Epoch = Callable[[], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class LoaderInput:
     """The images and what may be used to load them."""
 
     files: tuple[str, ...]
@@ -149,23 +149,30 @@ class Files(Dataset[NDArray[Any]]):
         return self.work(read_bytes(self.paths[index]))
 
 
-def dataloader(work: Work, source: Source) -> Epoch:
+def _processes(source: LoaderInput) -> dict[str, Any]:
+    """Return how torch's loaders start their workers."""
+    return {
+        "num_workers": source.workers,
+        "persistent_workers": True,
+        "prefetch_factor": PREFETCH,
+        "worker_init_fn": _no_opencv_threads,
+        "multiprocessing_context": START,
+    }
+
+
+def dataloader(work: Work, source: LoaderInput) -> Epoch:
     """Return torch's DataLoader over files."""
     loader = DataLoader(
         Files(source.files, work),
         batch_size=BATCH,
         shuffle=True,
         drop_last=True,
-        num_workers=source.workers,
-        persistent_workers=True,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=_no_opencv_threads,
-        multiprocessing_context=START,
+        **_processes(source),
     )
     return lambda: iter(loader)
 
 
-def webdataset(work: Work, source: Source) -> Epoch:
+def webdataset(work: Work, source: LoaderInput) -> Epoch:
     """Return WebDataset over tar files, a share of them for each worker."""
     import webdataset as wds
 
@@ -174,16 +181,12 @@ def webdataset(work: Work, source: Source) -> Epoch:
     loader = wds.WebLoader(
         samples.batched(BATCH, collation_fn=default_collate),
         batch_size=None,
-        num_workers=source.workers,
-        persistent_workers=True,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=_no_opencv_threads,
-        multiprocessing_context=START,
+        **_processes(source),
     )
     return lambda: iter(loader)
 
 
-def spdl(work: Work, source: Source) -> Epoch:
+def spdl(work: Work, source: LoaderInput) -> Epoch:
     """Return SPDL's pipeline of threads over files, one batch per task."""
     from spdl.pipeline import PipelineBuilder
 

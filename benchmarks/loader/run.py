@@ -23,7 +23,7 @@ import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -40,11 +40,11 @@ from benchmarks.harness import (
     Measurement,
     Row,
     append_rows,
-    git_state,
     machine,
     measure_together,
     print_bars,
     record,
+    short_number,
 )
 from benchmarks.loader.contenders import (
     CONTRACTS,
@@ -59,8 +59,10 @@ from benchmarks.loader.contenders import (
     serve,
     source_of,
 )
-from benchmarks.loader.peers import FRAME_PX, Source
+from benchmarks.loader.peers import FRAME_PX, LoaderInput
 from benchmarks.store import build_store
+from pipeline.app.machine import git_state
+from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import finish_store, write_rows
 
@@ -219,7 +221,7 @@ def _window(field: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 @contextlib.contextmanager
 def started(
-    contract: str, names: Sequence[str], source: Source, absent: dict[str, str]
+    contract: str, names: Sequence[str], source: LoaderInput, absent: dict[str, str]
 ) -> Iterator[dict[str, Child]]:
     """Start contenders one after the other; those that fail are noted in ``absent``."""
     # Nothing of this process, its threads least of all, but imports are paid once.
@@ -352,8 +354,8 @@ def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
         table.add_row(
             row.metric,
             row.variant,
-            _short(row.p50),
-            f"{_short(row.p20)} .. {_short(row.p80)}",
+            short_number(row.p50),
+            f"{short_number(row.p20)} .. {short_number(row.p80)}",
             row.unit,
             f"{100 * row.p50 / p50[row.metric, limit]:.0f} %" if limit else "",
             f"{first:.1f} s" if first else "",
@@ -361,14 +363,10 @@ def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
     console = Console(width=max(Console().width, 120))
     console.print(table)
     for name, reason in absent.items():
-        console.print(f"no row: {name}: {reason}", highlight=False, soft_wrap=True)
+        say(f"no row: {name}: {reason}", console)
     shared: dict[str, Any] = {k: v for k, v in rows[0].params.items() if k in _SHARED}
-    below = " ".join(f"{k}={v}" for k, v in (shared | machine() | git_state()).items())
-    console.print(below, highlight=False, soft_wrap=True)
+    below = " ".join(f"{k}={v}" for k, v in (shared | machine() | asdict(git_state())).items())
+    say(below, console)
 
 
 _SHARED: Final = ("images", "image_kb", "cores", "disk")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -5,12 +5,17 @@ OpenCV axes: x right, y down, z forward; metres and pixels. ``K`` may hold a ske
 left 2x2 block, as it does after a turned crop.
 """
 
+from typing import Final
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from model.geometry.crop import to_3x3
 from model.geometry.rotation import matmul_small, rotate
+
+CROP_EXTENT_M: Final = 0.25
+"""Unit of a predicted depth: what a crop around a hand spans."""
 
 
 def project(
@@ -83,3 +88,29 @@ def _inverse(K: Tensor) -> Tensor:
     )
     det = (r0 * columns[..., :, 0]).sum(-1)
     return columns / det[..., None, None]
+
+
+def lift_from_crop(
+    place: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
+) -> Float[Tensor, "b n 3"]:
+    """Return the points, camera frame, metres, of places in terms of the crop.
+
+    A place is x and y, the pixel's offset from the crop's centre in input sides, and the logarithm
+    of the depth in units of the depth at which ``CROP_EXTENT_M`` fill the crop.
+    """
+    pixel = (input_px - 1) / 2 + input_px * place[..., :2]
+    return unproject(pixel, _unit_depth(K, input_px) * place[..., 2].exp(), K)
+
+
+def place_in_crop(
+    points: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
+) -> Float[Tensor, "b n 3"]:
+    """Undo ``lift_from_crop``; NaN behind the camera."""
+    pixel = (project(points, K) - (input_px - 1) / 2) / input_px
+    depth = (points[..., 2] / _unit_depth(K, input_px)).log()
+    return torch.cat((pixel, depth[..., None]), -1)
+
+
+def _unit_depth(K: Tensor, input_px: int) -> Tensor:
+    """Return the depth at which ``CROP_EXTENT_M`` fill the crop [b, 1], metres."""
+    return focal_px(K)[:, None] * (CROP_EXTENT_M / input_px)

@@ -6,14 +6,14 @@ import timm
 import torch
 from torch import nn
 
-from model.config import ModelConfig, Readout
+from model.config import BackboneConfig
 
 GRID_CHANNELS: Final = 64
 """Channels that each cell of a grid readout keeps."""
 
 
 def build_backbone(
-    config: ModelConfig, input_px: int, *, load_weights: bool = True
+    config: BackboneConfig, input_px: int, *, grid: bool = False, load_weights: bool = True
 ) -> tuple[nn.Module, int]:
     """Return the backbone (image [b, 3, s, s] -> features [b, c]) and c.
 
@@ -23,6 +23,8 @@ def build_backbone(
     Args:
         config: Which backbone.
         input_px: Side of its input.
+        grid: Return its whole last feature map, each cell narrowed to ``GRID_CHANNELS``, instead of
+            its own pooled features.
         load_weights: False builds the same network without fetching published weights, for a
             checkpoint that brings its own.
 
@@ -38,7 +40,7 @@ def build_backbone(
     options: dict[str, Any] = {"pretrained": config.pretrained and load_weights, "num_classes": 0}
     if config.weights is not None and load_weights:
         options["pretrained_cfg_overlay"] = {"file": config.weights}
-    if config.readout is Readout.grid:
+    if grid:
         options["global_pool"] = ""
     try:
         backbone = _create(config.backbone, input_px, options)
@@ -60,7 +62,7 @@ def build_backbone(
     with torch.no_grad():  # not every timm model says how wide its output is
         shape = backbone.eval()(torch.zeros(1, 3, input_px, input_px)).shape
     backbone.train()
-    if config.readout is Readout.pooled:
+    if not grid:
         return backbone, int(shape[1])
     if len(shape) != 4 or shape[1] != backbone.num_features:
         raise ValueError(

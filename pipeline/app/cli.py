@@ -8,19 +8,21 @@ are known to be good.
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
+
+from pipeline.app.words import nearest
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
@@ -40,6 +42,17 @@ class Command:
     config: str
     """``module:class`` of the schema; its module imports nothing heavy."""
     summary: str
+    multirun: str | None = None
+    """``module:function`` that takes the ``GridPoint``s of ``--multirun``; None: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridPoint:
+    """One configuration of ``--multirun``."""
+
+    chosen: dict[str, str]
+    """The keys that differ over the grid, and their values here, as written."""
+    config: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +89,18 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
         module, _, schema_name = command.config.partition(":")
         schema = getattr(importlib.import_module(module), schema_name)
         if any(word in ("-h", "--help") for word in words):
-            print(_help(f"{prog} {name}", _docstring_of_main(command.module), schema))  # noqa: T201
+            given = list(_equals([word for word in words if word not in ("-h", "--help")]))
+            chosen = chosen_groups(schema, given)
+            text = _docstring_of_main(command.module)
+            has_grid = command.multirun is not None
+            print(_help(f"{prog} {name}", text, schema, chosen, multirun=has_grid))  # noqa: T201
             return 0
+        if "--multirun" in words:
+            if command.multirun is None:
+                raise UsageError("--multirun is for training: python -m train run --multirun ...")
+            points = list(grid(schema, [word for word in words if word != "--multirun"]))
+            module, _, function = command.multirun.partition(":")
+            return int(getattr(importlib.import_module(module), function)(points))
         config = compose(schema, words)
         return int(importlib.import_module(command.module).main(config))
     except KeyboardInterrupt:
@@ -124,7 +147,8 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     """Return ``schema`` filled from ``words`` (``key=value``), validated.
 
     A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
-    ``experiment``) and short spellings of nested keys in ``ALIASES``.
+    ``experiment``), short spellings of nested keys in ``ALIASES``, and fields whose class is chosen
+    by name in ``GROUPS`` (``model=NAME``; in YAML ``defaults: [override /model: NAME]``).
 
     Raises:
         UsageError: For an unknown key, group or value, a missing required value, a type error.
@@ -137,13 +161,28 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    options = {option.key: option for option in _options(schema)}
+    words = list(_equals(words))
+    chosen = chosen_groups(schema, words)
+    options = {option.key: option for option in _options(schema, classes=chosen)}
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
-    overrides = [_override(word, options, aliases, experiments) for word in _equals(words)]
+    groups = set(chosen)
+    overrides = [
+        _override(word, options, aliases, experiments, groups)
+        for word in words
+        if word.partition("=")[0] not in groups
+    ]
     store = ConfigStore.instance()
-    store.store(name="schema", node=schema)
-    defaults: list[Any] = ["schema", {"experiment": None}] if experiments else ["schema"]
+    node = OmegaConf.structured(schema)
+    defaults: list[Any] = ["schema"]
+    for group, kind in chosen.items():
+        (base,) = (f.type for f in dataclasses.fields(schema) if f.name == group)
+        node[group] = OmegaConf.structured(base)  # any subclass can be merged into it
+        store.store(group=group, name="chosen", node=kind)
+        defaults.append({group: "chosen"})
+        overrides.append(f"{group}=chosen")  # after an experiment's own override
+    store.store(name="schema", node=node)
+    defaults += [{"experiment": None}] if experiments else []
     store.store(name="command", node={"defaults": [*defaults, "_self_"]})
     folder = experiments.parent if experiments else ROOT
     try:
@@ -159,6 +198,14 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
                 f"needs {' '.join(f'{key}=...' for key in shown)}"
                 f" ({'; '.join(doc.splitlines()[0] for doc in docs)})"
             )
+        for group, kind in chosen.items():
+            family, expected = config[group].family, kind().family
+            if family != expected:
+                raise UsageError(
+                    f"{group}.family={family!r} cannot be set, the options are those of "
+                    f"{expected!r}; choose with {group}=NAME, in an experiment with defaults: "
+                    f"[override /{group}: NAME]"
+                )
         return OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -167,6 +214,77 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         keys = [line for line in lines if line.startswith("full_key:")]
         where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
         raise UsageError(f"{where}{lines[0]}") from error
+
+
+def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
+    """Yield the configuration of every combination of values that ``a=1,2`` and ``b=x,y`` list.
+
+    Values are listed as Hydra's sweeps write them: ``lr=1e-4,3e-4``, ``n=range(1,4)``,
+    ``shape=choice(a,b)``. All are composed, and so checked, before the first one is yielded.
+
+    Raises:
+        UsageError: If no key has several values, or as ``compose``.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, listed = OverridesParser.create(), []
+    for word in _equals(words):
+        key = word.partition("=")[0]
+        try:
+            override = parser.parse_override(word)
+            is_swept = override.is_sweep_override()
+            values = list(override.sweep_string_iterator()) if is_swept else None
+        except HydraException:  # text that Hydra's grammar does not know is one value
+            values = None
+        listed.append([word] if values is None else [f"{key}={value}" for value in values])
+    swept = [i for i, choices in enumerate(listed) if len(choices) > 1]
+    if not swept:
+        raise UsageError(
+            "--multirun needs a key with several values, for example optim.lr=1e-4,3e-4"
+        )
+    points = []
+    for combination in itertools.product(*listed):
+        chosen = dict(combination[i].split("=", 1) for i in swept)
+        points.append(GridPoint(chosen=chosen, config=compose(schema, combination)))
+    yield from points
+
+
+def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any]]:
+    """Return the class of each config group: by a word, else by the experiment, else the default.
+
+    Raises:
+        UsageError: For a name that is not in the group.
+    """
+    groups: dict[str, Any] = getattr(schema, "GROUPS", {})
+    experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    found: dict[str, Any] = {}
+    for group, classes_of in groups.items():
+        classes = classes_of()
+        (field,) = (f for f in dataclasses.fields(schema) if f.name == group)
+        assert field.default_factory is not dataclasses.MISSING
+        found[group] = field.default_factory
+        name = given.get(group) or _override_in(experiments, given.get("experiment"), group)
+        if name is not None:
+            if name not in classes:
+                raise UsageError(f"{group}={name!r} is not known; {nearest(name, classes)}")
+            found[group] = classes[name]
+    return found
+
+
+def _override_in(experiments: Path | None, name: str | None, group: str) -> str | None:
+    """Return what the defaults list of an experiment chooses for a config group."""
+    path = None if experiments is None or name is None else experiments / f"{name}.yaml"
+    if path is None or not path.is_file():
+        return None
+    from omegaconf import OmegaConf
+
+    entries = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", [])  # type: ignore[union-attr]
+    for entry in entries:
+        if isinstance(entry, dict) and f"override /{group}" in entry:
+            return str(entry[f"override /{group}"])
+    return None
 
 
 def _equals(words: Sequence[str]) -> Iterator[str]:
@@ -183,7 +301,11 @@ def _equals(words: Sequence[str]) -> Iterator[str]:
 
 
 def _override(
-    word: str, options: dict[str, Option], aliases: dict[str, str], experiments: Path | None
+    word: str,
+    options: dict[str, Option],
+    aliases: dict[str, str],
+    experiments: Path | None,
+    groups: Collection[str] = (),
 ) -> str:
     """Return the Hydra override for one word of the command line."""
     key, equals, value = word.partition("=")
@@ -195,6 +317,9 @@ def _override(
     if key != bare:
         cure = f"write {bare}=..." if bare in known else nearest(bare, known)
         raise UsageError(f"options are set without {key[: len(key) - len(bare)]!r}: {cure}")
+    for group in groups:
+        if bare == f"{group}.family":
+            raise UsageError(f"{bare} is chosen with {group}=NAME, which brings its own options")
     if bare == "experiment" and experiments:
         names = sorted(path.stem for path in experiments.glob("*.yaml"))
         if value not in names:
@@ -203,8 +328,8 @@ def _override(
     full = bare if bare in options else _full_key(bare, aliases)
     option = options.get(full) or options.get(_with_placeholder(full))
     if option is None:
-        group = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]
-        raise UsageError(f"unknown option {bare!r}; {nearest(bare, group or known)}")
+        near = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]
+        raise UsageError(f"unknown option {bare!r}; {nearest(bare, near or known)}")
     hint = option.type_hint
     choices = _choices(hint)
     if value == "null" and type(None) in typing.get_args(hint):
@@ -217,7 +342,8 @@ def _override(
     else:
         written = value
     if full in options:
-        return f"{full}={written}"
+        is_open = typing.get_origin(hint) is dict  # its keys are the user's own
+        return f"{'++' if is_open else ''}{full}={written}"
     table, name, leaf = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
     return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
 
@@ -258,12 +384,17 @@ def _choices(hint: Any) -> list[str]:
     return [m.name for k in kinds if inspect.isclass(k) and issubclass(k, Enum) for m in k]
 
 
-def _options(schema: type[Any], prefix: str = "") -> Iterator[Option]:
-    """Yield every leaf key of a nested dataclass, with its docstring."""
+def _options(
+    schema: type[Any], prefix: str = "", classes: Mapping[str, type[Any]] | None = None
+) -> Iterator[Option]:
+    """Yield every leaf key of a nested dataclass, with its docstring.
+
+    ``classes``: of fields of the schema whose class is chosen by a config group.
+    """
     docs = field_docs(schema)
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        hint = hints[field.name]
+        hint = (classes or {}).get(field.name, hints[field.name])
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from _options(hint, f"{prefix}{field.name}.")
             continue
@@ -279,10 +410,11 @@ def _options(schema: type[Any], prefix: str = "") -> Iterator[Option]:
 
 
 def field_docs(schema: type[Any]) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass, read from its source."""
+    """Return the docstring below each field of a dataclass and its bases, read from the source."""
+    bases = [base for base in schema.__bases__ if dataclasses.is_dataclass(base)]
+    docs = {name: doc for base in bases for name, doc in field_docs(base).items()}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(body, ast.ClassDef)
-    docs = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(statement, ast.AnnAssign)
@@ -296,15 +428,6 @@ def field_docs(schema: type[Any]) -> dict[str, str]:
 
 
 # --- words for people -----------------------------------------------------------------------------
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return a hint: the known name closest to ``word``, else all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"choose from: {', '.join(names)}"
 
 
 def _shortest(key: str, aliases: dict[str, str]) -> str:
@@ -332,14 +455,35 @@ def _docstring_of_main(module: str) -> str:
     raise AssertionError(f"{module} has no main")
 
 
-def _help(prog: str, text: str, schema: type[Any]) -> str:
+def _help(
+    prog: str,
+    text: str,
+    schema: type[Any],
+    classes: Mapping[str, type[Any]],
+    *,
+    multirun: bool = False,
+) -> str:
     lines = [f"usage: {prog} [key=value ...]", "", text, "", "keys:"]
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     if experiments:
         names = ", ".join(sorted(path.stem for path in experiments.glob("*.yaml")))
         lines += ["  experiment=NAME", f"      A recipe, overridden by the other keys: {names}."]
-    for option in _options(schema):
+    if multirun:
+        lines += [
+            "  --multirun",
+            "      Run every combination of the keys that list several values, for example",
+            f"      {prog} --multirun optim.lr=1e-4,3e-4 model.hidden=512,1024 ...",
+        ]
+    for group, kind in classes.items():
+        names = getattr(schema, "GROUPS")[group]()  # noqa: B009 - not every schema has it
+        default = next(name for name, one in names.items() if one is kind)
+        lines += [
+            f"  {group}={default}",
+            f"      One of {', '.join(names)}; the keys {group}.* below are those of {default}:",
+            f"      {prog} {group}=NAME --help lists another's.",
+        ]
+    for option in _options(schema, classes=classes):
         short = _shortest(option.key, aliases)
         default = option.default
         if isinstance(default, Enum):

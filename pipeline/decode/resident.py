@@ -30,7 +30,7 @@ from pipeline.view import ViewTable, upload
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, int], None]
-"""Told (images done since the last call, their encoded bytes, images in all)."""
+"""Told (images done, their encoded bytes, images in all)."""
 
 
 class BadImageError(StoreCorruptError):
@@ -69,16 +69,16 @@ def fill(
     begin = time.perf_counter()
     pixels = allocate(sum(len(view) for _, view in views), config.size_px, codec, device)
     plans = [plan_images(store, view, config.size_px) for store, view in views]
-    num_images, num_bytes, first = sum(len(plan.row) for plan in plans), 0, 0
+    num_images, done, num_bytes, first = sum(len(plan.row) for plan in plans), 0, 0, 0
     skipped = [torch.empty(0, dtype=torch.int64)]
     for (store, view), plan in zip(views, plans, strict=True):
         for row, sample in _fill_view(pixels, first, store, view, plan, config):
-            size = int(store.image_index.length[row].astype(np.int64).sum())
-            num_bytes += size
+            done += len(row)
+            num_bytes += int(store.image_index.length[row].astype(np.int64).sum())
             if sample is not None:
                 skipped.append(torch.from_numpy(sample) + first)
             if progress is not None:
-                progress(len(row), size, num_images)
+                progress(done, num_bytes, num_images)
         first += len(view)
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # once, so that the time is the fill's

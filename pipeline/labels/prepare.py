@@ -17,7 +17,7 @@ from pipeline.config import PipelineConfig, ViewKind
 from pipeline.gather.augment import AugmentParams, draw, identity, input_affine
 from pipeline.gather.params import GatherParams, gather_params
 from pipeline.labels.table import LabelTable, move_labels
-from pipeline.view import Table, ViewTable, samples_at
+from pipeline.view import Table, ViewTable, column_names, samples_at
 
 
 def prepare(
@@ -102,5 +102,5 @@ def without_labels(batch: Batch, is_real: Bool[Tensor, "*b"]) -> Batch:
 def _unflatten(table: Table, index: Int64[Tensor, "*b"]) -> Table:
     if index.ndim == 1:
         return table
-    columns = {f.name: getattr(table, f.name).unflatten(0, index.shape) for f in fields(table)}
-    return replace(table, **columns)
+    names = column_names(table)
+    return replace(table, **{n: getattr(table, n).unflatten(0, index.shape) for n in names})

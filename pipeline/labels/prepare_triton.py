@@ -17,7 +17,7 @@ import triton.language as tl
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from pipeline.batch import Batch
+from pipeline.batch import TENSORS, Batch
 from pipeline.config import AugmentConfig, PipelineConfig, ViewKind
 from pipeline.gather.augment import LUMA, MID_GREY
 from pipeline.gather.params import MAX_TAPS, SLACK, UNFILTERED, GatherParams
@@ -299,7 +299,6 @@ def prepare(
         return torch.empty((*index.shape, *shape), dtype=dtype, device=index.device)
 
     hands = labels.is_right.shape[1]
-    flags = ("has_joints", "has_mano", "has_beta", "is_right")
     how = GatherParams(
         A_q16=new(2, 3, dtype=torch.int32),
         colour=new(3, 4),
@@ -324,12 +323,13 @@ def prepare(
         joint_set=new(dtype=torch.int64),
         sample_id=new(dtype=torch.int64),
         is_real=new(dtype=torch.bool),
-        **{name: new(hands, dtype=torch.bool) for name in flags},
+        has_joints=new(hands, dtype=torch.bool),
+        has_mano=new(hands, dtype=torch.bool),
+        has_beta=new(hands, dtype=torch.bool),
+        is_right=new(hands, dtype=torch.bool),
     )
-    outputs = {
-        f"out_{f.name}": getattr(table, f.name) for table in (how, batch) for f in fields(table)
-    }
-    del outputs["out_image"]
+    outputs = {f"out_{f.name}": getattr(how, f.name) for f in fields(how)}
+    outputs |= {f"out_{name}": getattr(batch, name) for name in TENSORS if name != "image"}
     tables = {
         f.name: getattr(table, f.name).contiguous()
         for table in (view, labels)

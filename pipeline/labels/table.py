@@ -8,6 +8,7 @@ the moved projection of the labels. All of it is float64 and cast once at the en
 are NaN and stay NaN; the masks rule.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +20,11 @@ from model.geometry.camera import camera_after_affine, input_rotation
 from model.geometry.mano_frame import mano_after_rotation
 from model.geometry.rotation import axis_angle_to_rotmat, rotate
 from model.hand import NUM_HANDS, NUM_MANO_JOINTS, RIGHT, JointSet
-from pipeline.batch import Batch
+from pipeline.batch import Batch, LabelGroup
 from pipeline.config import ViewKind
 from pipeline.labels.objects import acted_on
 from pipeline.store.reader import Store
-from pipeline.view import ViewTable
+from pipeline.view import ViewTable, concatenated
 
 CHUNK_ROWS = 1 << 16
 """Rows converted to rotation matrices at a time; bounds the float64 copy to about 150 MB."""
@@ -97,10 +98,41 @@ def load_labels(
 
 
 def hide_labels(labels: LabelTable, samples: Int64[Tensor, " m"]) -> None:
-    """Take every label of samples back, in place."""
+    """Mark every label of ``samples`` invalid, in place."""
     hands = (labels.joint_valid, labels.has_joints, labels.has_mano, labels.has_beta)
     for mask in (*hands, labels.has_object):
         mask[samples.to(mask.device)] = False
+
+
+def hide_group(group: LabelGroup, samples: Int64[Tensor, " m"]) -> None:
+    """Mark every label of ``samples`` invalid, in place."""
+    for name in group.MASKS:
+        mask = getattr(group, name)
+        mask[samples.to(mask.device)] = False
+
+
+def view_slots(view: ViewTable, kind: ViewKind) -> Int64[Tensor, "n h"]:
+    """Return the hand slots that each sample shows: one, or both."""
+    if kind is ViewKind.hand:
+        return (view.sample_id % NUM_HANDS)[:, None]
+    return torch.arange(NUM_HANDS).expand(len(view), -1)
+
+
+def load_groups(
+    kinds: Sequence[type[LabelGroup]],
+    stores: Sequence[tuple[Store, ViewTable]],
+    kind: ViewKind,
+    first_objects: Sequence[int],
+) -> list[LabelGroup]:
+    """Return each label group of all stores' samples, one store after another, in host memory."""
+    found = []
+    for group in kinds:
+        parts = [
+            group.load(store, view.row, view_slots(view, kind), first)
+            for (store, view), first in zip(stores, first_objects, strict=True)
+        ]
+        found.append(concatenated(parts))
+    return found
 
 
 def move_labels(

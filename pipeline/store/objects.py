@@ -4,7 +4,6 @@ Arrays are one chunk each. zstd carries a checksum and no valid array holds the 
 changed or a missing chunk is found on reading.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import zarr.codecs
 from jaxtyping import Float16, Float32, Int8, Int32
 from numpy.typing import NDArray
 
+from pipeline.app.words import closest
 from pipeline.store.errors import StoreError
 from pipeline.store.image_bytes import open_array, rebuild
 from pipeline.store.reader import read_attributes
@@ -91,10 +91,10 @@ def read_object(path: Path, name: str) -> ObjectShape:
     """
     names = object_names(path)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = closest(name, names)
         raise StoreError(
             f"store {path} has no object {name!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
+            + (f", did you mean {near!r}?" if near else "")
             + f"; objects: {', '.join(names) or 'none'}"
         )
     folder = path / GROUP / name

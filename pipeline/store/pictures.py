@@ -14,9 +14,10 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
+from pipeline.app.files import sync
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import PICTURES, StoreAttributes
-from pipeline.store.shard import rows_of_shard, sync
+from pipeline.store.shard import rows_of_shard
 
 _MOST_ROWS: Final = 64
 SPECS: Final = {spec.name: spec for spec in PICTURES}

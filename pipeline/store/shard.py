@@ -10,8 +10,6 @@ Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/i
 """
 
 import os
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +21,6 @@ from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import INNER_CHUNK_BYTES, StoreAttributes
 
 ABSENT: Final = np.uint64(2**64 - 1)
-PARTIAL: Final = ".partial"
-"""Ending of files under way, ours and zarr-python's."""
 
 
 def num_shards(attributes: StoreAttributes) -> int:
@@ -122,44 +118,6 @@ def prove_shard(
     )
     direct = np.array_equal(index[: len(chunks)], in_order)
     return payload_nbytes if direct and payload_nbytes == len(chunks) * inner_bytes else None
-
-
-def replace_file(
-    file: Path, parts: Iterable[bytes | memoryview], *, folder: Path | None = None
-) -> None:
-    """Put ``parts`` at ``file``, whole and on the disk, or leave what was there.
-
-    Several processes may do so at once: a worker that outlived its build, say.
-
-    Args:
-        file: Where to.
-        parts: The content.
-        folder: Where the file is while it is under way, if not beside it: that of an array, since
-            a foreign file in the folder of a group makes zarr-python warn.
-
-    Raises:
-        OSError: If the disk refuses; what was written so far is given back to it.
-    """
-    partial = (folder or file.parent) / f"{file.name}.{uuid.uuid4().hex}{PARTIAL}"
-    try:
-        with partial.open("wb") as opened:
-            opened.writelines(parts)
-            opened.flush()
-            os.fsync(opened.fileno())
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(file.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def corrupt(path: Path, expected: str, got: str, cure: str) -> StoreCorruptError:

@@ -11,7 +11,6 @@ zarr-python, which reads the old shard back before it writes a new one and never
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import shutil
@@ -26,6 +25,8 @@ import zarr.codecs
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from pipeline.app.files import PARTIAL, replace_file, sync
+from pipeline.app.words import closest
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
 from pipeline.store.objects import ObjectShape, write_object
@@ -41,14 +42,11 @@ from pipeline.store.schema import (
     StoreAttributes,
 )
 from pipeline.store.shard import (
-    PARTIAL,
     crc32c,
     num_shards,
-    replace_file,
     rows_of_shard,
     shard_path,
     shard_tail,
-    sync,
 )
 
 ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
@@ -173,7 +171,7 @@ def write_image_shard(
     file = shard_path(path, shard)
     if total:
         file.parent.mkdir(exist_ok=True)
-        replace_file(file, [*views, shard_tail(total, capacity)])
+        replace_file(file, *views, shard_tail(total, capacity))
     else:
         file.unlink(missing_ok=True)
     return offset, length, crcs
@@ -207,7 +205,7 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
         file = path / chunk_file(name, shard)
         encoded = _encoded_chunk(values, ROW_ARRAYS[name], attributes.shard_rows)
         if encoded:
-            replace_file(file, [encoded])
+            replace_file(file, encoded)
         else:
             file.unlink(missing_ok=True)
             sync(file.parent)
@@ -265,8 +263,9 @@ def finish_store(
     file = path / "zarr.json"
     group = json.loads(file.read_text())
     group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)
-    text = json.dumps(group, indent=2)
-    replace_file(file, [text.encode()], folder=path / "image" / "bytes")
+    # zarr-python warns of a foreign file in the folder of a group, not in that of an array.
+    under_way = path / "image" / "bytes"
+    replace_file(file, json.dumps(group, indent=2).encode(), folder=under_way)
     return finished
 
 
@@ -308,8 +307,8 @@ def _split_problems(
 def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
     """Return what is wrong with one column, "" if nothing."""
     if name not in ROW_ARRAYS:
-        near = difflib.get_close_matches(name, ROW_ARRAYS, n=1)
-        return f"unknown array {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        near = closest(name, ROW_ARRAYS)
+        return f"unknown array {name!r}" + (f", did you mean {near!r}?" if near else "")
     spec = ROW_ARRAYS[name]
     expected, got = f"{spec.dtype} {(num_rows, *spec.shape)}", _kind(values)
     return f"{name} must be {expected}, got {got}" if got != expected else ""

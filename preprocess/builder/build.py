@@ -22,20 +22,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.files import replace_file
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 from pipeline.store.errors import StoreError, StoreVersionError
 from pipeline.store.schema import FLAGS, StoreAttributes
-from pipeline.store.shard import num_shards, replace_file
+from pipeline.store.shard import num_shards
 from preprocess.builder import journal
 from preprocess.builder.executor import map_in_order, run_shards
-from preprocess.builder.plan import Plan
-from preprocess.builder.report import BuildReport, report_text
-from preprocess.builder.report_page import PAGE_FILE, page
+from preprocess.builder.plan import StorePlan
+from preprocess.builder.report.facts import rejected_rows, store_facts
+from preprocess.builder.report.page import PAGE_FILE, page
+from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
 from preprocess.labels.quality import flag_counts
-from preprocess.progress import show_progress
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sources.registry import check_dataset, open_source
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def main(config: BuildConfig) -> int:
     cluster give executor=dask and executor.address=tcp://HOST:PORT.
     """
     report = build(config)
-    Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report))
     return 0
 
 
@@ -77,9 +80,9 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     check_dataset(config.dataset)
     check_out(out, overwrite=config.overwrite)
     mano_folder, mano = load_mano_of(config.mano)
-    _say(console, f"reading the annotations of {config.dataset} below {root}")
+    say(f"build-cache: reading the annotations of {config.dataset} below {root}", console)
     source = open_source(config.dataset, root, mano)
-    _say(console, f"planning {len(source.rows)} images")
+    say(f"build-cache: planning {len(source.rows)} images", console)
     tasks = make_tasks(config, source, mano_folder, mano)
     plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
@@ -135,11 +138,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(f"build-cache: {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _refuse_missing_images(source: Source, plan: Plan) -> None:
+def _refuse_missing_images(source: DatasetSource, plan: StorePlan) -> None:
     missing = np.flatnonzero(plan.image_bytes == 0)
     if len(missing):
         first = min(missing, key=lambda row: plan.official_idx[row])
@@ -173,9 +172,13 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
                 for shard in range(num_shards(attributes))
                 if journal.is_done(out, tasks.task(shard, with_labels=False), entries)
             }
-            _say(console, f"{len(kept)} of {num_shards(attributes)} shards are done already")
+            num = num_shards(attributes)
+            say(f"build-cache: {len(kept)} of {num} shards are done already", console)
             return kept
-        _say(console, "the dataset or the settings changed since the last run: starting again")
+        say(
+            "build-cache: the dataset or the settings changed since the last run: starting again",
+            console,
+        )
     shapes = _shapes(tasks.source, tasks.config.workers, console)
     _remove(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -199,13 +202,13 @@ def _layout(attributes: StoreAttributes) -> StoreAttributes:
     )
 
 
-def _shapes(source: Source, workers: int, console: Console) -> "list[ObjectShape]":
+def _shapes(source: DatasetSource, workers: int, console: Console) -> "list[ObjectShape]":
     files = [file for file in source.objects if file.mesh]
     if not files:
         return []
     from preprocess.objects.shapes import make_shape
 
-    _say(console, f"looking at {len(files)} objects")
+    say(f"build-cache: looking at {len(files)} objects", console)
     with show_progress("objects", console, unit="objects") as report:
         shapes = []
         make = functools.partial(make_shape, root=source.root)
@@ -244,7 +247,6 @@ def _finish(
     """
     from pipeline.store.reader import open_store
     from pipeline.store.writer import finish_store
-    from preprocess.builder.report_facts import rejected_rows, store_facts
 
     out, plan = tasks.store, tasks.plan
     with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:
@@ -276,7 +278,7 @@ def _finish(
             max_residual_m=residual,
             max_refit_m=refit,
         )
-    replace_file(out / PAGE_FILE, [text.encode()])
+    replace_file(out / PAGE_FILE, text.encode())
     journal.remove(out)
     return BuildReport(
         path=out,

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.app.files import replace_file, sync
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import StoreAttributes
-from pipeline.store.shard import prove_shard, replace_file, shard_path, sync
+from pipeline.store.shard import prove_shard, shard_path
 from preprocess.builder.shard import ShardResult, ShardTask, result_from_json, result_to_json
 
 _FILE: Final = "image/bytes/build.journal"
@@ -60,7 +61,7 @@ def inputs_of(task: ShardTask) -> str:
 
 def begin(store: Path) -> None:
     """Start the journal of a new store."""
-    replace_file(journal_path(store), [])
+    replace_file(journal_path(store))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from pipeline.store.schema import FORMAT_VERSION, INNER_CHUNK_BYTES
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 
 _STAT_THREADS: Final = 16  # a network disk answers in a millisecond, whoever waits
 _STAT_CHUNK: Final = 4096
@@ -30,7 +30,7 @@ _GROWTH_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class StorePlan:
     """One row of the store per candidate image; arrays are in store order."""
 
     official_idx: Int32[np.ndarray, " n"]
@@ -65,13 +65,13 @@ class Plan:
         return slice(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_rows))
 
 
-def make_plan(source: Source, *, shard_rows: int, may_grow: bool = False) -> Plan:
+def make_plan(source: DatasetSource, *, shard_rows: int, may_grow: bool = False) -> StorePlan:
     """Return the plan of a source.
 
     Args:
         source: An opened dataset.
         shard_rows: Rows per shard; a smaller dataset gets one shard of its own size.
-        may_grow: Images are encoded again, so shards get room for larger files than the official
+        may_grow: Images are encoded again, so shards have space for larger files than the official
             ones. Room that is not used takes 16 bytes per 256 KiB on the disk.
 
     Raises:
@@ -93,8 +93,8 @@ def make_plan(source: Source, *, shard_rows: int, may_grow: bool = False) -> Pla
     image = [rows.image[i] for i in order]
     image_bytes = _file_sizes(source.root, image)
     shard_rows = min(shard_rows, len(rows))
-    room = image_bytes * _GROWTH + _GROWTH_BYTES if may_grow else image_bytes
-    payload = np.add.reduceat(room, np.arange(0, len(rows), shard_rows))
+    largest_bytes = image_bytes * _GROWTH + _GROWTH_BYTES if may_grow else image_bytes
+    payload = np.add.reduceat(largest_bytes, np.arange(0, len(rows), shard_rows))
     chunks = max(1, -(-int(payload.max()) // INNER_CHUNK_BYTES))
     splits = {}
     for name, indices in source.splits.items():
@@ -119,7 +119,7 @@ def make_plan(source: Source, *, shard_rows: int, may_grow: bool = False) -> Pla
     for name, array in [*arrays.items(), ("image_bytes", image_bytes), *splits.items()]:
         digest.update(f"{name} {array.shape} {array.dtype.str}".encode())
         digest.update(array.tobytes())
-    return Plan(
+    return StorePlan(
         **arrays,
         tables=tables,
         splits=splits,

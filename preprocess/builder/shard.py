@@ -18,8 +18,9 @@ from jaxtyping import Float
 
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import LABELS, StoreAttributes
-from preprocess.builder.plan import Plan
-from preprocess.builder.report_page import Residuals, residual_counts
+from preprocess.builder.plan import StorePlan
+from preprocess.builder.report.facts import Residuals, residual_counts
+from preprocess.camera import project
 from preprocess.images.images import (
     BadImage,
     ImageWork,
@@ -27,7 +28,7 @@ from preprocess.images.images import (
     bad_image_sentence,
     shard_images,
 )
-from preprocess.labels.quality import derive, joint_bbox, project
+from preprocess.labels.quality import derive, joint_bbox
 from preprocess.records import LabelJob, LabelStack, Lens, SourceError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ShardTask:
     pictures: tuple[str, ...]
     """Names in ``schema.PICTURES`` to store."""
     read_picture: Callable[[Path, str, str], np.ndarray | None] | None
-    """``Source.picture``."""
+    """``DatasetSource.picture``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,7 +278,7 @@ def region_boxes(
     from preprocess.labels.action import object_bbox_xyxy
 
     valid = labels.joint_valid & np.isfinite(labels.joints_3d).all(-1)
-    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K)
+    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K[:, None])
     official = np.isfinite(labels.bbox_xyxy)
     boxes = [np.where(official, labels.bbox_xyxy, joint_bbox(joints_2d))]
     if region == "hand_object":
@@ -353,7 +354,7 @@ def _mano(folder: Path, sha256: str) -> "ManoModels":
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def plan_indices(plan: Plan, rows: slice) -> dict[str, np.ndarray]:
+def plan_indices(plan: StorePlan, rows: slice) -> dict[str, np.ndarray]:
     """Return the int32 columns of the plan for some rows."""
     names = ("sequence_idx", "camera_idx", "subject_idx", "frame_idx", "official_idx")
     return {name: getattr(plan, name)[rows] for name in names}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.app.cli import compose
 from pipeline.store.schema import FLAGS, FORMAT_VERSION, StoreAttributes
-from preprocess.builder.plan import Plan, make_plan
+from preprocess.builder.plan import StorePlan, make_plan
 from preprocess.builder.shard import ShardTask, plan_indices
 from preprocess.config import BuildConfig, ImageEncoding, JpegProcess, OnBadImage, Region
 from preprocess.images.images import ImageWork
-from preprocess.records import LabelStack, Lens, Source, SourceError
+from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
@@ -27,8 +27,8 @@ class Tasks:
     """What every task of a build is made from."""
 
     config: BuildConfig
-    source: Source
-    plan: Plan
+    source: DatasetSource
+    plan: StorePlan
     attributes: StoreAttributes
     work: ImageWork
     store: Path
@@ -79,7 +79,7 @@ class Tasks:
         )
 
 
-def straightens(config: BuildConfig, source: Source) -> bool:
+def straightens(config: BuildConfig, source: DatasetSource) -> bool:
     """Return whether a build straightens images."""
     return bool(source.lenses) and config.image.undistort
 
@@ -89,7 +89,7 @@ def _no_labels() -> LabelStack:
 
 
 def make_tasks(
-    config: BuildConfig, source: Source, mano_folder: Path | None, mano: "ManoModels | None"
+    config: BuildConfig, source: DatasetSource, mano_folder: Path | None, mano: "ManoModels | None"
 ) -> Tasks:
     """Plan a build.
 
@@ -129,7 +129,7 @@ def built_with(attributes: StoreAttributes) -> BuildConfig:
     return config
 
 
-def image_work(config: BuildConfig, source: Source) -> ImageWork:
+def image_work(config: BuildConfig, source: DatasetSource) -> ImageWork:
     """Return what happens to the images; ``auto`` is settled by the names of the files.
 
     Raises:
@@ -168,7 +168,11 @@ def image_work(config: BuildConfig, source: Source) -> ImageWork:
 
 
 def store_attributes(
-    config: BuildConfig, source: Source, plan: Plan, work: ImageWork, mano: "ManoModels | None"
+    config: BuildConfig,
+    source: DatasetSource,
+    plan: StorePlan,
+    work: ImageWork,
+    mano: "ManoModels | None",
 ) -> StoreAttributes:
     """Return the attributes of the store before its images were seen."""
     extra: dict[str, Any] = {

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
 from preprocess.builder.shard import shard_content, task_pictures
 from preprocess.builder.tasks import built_with, load_mano_of, make_tasks
 from preprocess.config import VerifyConfig
-from preprocess.images.jpeg import JpegProblem, read_header
+from preprocess.images.header import ImageProblem, read_jpeg_header
 from preprocess.labels.quality import derive, flag_counts
-from preprocess.progress import show_progress
-from preprocess.records import LabelStack, Source, SourceError
+from preprocess.records import DatasetSource, LabelStack, SourceError
 from preprocess.sources.registry import open_source
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class VerifyReport:
 def main(config: VerifyConfig) -> int:
     """Read every byte of a store again and compare; exit code 1 if anything differs."""
     report = verify(config)
-    Console().print(verify_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(verify_text(report))
     return 1 if report.problems else 0
 
 
@@ -135,8 +136,8 @@ def _check_images(store: "Store", report: Callable[[int, int], None]) -> Iterato
         except StoreCorruptError as error:
             yield str(error)
             continue
-        header = read_header(jpeg.tobytes())
-        if isinstance(header, JpegProblem):
+        header = read_jpeg_header(jpeg.tobytes())
+        if isinstance(header, ImageProblem):
             yield f"row {row}: the image {header.reason}"
         elif (header.height, header.width) != tuple(size_hw[row]):
             yield (
@@ -325,7 +326,7 @@ def _compare_with_source(
         yield from check.problems
 
 
-def _compare_objects(store: "Store", source: Source) -> Iterator[str]:
+def _compare_objects(store: "Store", source: DatasetSource) -> Iterator[str]:
     """Every shape against one made afresh."""
     files = [file for file in source.objects if file.mesh]
     if not files:

@@ -15,8 +15,13 @@ import numpy as np
 from jaxtyping import Float, UInt16, UInt32
 
 from pipeline.store.schema import FLAGS
-from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
-from preprocess.images.png import SIGNATURE, PngHeader, read_png_header
+from preprocess.images.header import (
+    PNG_SIGNATURE,
+    ImageProblem,
+    JpegHeader,
+    read_header,
+    read_jpeg_header,
+)
 from preprocess.records import Lens, SourceError
 
 
@@ -77,7 +82,7 @@ class _Stored:
 
 
 _Region = Float[np.ndarray, " 4"] | None
-_Convert = Callable[[bytes, _Region, Lens | None], _Stored | JpegProblem]
+_Convert = Callable[[bytes, _Region, Lens | None], _Stored | ImageProblem]
 
 
 def shard_images(
@@ -120,7 +125,7 @@ def shard_images(
             region = None if region_xyxy is None else region_xyxy[i]
             lens = None if lenses is None else lenses[i]
             image = convert(data, region, lens) if isinstance(data, bytes) else data
-            if isinstance(image, JpegProblem):
+            if isinstance(image, ImageProblem):
                 payloads.append(b"")
                 flags[i] = FLAGS[image.flag]
                 row = first_row + i
@@ -147,12 +152,6 @@ def shard_images(
     )
 
 
-def read_image(path: Path) -> tuple[bytes, JpegHeader | JpegProblem]:
-    """Return the bytes of a file and its JPEG header, or what is wrong with it."""
-    data = _read(path)
-    return (b"", data) if isinstance(data, JpegProblem) else (data, read_header(data))
-
-
 def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str:
     """Return why a build stops at bad images, and the two ways on."""
     more = f" ({len(bad) - 1} more in the same shard)" if len(bad) > 1 else ""
@@ -177,14 +176,14 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         yield lambda data, *_: _passed_through(data)
 
 
-def _passed_through(data: bytes) -> _Stored | JpegProblem:
-    if data.startswith(SIGNATURE):
-        return JpegProblem(
+def _passed_through(data: bytes) -> _Stored | ImageProblem:
+    if data.startswith(PNG_SIGNATURE):
+        return ImageProblem(
             flag="image_not_jpeg",
             reason="is a PNG, which a store does not hold as it is; pass image.encoding=recode",
         )
-    header = read_header(data)
-    if isinstance(header, JpegProblem):
+    header = read_jpeg_header(data)
+    if isinstance(header, ImageProblem):
         return header
     size_hw = header.height, header.width
     return _Stored(
@@ -199,12 +198,12 @@ def _passed_through(data: bytes) -> _Stored | JpegProblem:
 def _transcoder(folder: Path) -> _Convert:
     from preprocess.images.transcode import to_baseline
 
-    def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | JpegProblem:
+    def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | ImageProblem:
         image = _passed_through(data)
-        if isinstance(image, JpegProblem) or image.process == "baseline":
+        if isinstance(image, ImageProblem) or image.process == "baseline":
             return image
         baseline = to_baseline(data, folder)
-        if isinstance(baseline, JpegProblem):
+        if isinstance(baseline, ImageProblem):
             return baseline
         return replace(image, data=baseline, process="baseline")
 
@@ -219,16 +218,18 @@ def _recoder(work: ImageWork) -> _Convert:
     cv2.setNumThreads(1)
     buffer = np.empty(0, np.uint8)
 
-    def convert(data: bytes, region: _Region, lens: Lens | None) -> _Stored | JpegProblem:
+    def convert(data: bytes, region: _Region, lens: Lens | None) -> _Stored | ImageProblem:
         nonlocal buffer
-        is_png = data.startswith(SIGNATURE)
-        header: JpegHeader | PngHeader | JpegProblem
-        header = read_png_header(data) if is_png else read_header(data)
-        if isinstance(header, JpegProblem):
+        header = read_header(data)
+        if isinstance(header, ImageProblem):
             return header
         raw_size_hw = header.height, header.width
         window = crop_window(
-            region, raw_size_hw, margin=work.margin, max_px=work.max_px, on_blocks=not is_png
+            region,
+            raw_size_hw,
+            margin=work.margin,
+            max_px=work.max_px,
+            on_blocks=isinstance(header, JpegHeader),
         )
         if len(buffer) < 3 * header.height * header.width:
             buffer = np.empty(3 * header.height * header.width, np.uint8)
@@ -241,7 +242,7 @@ def _recoder(work: ImageWork) -> _Convert:
             buffer=buffer,
             lens=lens,
         )
-        if isinstance(image, JpegProblem):
+        if isinstance(image, ImageProblem):
             return image
         return _Stored(
             data=image.data,
@@ -255,9 +256,9 @@ def _recoder(work: ImageWork) -> _Convert:
     return convert
 
 
-def _read(path: Path) -> bytes | JpegProblem:
+def _read(path: Path) -> bytes | ImageProblem:
     try:
         return path.read_bytes()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
-        return JpegProblem(flag="image_missing", reason=reason)
+        return ImageProblem(flag="image_missing", reason=reason)

@@ -17,8 +17,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8
 
-from preprocess.images.jpeg import JpegHeader, JpegProblem
-from preprocess.images.png import PngHeader
+from preprocess.images.header import ImageProblem, JpegHeader, PngHeader
 from preprocess.images.undistort import straightened
 from preprocess.records import Lens
 
@@ -130,7 +129,7 @@ def recode(
     quality: int,
     buffer: UInt8[np.ndarray, " n"],
     lens: Lens | None = None,
-) -> Recoded | JpegProblem:
+) -> Recoded | ImageProblem:
     """Return the ``window`` of an image as baseline JPEG 4:2:0, or what is wrong with the image.
 
     Orientation in EXIF is ignored, as everywhere: labels belong to the pixels as they lie. Grey
@@ -146,7 +145,7 @@ def recode(
         lens: What distorted the image: the result is straight; the window is in straight pixels.
     """
     frame = decode(data, header, buffer)
-    if isinstance(frame, JpegProblem):
+    if isinstance(frame, ImageProblem):
         return frame
     rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
     pixels = frame[rows, columns] if lens is None else straightened(frame, lens, rows, columns)
@@ -166,7 +165,7 @@ def recode(
 
 def decode(
     data: bytes, header: JpegHeader | PngHeader, buffer: UInt8[np.ndarray, " n"]
-) -> UInt8[np.ndarray, "h w 3"] | JpegProblem:
+) -> UInt8[np.ndarray, "h w 3"] | ImageProblem:
     """Return the pixels of a file (rgb of a JPEG, bgr of a PNG), or what is wrong with it."""
     if isinstance(header, PngHeader):
         # The first 8 bits of 16, without alpha.
@@ -176,7 +175,7 @@ def decode(
             return undecodable("OpenCV finds its PNG data damaged")
         return frame.astype(np.uint8, copy=False)
     if header.components == 4:
-        return JpegProblem(
+        return ImageProblem(
             flag="image_not_jpeg",
             reason="has the four colours of CMYK, whose meaning as red, green and blue it does not "
             "say; convert it to RGB",
@@ -188,10 +187,10 @@ def decode(
     return decoded
 
 
-def undecodable(message: str) -> JpegProblem:
+def undecodable(message: str) -> ImageProblem:
     """Return the problem of a file that a decoder refuses with ``message``."""
     flag = "image_truncated" if "premature end" in message.lower() else "image_not_jpeg"
-    return JpegProblem(flag=flag, reason=f"cannot be decoded ({message})")
+    return ImageProblem(flag=flag, reason=f"cannot be decoded ({message})")
 
 
 def _shrinks(window: Window, max_px: int) -> bool:

@@ -18,7 +18,7 @@ import jpeglib
 import numpy as np
 import simplejpeg
 
-from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
+from preprocess.images.header import ImageProblem, JpegHeader, read_jpeg_header
 from preprocess.images.recode import undecodable
 
 _LIBJPEG: Final = "turbo210"
@@ -44,7 +44,7 @@ def work_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def to_baseline(data: bytes, folder: Path) -> bytes | JpegProblem:
+def to_baseline(data: bytes, folder: Path) -> bytes | ImageProblem:
     """Return the same image as baseline JPEG, or why there is none.
 
     Args:
@@ -60,7 +60,7 @@ def to_baseline(data: bytes, folder: Path) -> bytes | JpegProblem:
         return _cannot(f"it is {colours} {sampling}")
     with _TURNS:
         baseline = _code_again(data, (height, width), sampling, folder)
-    found = read_header(baseline)
+    found = read_jpeg_header(baseline)
     if not isinstance(found, JpegHeader) or found.process != "baseline":
         return _cannot("the result is not baseline")
     if not np.array_equal(simplejpeg.decode_jpeg(baseline), pixels):
@@ -112,8 +112,8 @@ def _described(data: bytes, size_hw: tuple[int, int], sampling: str) -> Any:
     )
 
 
-def _cannot(reason: str) -> JpegProblem:
-    return JpegProblem(
+def _cannot(reason: str) -> ImageProblem:
+    return ImageProblem(
         flag="image_not_jpeg",
         reason=f"cannot be made baseline without loss: {reason}; pass image.jpeg=asis, or "
         "image.encoding=recode",

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
-from rich.console import Console
 
 from model.mano.files import (
     INTERHAND_REGRESSOR_FILE,
@@ -25,8 +24,10 @@ from model.mano.files import (
     left_is_unfixed,
     with_other_x,
 )
-from pipeline.pickles.read import MAX_BYTES
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.app.files import replace_file
+from pipeline.app.words import say
+from pipeline.pickles import MAX_BYTES
+from pipeline.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
 from preprocess.mano.arrays import (
     Arrays,
@@ -80,7 +81,7 @@ def main(config: ImportManoConfig) -> int:
     Example: python -m preprocess import-mano path=~/Downloads/mano_v1_2.zip out=/data/mano
     """
     report = import_mano(config)
-    Console().print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report))
     return 0
 
 
@@ -227,20 +228,8 @@ def _write_all(out: Path, contents: dict[str, bytes], *, overwrite: bool) -> dic
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         if done[name] != "already there":
-            _write(out / name, content)
+            replace_file(out / name, content)
     return done
-
-
-def _write(file: Path, content: bytes) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- saying ---------------------------------------------------------------------------------------

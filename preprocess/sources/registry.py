@@ -1,17 +1,17 @@
 """The datasets that can be built, by name."""
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from preprocess.records import Source, SourceError
+from pipeline.app.words import nearest
+from preprocess.records import DatasetSource, SourceError
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
 DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
-"""Each is a folder of this package whose ``source`` has ``open_source(root, mano) -> Source``."""
+"""Each is a folder of this package whose ``source`` has ``open_source(root, mano)``."""
 
 
 def check_dataset(name: str) -> None:
@@ -21,12 +21,10 @@ def check_dataset(name: str) -> None:
         SourceError: With the nearest spelling or the choices.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(DATASETS)}"
-        raise SourceError(f"dataset={name!r} is unknown; {hint}")
+        raise SourceError(f"dataset={name!r} is unknown; {nearest(name, DATASETS)}")
 
 
-def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
+def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetSource:
     """Open a dataset by name.
 
     Raises:
@@ -35,5 +33,5 @@ def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> Source:
     check_dataset(dataset)
     module = importlib.import_module(f"preprocess.sources.{dataset}.source")
     source = module.open_source(root, mano)
-    assert isinstance(source, Source)
+    assert isinstance(source, DatasetSource)
     return source

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from benchmarks.harness import (
     Bar,
     Measurement,
     append_rows,
-    git_state,
     machine,
     measure,
     measure_together,
@@ -135,15 +133,6 @@ def test_machine_versions_and_commit_are_known() -> None:
     assert machine()["cpu"]
     assert versions()["python"]
     assert {"torch", "nvidia-dali-cuda120", "triton", "zarr", "numpy"} <= versions().keys()
-    assert git_state().keys() == {"sha", "dirty"}
-
-
-def test_outside_of_a_checkout_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise subprocess.CalledProcessError(128, "git")
-
-    monkeypatch.setattr(subprocess, "run", fail)
-    assert git_state.__wrapped__() == {"sha": None, "dirty": None}
 
 
 def test_the_table_tells_rows_apart_and_names_the_machine(

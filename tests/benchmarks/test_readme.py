@@ -1,13 +1,24 @@
-"""The README shows what the rows say, and nothing that was not measured."""
+"""README.md and docs/ show what the rows and the code say, and nothing that was not measured."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.readme import NOT_MEASURED, Figure, filled, read_rows, table
+from benchmarks.declared import object_table, store_table
+from benchmarks.figures import (
+    NOT_MEASURED,
+    Comparison,
+    Figure,
+    comparison_table,
+    read_rows,
+    table,
+)
+from benchmarks.readme import TABLES, filled, pages
+from pipeline.store.schema import LABELS, OBJECT_ARRAYS
 
 ROOT = Path(__file__).parent.parent.parent
+PAGES = pages(ROOT)
 
 
 def row(variant: str, p50: float, date: str = "2026-01-01", **params: Any) -> dict[str, Any]:
@@ -16,13 +27,22 @@ def row(variant: str, p50: float, date: str = "2026-01-01", **params: Any) -> di
 
 
 FIGURE = Figure(what="reads", bench="b", variant="ours", metric="m")
+OTHER = Figure(what="peer", bench="b", variant="theirs", metric="m", text="{p50:,.0f}")
 
 
-def test_the_readme_is_what_the_rows_say() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_pages_are_what_rows_and_code_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert filled(text, read_rows(ROOT / "benchmarks" / "results")) == text, (
         "run: python -m benchmarks readme"
     )
+
+
+def test_every_table_is_shown_once_and_the_front_page_measured_only() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    for name in TABLES:
+        assert sum(text.count(f"<!-- generated: {name} -->") for text in texts) == 1, name
+    assert NOT_MEASURED not in texts[0]
 
 
 def test_the_newest_row_is_shown() -> None:
@@ -33,6 +53,14 @@ def test_the_newest_row_is_shown() -> None:
 def test_what_has_no_row_was_not_measured() -> None:
     assert FIGURE.value([row("ours, too", 7)]) == NOT_MEASURED
     assert NOT_MEASURED in table([FIGURE], [])
+
+
+def test_the_front_page_refuses_what_was_not_measured() -> None:
+    line = Comparison(ours=FIGURE, beside=(OTHER,))
+    with pytest.raises(ValueError, match="'reads' has no row"):
+        comparison_table([line], [row("ours", 5)])
+    text = comparison_table([line], [row("ours", 5), row("theirs", 2)])
+    assert text.splitlines()[-1] == "| reads | 5 images/s | peer 2 |"
 
 
 def test_text_may_use_what_a_row_was_measured_on() -> None:
@@ -46,6 +74,19 @@ def test_text_may_use_what_a_row_was_measured_on() -> None:
     ]
 
 
-def test_a_readme_without_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="no lines '<!-- figures cpu -->'"):
-        filled("# nothing\n", [])
+def test_every_array_of_the_store_has_a_line() -> None:
+    for spec in LABELS:
+        assert f"| `labels/{spec.name}` | {spec.dtype}" in store_table()
+    assert len(object_table().splitlines()) == 2 + len(OBJECT_ARRAYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: cpu -->\n", "1 tables begin .* 0 end"),
+        ("<!-- generated: cups -->\n<!-- end of cups -->\n", "no table is named 'cups'"),
+    ],
+)
+def test_a_wrong_marker_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled(text, [])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import Family, Head, ModelConfig, Readout
 from model.hand import JointSet
 from model.mano.files import ManoModels
-from model.prediction import Prediction
+from model.network import Inputs, Network
+from model.prediction import Prediction, hands_of
 from model.pretrained import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -22,9 +22,10 @@ from model.pretrained import (
     read_pretrained_config,
     save_pretrained,
 )
-from model.regressor.net import ManoRegressor
+from model.regressor.config import Head, Readout, RegressorConfig, Scene
+from model.regressor.net import HandRegressor
 
-CONFIG = ModelConfig(backbone="test_resnet", pretrained=False, hidden=16)
+CONFIG = RegressorConfig(backbone="test_resnet", pretrained=False, hidden=16)
 INPUTS = InputSpec(
     input_px=32,
     mean=(0.4, 0.5, 0.6),
@@ -35,28 +36,28 @@ INPUTS = InputSpec(
 )
 
 
-def about(config: ModelConfig, mano: ManoModels | None) -> PretrainedConfig:
+def about(config: RegressorConfig, mano: ManoModels | None) -> PretrainedConfig:
     sha256 = "" if mano is None else mano.sha256
     return PretrainedConfig(model=config, inputs=INPUTS, mano_sha256=sha256, step=7)
 
 
 def network(
-    config: ModelConfig, mano: ManoModels | None, *, right_only: bool = True
-) -> ManoRegressor:
+    config: RegressorConfig, mano: ManoModels | None, *, right_only: bool = True
+) -> HandRegressor:
     torch.manual_seed(0)
-    model = ManoRegressor(config, input_px=32, mano=mano, right_only=right_only, load_weights=False)
-    model.start_from(torch.randn(len(model.base)) * 0.1)
+    model = HandRegressor(config, input_px=32, mano=mano, right_only=right_only, load_weights=False)
+    model.base.normal_(std=0.1)
     return model
 
 
-def answer(model: ManoRegressor) -> Prediction:
+def answer(model: Network) -> Prediction:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(3, 3, 32, 32, generator=generator)
     K = torch.tensor([[50.0, 0, 16], [0, 50, 16], [0, 0, 1]]).expand(3, 3, 3)
     right = torch.tensor([[True, False]] * 3)[:, : model.num_hands]
     sets = torch.full((3,), int(JointSet.freihand))
     with torch.inference_mode():
-        prediction: Prediction = model.eval()(image, K, right, sets, right, None, 3)
+        prediction: Prediction = model.eval()(Inputs(image, K, right, sets, right, num_frames=3))
     return prediction
 
 
@@ -68,29 +69,29 @@ def folder(mano: ManoModels, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("readout", list(Readout))
 @pytest.mark.parametrize("head", list(Head))
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", list(Scene))
 def test_a_loaded_network_answers_as_the_saved_one(
-    mano: ManoModels, tmp_path: Path, family: Family, head: Head, readout: Readout
+    mano: ManoModels, tmp_path: Path, family: Scene, head: Head, readout: Readout
 ) -> None:
     models = mano if head is Head.mano else None
-    layers = 1 if family is Family.hand_object else 0
-    config = replace(CONFIG, family=family, head=head, readout=readout, temporal_layers=layers)
-    saved = network(config, models, right_only=family is Family.hand).train()
+    layers = 1 if family is Scene.hand_object else 0
+    config = replace(CONFIG, scene=family, head=head, readout=readout, temporal_layers=layers)
+    saved = network(config, models, right_only=family is Scene.hand).train()
     if saved.temporal is not None:
         torch.nn.init.normal_(saved.temporal.leave.weight)
     saved.backbone(torch.randn(8, 3, 32, 32))  # moves the running statistics
     save_pretrained(saved, tmp_path, about(config, models))
-    if family is Family.hand_object:
+    if family is Scene.hand_object:
         spec = replace(INPUTS, mirror_left=False)
         save_pretrained(saved, tmp_path, replace(about(config, models), inputs=spec))
     loaded = load_pretrained(tmp_path, mano=models)
     assert not loaded.training
     mine, theirs = answer(loaded).object, answer(saved).object
-    assert (mine is None) == (theirs is None) == (family is Family.hand)
+    assert (mine is None) == (theirs is None) == (family is Scene.hand)
     if mine is not None and theirs is not None:
         assert torch.equal(mine.transl, theirs.transl)
-    assert torch.equal(answer(loaded).hands.joints_3d, answer(saved).hands.joints_3d)
-    assert (answer(loaded).hands.vertices is None) == (head is Head.joints)
+    assert torch.equal(hands_of(answer(loaded)).joints_3d, hands_of(answer(saved)).joints_3d)
+    assert (hands_of(answer(loaded)).vertices is None) == (head is Head.joints)
     assert read_pretrained_config(tmp_path).model == config
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
@@ -102,7 +103,7 @@ def test_a_frozen_backbone_comes_back_frozen(tmp_path: Path) -> None:
     save_pretrained(saved, tmp_path, about(published, None))
     assert "someone" not in (tmp_path / CONFIG_FILE).read_text()
     loaded = load_pretrained(tmp_path, mano=None)
-    assert torch.equal(answer(loaded).hands.joints_3d, answer(saved).hands.joints_3d)
+    assert torch.equal(hands_of(answer(loaded)).joints_3d, hands_of(answer(saved)).joints_3d)
 
 
 def pairs(values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from model.geometry.camera import project
 from model.geometry.crop import apply
 from model.hand import JointSet
-from pipeline.batch import Batch
+from pipeline.batch import TENSORS, Batch
 from pipeline.config import (
     AugmentConfig,
     Boundary,
@@ -71,9 +71,9 @@ def take(batches: Iterable[Batch], num: int) -> list[Batch]:
 def assert_same(left: Iterable[Batch], right: Iterable[Batch]) -> None:
     """Every field of every batch, bit for bit (NaN equals NaN)."""
     for a, b in zip(left, right, strict=True):
-        for field in dataclasses.fields(Batch):
-            x, y = getattr(a, field.name), getattr(b, field.name)
-            assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), field.name
+        for name in TENSORS:
+            x, y = getattr(a, name), getattr(b, name)
+            assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), name
 
 
 def ids(batches: Iterable[Batch]) -> list[list[int]]:
@@ -158,9 +158,9 @@ def test_ranks_together_see_the_batches_of_one(path: Path) -> None:
         place = {int(i): (part, k) for part in shares for k, i in enumerate(part.sample_id)}
         for k, i in enumerate(whole.sample_id.tolist()):
             part, j = place.pop(i)
-            for field in dataclasses.fields(Batch):
-                x, y = getattr(whole, field.name)[k], getattr(part, field.name)[j]
-                assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), field.name
+            for name in TENSORS:
+                x, y = getattr(whole, name)[k], getattr(part, name)[j]
+                assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), name
         assert not place
 
 
@@ -350,10 +350,10 @@ def test_a_mixtures_samples_are_those_of_its_stores(path: Path, other: Path) -> 
     for batch in take(Loader(mixture(path, other, **plain), device=CPU), 6):
         for k, sample_id in enumerate(batch.sample_id.tolist()):
             expected, j = alone[sample_id // 2**40][sample_id % 2**40]
-            for field in dataclasses.fields(Batch):
-                if field.name != "sample_id":
-                    x, y = getattr(batch, field.name)[k], getattr(expected, field.name)[j]
-                    assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), field.name
+            for name in TENSORS:
+                if name != "sample_id":
+                    x, y = getattr(batch, name)[k], getattr(expected, name)[j]
+                    assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), name
 
 
 RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")

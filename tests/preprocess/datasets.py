@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from preprocess.records import Labels, Source
+from preprocess.records import DatasetSource, Labels
 
 TIPS_FREIHAND = (744, 320, 443, 555, 672)
 # FreiHAND's order from MANO's 16 joints and the 5 tips, as listed in its utils/mano_utils.py.
@@ -76,7 +76,7 @@ def jpeg(seed: int, height: int = 48, width: int = 64) -> bytes:
     return bytes(cv2.imencode(".jpg", smooth)[1].tobytes())
 
 
-def labels_at(source: Source, official_idx: int) -> Labels:
+def labels_at(source: DatasetSource, official_idx: int) -> Labels:
     """Return the labels of one image, through the job that a worker would run."""
     stack = pickle.loads(pickle.dumps(source.label_job([official_idx])))()  # noqa: S301  # our own
     return Labels(**{f.name: getattr(stack, f.name)[0] for f in fields(Labels)})

@@ -83,7 +83,7 @@ SCENE = (
     "pipeline.view.kind=hand_object",
     "pipeline.window.length=3",
     "batch_size=2",
-    "model.family=hand_object",
+    "model.scene=hand_object",
     "model.temporal_layers=1",
     "model.temporal_width=64",
     "loss.velocity=1.0",
@@ -95,7 +95,7 @@ def test_a_step_of_windows_of_scenes_does_not_wait(arctic: SampleStore, tmp_path
     loader = Loader(settings.pipeline, device=CUDA)
     mano = load_mano(arctic.mano)
     model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
-    model.start_from(measure_mean_pose(loader, model).network_start(settings.model.head).to(CUDA))
+    model.start_from(measure_mean_pose(loader, model))
     state = build_state(model, settings, 2, objects=loader.objects)
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     assert_learns_without_waiting(state, next(iter(loader)), settings, stage, 60)

@@ -17,7 +17,7 @@ from train.predict.predict import main as predict
 from train.run import main as run
 
 SCENE = [
-    "model.family=hand_object",
+    "model.scene=hand_object",
     "pipeline.view.kind=hand_object",
     "pipeline.view.require_joints=true",
     "pipeline.split=p1_train",
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(
         ValueError, match=r"family=hand_object needs .*hand_object or frame, got hand"
     ):
-        run(config(freihand, tmp_path / "a", "model.family=hand_object"))
+        run(config(freihand, tmp_path / "a", "model.scene=hand_object"))
     with pytest.raises(ValueError, match=r"temporal_layers=2 needs windows"):
         run(config(arctic, tmp_path / "b", *SCENE, "model.temporal_layers=2"))
     with pytest.raises(ValueError, match=r"loss.acceleration needs windows of at least 3 frames"):

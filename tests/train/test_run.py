@@ -11,8 +11,8 @@ import cv2
 import pytest
 import torch
 
+from model.families import build_network
 from model.mano.files import load_mano
-from model.regressor.net import ManoRegressor
 from pipeline.app.cli import compose
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
@@ -199,7 +199,7 @@ def test_another_configuration_in_the_same_folder_is_refused(
 def test_a_nan_label_is_named_and_changes_no_weight(freihand: SampleStore, tmp_path: Path) -> None:
     settings = config(freihand, tmp_path)
     loader = Loader(settings.pipeline, device=torch.device("cpu"))
-    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    model = build_network(settings.model, input_px=32, mano=load_mano(freihand.mano))
     state = build_state(model, settings, 8)
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     batch = next(iter(loader))

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.prediction import HandPrediction, ObjectPrediction, Prediction
+from model.prediction import PARTS
 
 T = TypeVar("T")
 
@@ -159,5 +159,5 @@ def _show_outputs_to_torch() -> None:
     With a static graph the gradients of the first step are averaged by a hook on the outputs; on an
     output that torch cannot look into there is none, and the ranks go apart without a word.
     """
-    for part in (HandPrediction, ObjectPrediction, Prediction):
+    for part in PARTS:
         torch.export.register_dataclass(part)

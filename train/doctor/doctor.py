@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.app.cli import sentence
+from pipeline.app.files import replace_file
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, Verdict
-from train.state.atomic import replace_file
 
 CHECKS: Final = (
     ("packages", "train.doctor.packages:packages"),

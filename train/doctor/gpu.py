@@ -11,11 +11,11 @@ import pynvml
 import torch
 from packaging.requirements import Requirement
 
+from pipeline.app.machine import version_of
 from train.config import Device
 from train.device.device import choose_device
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, error, ok, warning
-from train.doctor.packages import version_of
 from train.watch.flops import peak_tflops
 from train.watch.nvml import read_or_none
 

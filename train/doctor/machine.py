@@ -2,16 +2,15 @@
 
 import os
 import shutil
-from pathlib import Path
 from typing import Final
 
 import torch
 
+from pipeline.app.machine import read_host_memory, usable_cores
 from pipeline.gather import cpu as gather_native
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, error, ok, warning
 
-CGROUP: Final = Path("/sys/fs/cgroup")
 LOW_MEMORY_SHARE: Final = 0.1
 FEW_CORES: Final = 4
 BUSY_SHARE: Final = 0.5
@@ -20,18 +19,13 @@ BUSY_SHARE: Final = 0.5
 
 def host_memory(_: DoctorConfig) -> Finding:
     """Read the host's memory and the container's limit."""
-    fields = dict(
-        line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    )
-    total, free = (
-        int(fields[name].split()[0]) * 1024 / 1e9 for name in ("MemTotal", "MemAvailable")
-    )
-    limit = _limit("memory.max")
+    memory = read_host_memory()
+    total, free = memory.total / 1e9, memory.available / 1e9
     text = f"{free:.1f} of {total:.1f} GB available"
-    if limit is not None:
-        used = float((CGROUP / "memory.current").read_text(encoding="utf-8"))
-        total, free = min(total, limit / 1e9), min(free, (limit - used) / 1e9)
-        text += f"; this container may use {limit / 1e9:.1f} GB and {free:.1f} GB more"
+    if memory.limit is not None:
+        limit = memory.limit / 1e9
+        total, free = min(total, limit), memory.left / 1e9
+        text += f"; this container may use {limit:.1f} GB and {free:.1f} GB more"
     values = {"available_gb": free, "total_gb": total}
     if free < LOW_MEMORY_SHARE * total:
         return warning(text, "end other processes; the labels and the fill need room", **values)
@@ -89,22 +83,3 @@ def compiler(_: DoctorConfig) -> Finding:
             compiler=path,
         )
     return ok(f"{path} builds the CPU's gather", compiler=path)
-
-
-def usable_cores() -> float:
-    """Return the cores that this process may use: its affinity and its container's quota."""
-    number = float(len(os.sched_getaffinity(0)))
-    quota = _limit("cpu.max")
-    if quota is None:
-        return number
-    period = float((CGROUP / "cpu.max").read_text(encoding="utf-8").split()[1])
-    return min(number, quota / period)
-
-
-def _limit(name: str) -> float | None:
-    """Return the first number of a cgroup file; None where there is no limit."""
-    try:
-        first = (CGROUP / name).read_text(encoding="utf-8").split()[0]
-    except (OSError, IndexError):
-        return None
-    return None if first == "max" else float(first)

@@ -6,6 +6,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from pipeline.app.cli import ROOT
+from pipeline.app.machine import version_of
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, error, ok
 
@@ -30,14 +31,6 @@ def packages(_: DoctorConfig) -> Finding:
             versions=found,
         )
     return ok(", ".join(f"{name} {version}" for name, version in found.items()), versions=found)
-
-
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _declared() -> list[str]:

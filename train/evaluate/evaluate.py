@@ -8,20 +8,24 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from model.config import Family, Head, ModelConfig
+from model.draw import write_picture
 from model.mano.files import ManoModels
-from model.prediction import HandPrediction, prediction_at
+from model.mean_pose import MeanPose
+from model.network import Network
+from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
-from pipeline.batch import Batch
-from pipeline.config import PipelineConfig
+from pipeline.app.progress import tracked
+from pipeline.app.words import say
+from pipeline.batch import Batch, blank_batch
+from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
+from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
 from pipeline.store.reader import Store, open_store
 from pipeline.view import build_view, samples_at, split_rows
-from train.build import build_model, required_mano
+from train.build import build_model, label_groups, required_mano
 from train.config import EvaluateConfig, Protocol
 from train.device.device import backbone_dtype, choose_device
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
@@ -30,11 +34,9 @@ from train.evaluate.protocols.gathered import Gathered, How, gather, gathered, u
 from train.evaluate.protocols.report import Report, as_json, show, write_json
 from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
-from train.state.mean_pose import MeanPose
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
-from train.watch.log import say
-from train.watch.pictures import draw_predictions, write_picture
+from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
     "handloom-hand-1: per hand, mm; MPJPE and MPVPE relative to the wrist; PA with scale, "
@@ -93,7 +95,7 @@ def main(config: EvaluateConfig) -> int:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
         write_json(path, {**as_json(report), **files})
-        _say(console, f"written: {path}")
+        say(f"written: {path}")
     return 0
 
 
@@ -113,26 +115,27 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     device = choose_device(config.device)
     payload = read_checkpoint(Path(config.run), config.checkpoint, say=say)
     trained = config_of(payload)
-    mano = required_mano(trained.model.head, config.mano or trained.mano)
+    mano = required_mano(trained.model, config.mano or trained.mano)
     pipeline = evaluation_pipeline(trained.pipeline, config)
     mean_pose = mean_of(payload)
     dtype = backbone_dtype(trained.precision, device)
+    model = build_model(trained, mano, joint_sets_of(pipeline), load_weights=False).to(device)
+    model.load_state_dict(payload["ema"])
+    model.eval()
 
     with contextlib.closing(open_store(pipeline.store)) as store:
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
-        held = _room(store, pipeline, config, trained.model, mano)
+        provided = provided_by(model, pipeline, dtype)
+        held = _collected(store, pipeline, config, provided, mano)
         # Beside hands alone stands the mean pose; a scene needs its means in the same protocol.
         held_mean = None
         if held is not None and held.scenes is not None:
-            held_mean = _room(store, pipeline, config, trained.model, mano)
-        loader = Loader(pipeline, device=device, training=False)
-        model = build_model(trained, mano, loader.joint_sets, load_weights=False).to(device)
-        model.load_state_dict(payload["ema"])
-        model.eval()
-        mean = mean_pose.network_start(trained.model.head).to(device)
+            held_mean = _collected(store, pipeline, config, provided, mano)
+        groups = label_groups(trained.model.family)
+        loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
         out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
-        batches = track(loader, total=len(loader), description="evaluate", transient=True)
+        batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
             with torch.inference_mode():
@@ -141,14 +144,15 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     continue
                 batch = samples_at(windows.frames(), index)
                 prediction = prediction_at(predict(model, windows, dtype), index)
-                has_mesh = prediction.hands.vertices is not None
-                truth = decode_labels(model.mano, batch).vertices if has_mesh else None
-                add_scores(ours, prediction.hands, batch, truth)
+                hands, truth = hands_of(prediction), None
+                if hands.vertices is not None and model.mano is not None:
+                    truth = decode_labels(model.mano, batch).vertices
+                add_scores(ours, hands, batch, truth)
                 add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
                 if held is not None:
                     gather(held, prediction, batch, truth)
                 if held_mean is not None:
-                    gather(held_mean, predict_mean(model, mean, batch), batch, None)
+                    gather(held_mean, predict_mean(model, mean_pose, batch), batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
@@ -177,25 +181,22 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
-        _say(
-            console,
+        say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
             f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
         )
         if scores is not None and mean_scores is not None:
             console.print(table(scores, mean_scores))
         else:
-            _say(
-                console, "no hand of the split has three labelled joints: no score by this protocol"
-            )
+            say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
-            _say(console, f"no official score: {report}")
+            say(f"no official score: {report}")
         # Last: scores stay when there is no room for an export.
         if held is not None and config.export is not None:
             held.protocol.export(held, Path(config.export).expanduser())
-            _say(console, f"exported: {config.export}")
+            say(f"exported: {config.export}")
     return 0
 
 
@@ -204,38 +205,41 @@ def _has_scores(scores: ScoreAccumulator) -> bool:
     return scores.sums is not None and bool(scores.sums.joints_aligned.count.any())
 
 
-def _say(console: Console, text: str) -> None:
-    """Print text that may hold a path: no markup in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def provided_by(model: Network, pipeline: PipelineConfig, dtype: torch.dtype) -> frozenset[str]:
+    """Return what a network predicts, by the names of ``tensors_of``, from one blank window."""
+    side, frames = pipeline.input_px, pipeline.window.length
+    device = next(model.parameters()).device
+    image = torch.zeros(*((1, frames) if frames > 1 else (1,)), 3, side, side, device=device)
+    with torch.inference_mode():
+        prediction = predict(model, blank_batch(image, num_hands=model.num_hands), dtype)
+    return frozenset(name for name, _ in tensors_of(prediction))
 
 
-def _room(
+def _collected(
     store: Store,
     pipeline: PipelineConfig,
     config: EvaluateConfig,
-    model: ModelConfig,
+    provided: frozenset[str],
     mano: ManoModels | None,
 ) -> Gathered | None:
-    """Return room for the official protocol, None where the split has none.
+    """Return empty buffers for the official protocol's predictions, None where there is none.
 
     Raises:
         ValueError: If an export or a truth is given that the split or the run has no use for.
     """
-    has_mesh = model.head is Head.mano
-    is_single = model.family is Family.hand
-    protocol = on_store.protocol_of(
-        store, config.split, has_mesh=has_mesh, has_object=model.family is Family.hand_object
-    )
+    is_single = pipeline.view.kind is ViewKind.hand
+    protocol = on_store.protocol_of(store, config.split, provided)
     if protocol is None:
         asked = [key for key in ("export", "truth") if getattr(config, key)]
         if asked:
-            mesh = "" if has_mesh else "; the run's model has no mesh"
+            mesh = "" if "hands.vertices" in provided else "; the run's model has no mesh"
             raise ValueError(
                 f"{asked[0]}: no official protocol for split={config.split} of dataset "
                 f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
             )
         return None
-    if protocol.has_scene and config.export and Path(config.export).expanduser().is_file():
+    takes_folder = "object.rotmat" in protocol.requires
+    if takes_folder and config.export and Path(config.export).expanduser().is_file():
         raise ValueError(f"export={config.export!r} is a file, expected a folder")
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)

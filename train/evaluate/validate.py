@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.mano.layer import ManoLayer
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, hands_of
 from pipeline.batch import Batch
 from pipeline.config import Boundary, PipelineConfig, WindowConfig
 from pipeline.loader import Loader
@@ -63,7 +63,7 @@ def score(
     for windows in loader:
         with torch.inference_mode():
             batch = windows.frames()
-            prediction = predict(model, windows, dtype).hands
+            prediction = hands_of(predict(model, windows, dtype))
             truth = None
             if mano is not None and prediction.vertices is not None:
                 truth = decode_labels(mano, batch).vertices

@@ -1,5 +1,6 @@
 """Which loss terms there are, what they weigh, and how they are computed. Imports nothing heavy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final
@@ -89,6 +90,9 @@ class LossConfig:
     """In windows: change of joints and object points from frame to frame, metres."""
     acceleration: float | None = None
     """In windows: change of that change, metres."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Weights of terms that only the model family has, by name; its defaults are in
+    train/losses/families."""
     distance: Distance = Distance.l1
     """How distances of points in 3D are measured."""
     smooth_m: float = 0.01
@@ -98,8 +102,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in TERMS:
-            weight = getattr(self, name)
+        for name, weight in (*((t, getattr(self, t)) for t in TERMS), *self.extra.items()):
             if weight is not None and not 0.0 <= weight < float("inf"):
                 raise ValueError(f"loss.{name} must be finite and not negative, got {weight}")
         if self.uncertainty and self.impl is Impl.triton:
@@ -187,9 +190,23 @@ HAWOR: Final = {
 """Weights of an egocentric video model's terms: HaMeR's where it has them, else our own."""
 
 
-def weights_of(config: LossConfig) -> dict[str, float]:
-    """Return the weight of every term that is on, by name, in the order of ``TERMS``."""
+def weights_of(config: LossConfig, own: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return the weight of every term that is on, by name: of ``TERMS``, then of ``own``.
+
+    ``own``: default weights of the terms that only the model family has.
+
+    Raises:
+        ValueError: If ``loss.extra`` has a term that is not the family's.
+    """
     preset = PRESETS[config.preset]
     given = {name: getattr(config, name) for name in TERMS}
     weights = {name: preset.get(name, 0.0) if w is None else w for name, w in given.items()}
+    if own is not None:
+        unknown = sorted(config.extra.keys() - own.keys())
+        if unknown:
+            there = ", ".join(own) or "none"
+            raise ValueError(
+                f"loss.extra has {unknown[0]!r}, but the model family's own terms are: {there}"
+            )
+        weights |= {name: config.extra.get(name, weight) for name, weight in own.items()}
     return {name: weight for name, weight in weights.items() if weight > 0}

@@ -7,7 +7,7 @@ their weights on the device, so that they can change without a new kernel or a n
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -103,6 +103,15 @@ def rotation_losses(
     }
     seen = {"theta": valid, "theta_geodesic": valid, "beta": inputs.has_beta}
     return weighted([(value[name](), seen.get(name, inputs.present)) for name in names], lam)
+
+
+def eager_terms(
+    found: Mapping[str, tuple[Float[Tensor, " b"], Bool[Tensor, "b ..."]]],
+    names: tuple[str, ...],
+    lam: Float[Tensor, " t"],
+) -> GroupLoss:
+    """Return a group of the terms ``names``, from the per-sample value and mask of each."""
+    return weighted([found[name] for name in names], lam)
 
 
 def weighted(

@@ -19,21 +19,20 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-from model.config import Family, Head
 from model.geometry.camera import camera_after_affine, input_rotation, project
 from model.geometry.crop import compose, invert, square_crop_affine
 from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
-from model.prediction import HandPrediction
+from model.network import Network
+from model.prediction import HandPrediction, hands_of
 from model.pretrained import (
     InputSpec,
     PretrainedConfig,
     load_pretrained,
     read_pretrained_config,
 )
-from model.regressor.net import ManoRegressor
-from pipeline.app.cli import nearest
+from pipeline.app.words import nearest
 from pipeline.batch import Batch, blank_batch
 from pipeline.config import PipelineConfig
 from pipeline.decode.codec import Codec, Pixels
@@ -42,7 +41,7 @@ from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
 from train.config import PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.inputs import Frame, HandBox, square_of
+from train.predict.inputs import HandBox, InputImage, square_of
 from train.predict.outputs import Hand
 from train.state.weights import FOLDER as WEIGHTS
 from train.step.step import predict
@@ -65,7 +64,7 @@ class Crops:
 class Predictor:
     """A network and how it is fed."""
 
-    model: ManoRegressor
+    model: Network
     step: int
     """Of its training."""
     crops: Crops
@@ -99,19 +98,18 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             unknown, or a mesh is wanted that the network does not have.
     """
     about = read_pretrained_config(folder)
-    if about.model.family is not Family.hand:
+    if "hand" not in about.model.views:
         raise ValueError(
-            f"the weights in {folder} are of model.family={about.model.family.name}: two hands and "
-            "an object in one crop; predict takes networks of one hand per crop "
-            "(model.family=hand), train evaluate scores both"
+            f"the weights in {folder} are of a network that sees two hands and an object in one "
+            "crop (model.scene=hand_object); predict takes networks of one hand per crop "
+            "(model.scene=hand), train evaluate scores both"
         )
-    if about.model.temporal_layers:
+    if about.model.min_window > 1:
         raise ValueError(
-            f"the weights in {folder} look at windows of frames "
-            f"(model.temporal_layers={about.model.temporal_layers}); predict shows a network one "
-            "image at a time"
+            f"the weights in {folder} look at windows of at least {about.model.min_window} frames; "
+            "predict shows a network one image at a time"
         )
-    has_mesh = about.model.head is Head.mano
+    has_mesh = about.model.needs_mano
     if config.meshes and not has_mesh:
         raise ValueError(
             f"meshes=true needs a network with a mesh; the weights in {folder} predict joints only "
@@ -196,7 +194,7 @@ def _joint_set(wanted: str | None, about: PretrainedConfig, mano: ManoModels | N
     return joint_set
 
 
-def crop_of(frame: Frame, box: HandBox, K: Float64[np.ndarray, "3 3"], form: Crops) -> Crop:
+def crop_of(frame: InputImage, box: HandBox, K: Float64[np.ndarray, "3 3"], form: Crops) -> Crop:
     """Return the network's input for one hand, as the pipeline makes it without augmentation.
 
     Raises:
@@ -274,8 +272,8 @@ def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Hand]:
     for begin in range(0, len(crops), predictor.batch_size):
         part = crops[begin : begin + predictor.batch_size]
         batch = batch_of(part, predictor.joint_set).to(predictor.device)
-        prediction = predict(predictor.model, batch, predictor.dtype).hands
-        yield from hands_of(part, prediction)
+        prediction = hands_of(predict(predictor.model, batch, predictor.dtype))
+        yield from hands_in_image(part, prediction)
 
 
 def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:
@@ -290,7 +288,7 @@ def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:
     )
 
 
-def hands_of(crops: list[Crop], prediction: HandPrediction) -> Iterator[Hand]:
+def hands_in_image(crops: list[Crop], prediction: HandPrediction) -> Iterator[Hand]:
     """Yield predictions in the camera of the image; mirrored hands are turned back.
 
     With M = diag(-1, 1, 1) points and ``transl`` become ``M p``, rotations ``M R M``; ``beta``

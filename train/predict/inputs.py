@@ -28,7 +28,7 @@ _SHOWN: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class InputMedia:
     """Images or a video that exist."""
 
     path: Path
@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Frame:
+class InputImage:
     """One image."""
 
     name: str
@@ -95,7 +95,7 @@ class Cameras:
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 
-def find_source(path: str, every: int) -> Source:
+def find_source(path: str, every: int) -> InputMedia:
     """Return the images of a folder, one image, or a video.
 
     Raises:
@@ -111,10 +111,10 @@ def find_source(path: str, every: int) -> Source:
                 "not searched"
             )
         taken = tuple(names[::every])
-        return Source(path=found, names=taken, total=len(taken), every=1)
+        return InputMedia(path=found, names=taken, total=len(taken), every=1)
     suffix = found.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        return Source(path=found.parent, names=(found.name,), total=1, every=1)
+        return InputMedia(path=found.parent, names=(found.name,), total=1, every=1)
     if suffix not in VIDEO_SUFFIXES:
         raise ValueError(
             f"images={path!r} must be a folder, an image ({' '.join(IMAGE_SUFFIXES)}) or a video "
@@ -130,10 +130,10 @@ def find_source(path: str, every: int) -> Source:
             "OpenCV; write it as H.264 in .mp4, or give a folder of its frames"
         )
     total = math.ceil(count / every) if count > 0 else None
-    return Source(path=found, names=None, total=total, every=every)
+    return InputMedia(path=found, names=None, total=total, every=every)
 
 
-def frames(source: Source) -> Iterator[Frame | Skipped]:
+def frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
     """Yield every image in order, or why it could not be read."""
     if source.names is None:
         yield from _video_frames(source)
@@ -148,10 +148,10 @@ def frames(source: Source) -> Iterator[Frame | Skipped]:
         if bgr is None:
             yield Skipped(name=name, reason="cannot be decoded: damaged, empty or no image")
         else:
-            yield Frame(name=name, rgb=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8))
+            yield InputImage(name=name, rgb=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8))
 
 
-def _video_frames(source: Source) -> Iterator[Frame | Skipped]:
+def _video_frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
     video = cv2.VideoCapture(str(source.path))
     try:
         number = 0
@@ -160,7 +160,7 @@ def _video_frames(source: Source) -> Iterator[Frame | Skipped]:
                 read, bgr = video.retrieve()
                 if read:
                     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
-                    yield Frame(name=str(number), rgb=rgb)
+                    yield InputImage(name=str(number), rgb=rgb)
                 else:
                     yield Skipped(name=str(number), reason="the frame cannot be decoded")
             number += 1
@@ -301,7 +301,9 @@ def _checked(matrix: Any, where: str) -> Float64[np.ndarray, "3 3"]:
     return K
 
 
-def check_names(source: Source, given: Mapping[str, Any], key: str, *, each: bool) -> str | None:
+def check_names(
+    source: InputMedia, given: Mapping[str, Any], key: str, *, each: bool
+) -> str | None:
     """Compare the names of a file with the images'; return a remark, or None.
 
     Args:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 from model.draw import draw_skeleton
 from model.hand import JOINT_NAMES
-from train.predict.inputs import Frame, HandBox
-from train.state.atomic import replace_file
+from pipeline.app.files import replace_file
+from train.predict.inputs import HandBox, InputImage
 
 FORMAT: Final = "handloom-predict-1"
 UNITS: Final = {
@@ -110,7 +110,7 @@ def picture_name(name: str, *, is_video: bool) -> str:
 
 
 def draw_hands(
-    frame: Frame, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
+    frame: InputImage, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the image with the outline of each mesh and the skeletons over it."""
     canvas = frame.rgb.copy()
@@ -123,13 +123,6 @@ def draw_hands(
             canvas, hand.joints_2d, np.isfinite(hand.joints_2d).all(-1), thickness=thickness
         )
     return canvas
-
-
-def write_jpeg(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write a picture, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")
 
 
 def _draw_outline(

@@ -10,8 +10,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from model.draw import write_picture
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 from pipeline.decode.read_ahead import read_ahead
 from train.config import PredictConfig, Side
 from train.predict.hands import (
@@ -23,10 +25,10 @@ from train.predict.hands import (
 )
 from train.predict.inputs import (
     Cameras,
-    Frame,
     HandBox,
+    InputImage,
+    InputMedia,
     Skipped,
-    Source,
     check_names,
     find_source,
     frames,
@@ -39,7 +41,6 @@ from train.predict.outputs import (
     draw_hands,
     hand_record,
     picture_name,
-    write_jpeg,
     write_obj,
     write_predictions,
 )
@@ -55,7 +56,7 @@ MOST_HELD_BYTES: Final = 1 << 29
 class Work:
     """One image and its hands."""
 
-    frame: Frame
+    frame: InputImage
     K: Float64[np.ndarray, "3 3"]
     crops: list[Crop]
 
@@ -99,16 +100,22 @@ def main(config: PredictConfig) -> int:
             f"{crops.cache_px} px, margin {crops.margin:g}; joints may differ by millimetres"
         )
     for remark in remarks:
-        _say(console, remark)
+        say(remark, console)
 
     images: dict[str, dict[str, Any]] = {}
     skipped: list[Skipped] = []
     begin = time.perf_counter()
-    with _progress(console, source.total) as advance:
+    with show_progress("predict", console, unit="images") as report:
+        done = 0
+
+        def advance(num: int) -> None:
+            nonlocal done
+            done += num
+            report(done, source.total)
 
         def skip(what: Skipped) -> None:
             skipped.append(what)
-            _say(console, f"skipped: {_named(source, what.name)}: {what.reason}")
+            say(f"skipped: {_named(source, what.name)}: {what.reason}", console)
 
         for chunk in _chunks(source, boxes, cameras, config, predictor, skip, advance):
             hands = predict_hands(predictor, [crop for work in chunk for crop in work.crops])
@@ -132,8 +139,7 @@ def main(config: PredictConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(path, about, images, [asdict(one) for one in skipped])
     num_hands = sum(len(record["hands"]) for record in images.values())
-    _say(
-        console,
+    say(
         f"hands: {num_hands}, images: {len(images)}, skipped: {len(skipped)}; {seconds:.1f} s on "
         f"{predictor.device}; written: {path}",
     )
@@ -142,7 +148,7 @@ def main(config: PredictConfig) -> int:
 
 def _remarks(
     config: PredictConfig,
-    source: Source,
+    source: InputMedia,
     boxes: Mapping[str, Any] | None,
     cameras: Cameras,
 ) -> list[str]:
@@ -168,7 +174,7 @@ def _remarks(
     return [remark for remark in remarks if remark is not None]
 
 
-def _out_folder(config: PredictConfig, source: Source) -> Path:
+def _out_folder(config: PredictConfig, source: InputMedia) -> Path:
     images = Path(config.images).expanduser().resolve()
     name = images.name if images.is_dir() else images.stem
     default = Path(config.run).expanduser() / f"predict-{name}"
@@ -184,7 +190,7 @@ def _out_folder(config: PredictConfig, source: Source) -> Path:
 
 
 def _chunks(
-    source: Source,
+    source: InputMedia,
     boxes: Mapping[str, tuple[HandBox, ...]] | None,
     cameras: Cameras,
     config: PredictConfig,
@@ -246,7 +252,7 @@ def _write_image(
     picture = None
     if config.pictures:
         picture = f"pictures/{name}"
-        write_jpeg(out / picture, draw_hands(work.frame, hands, predictor.faces))
+        write_picture(out / picture, draw_hands(work.frame, hands, predictor.faces))
     return {
         "width": width,
         "height": height,
@@ -256,37 +262,5 @@ def _write_image(
     }
 
 
-@contextlib.contextmanager
-def _progress(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the images done; a bar where there is a terminal."""
-    bar = Progress(
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("predict", total=total, rate="")
-        begin, done = time.perf_counter(), 0
-
-        def advance(num: int) -> None:
-            nonlocal done
-            done += num
-            rate = done / (time.perf_counter() - begin)
-            bar.update(task, completed=done, rate=f"{rate:.1f} images/s,")
-
-        yield advance
-
-
-def _named(source: Source, name: str) -> str:
+def _named(source: InputMedia, name: str) -> str:
     return f"{source.path} frame {name}" if source.names is None else str(source.path / name)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print text that may hold a path: no markup in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from model.families import upgraded
+
 T = TypeVar("T")
 
 
@@ -20,12 +22,19 @@ def to_plain(config: Any) -> dict[str, Any]:
 def from_plain(schema: type[T], plain: dict[str, Any]) -> T:
     """Return the dataclass that ``to_plain`` took apart, checked against the schema.
 
+    The class of a config group is chosen by the ``family`` in its values.
+
     Raises:
         ValueError: If a key or value is not of this version.
     """
+    plain = dict(plain)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
-    except OmegaConfBaseException as error:
+        node = OmegaConf.structured(schema)
+        for group, classes in getattr(schema, "GROUPS", {}).items():
+            values = plain[group] = upgraded(plain[group])
+            node[group] = OmegaConf.structured(classes()[values["family"]])
+        config = OmegaConf.to_object(OmegaConf.merge(node, plain))
+    except (OmegaConfBaseException, KeyError) as error:
         raise ValueError(
             f"a configuration of another version of this code: {str(error).splitlines()[0]}"
         ) from error

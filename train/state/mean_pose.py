@@ -1,7 +1,4 @@
-"""The mean of the training set: where the network starts, and the baseline to beat.
-
-Shape legend: h = hands of a sample (hand family: 1; else slot 0 right, slot 1 left).
-"""
+"""Measuring the mean of the training set."""
 
 import functools
 import operator
@@ -11,53 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from model.config import Head
+from model.geometry.camera import place_in_crop
 from model.geometry.rotation import rotmat_to_rot6d
-from model.hand import NUM_BETAS, ROOT
+from model.hand import ROOT
 from model.mano.layer import regress_joints
-from model.regressor.net import ManoRegressor, place_in_crop
+from model.mean_pose import MeanPose
+from model.network import Network
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.device.distributed import ALONE, Ranks, gathered
 from train.step.mesh import decode_hands
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeanPose:
-    """Means over the training set, in the unaugmented input frame (left hands mirrored)."""
-
-    joints_rel: Float[Tensor, "h 21 3"]
-    """Metres, relative to the wrist."""
-    vertices_rel: Float[Tensor, "h 778 3"] | None
-    """Metres, relative to the wrist of the regressed joints; None without MANO."""
-    theta_rot6d: Float[Tensor, "h 96"] | None
-    """Mean of the 6D rotations, not orthonormal."""
-    beta: Float[Tensor, "h 10"] | None
-    place: Float[Tensor, "h 3"]
-    """Of the wrist, ``model.regressor.net.place_in_crop``."""
-    object_state: Float[Tensor, " 10"] | None
-    """Six of the rotation, the angle, the place of the object that the hands act on; None where the
-    network predicts none."""
-    num_hands: int
-
-    def network_start(self, head: Head) -> Float[Tensor, " n"]:
-        """Return what a network of this head predicts before training.
-
-        Raises:
-            ValueError: If it learns from MANO labels and there are none.
-        """
-        if head is Head.joints:
-            pose = self.joints_rel.flatten(1)
-        elif self.theta_rot6d is None:
-            raise ValueError(
-                "model.head=mano learns from MANO labels, but no training row has them; build the "
-                "store with mano=FOLDER, or use model.head=joints"
-            )
-        else:
-            beta = torch.zeros(len(self.place), NUM_BETAS) if self.beta is None else self.beta
-            pose = torch.cat((self.theta_rot6d, beta), -1)
-        start = torch.cat((pose, self.place), -1).flatten()
-        return start if self.object_state is None else torch.cat((start, self.object_state))
 
 
 @dataclass(slots=True)
@@ -82,11 +42,11 @@ class _Sums:
         return (self.total[name] / self.count[name].clamp_min(1)).float()
 
 
-def measure_mean_pose(loader: Loader, model: ManoRegressor, ranks: Ranks = ALONE) -> MeanPose:
+def measure_mean_pose(loader: Loader, model: Network, ranks: Ranks = ALONE) -> MeanPose:
     """Average the labels of every training sample of all ranks, without touching an image.
 
-    Meshes are decoded with the model's own MANO layer; a joint-head model has none. Frames count in
-    every window that has them.
+    Meshes are decoded with the model's own MANO layer, if it has one. Frames count in every window
+    that has them.
 
     Raises:
         ValueError: If no hand has a valid wrist.
@@ -127,7 +87,7 @@ def _added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _add(sums: _Sums, batch: Batch, model: ManoRegressor) -> None:
+def _add(sums: _Sums, batch: Batch, model: Network) -> None:
     valid = batch.joint_valid & batch.has_joints[..., None]
     valid = valid & valid[:, :, ROOT : ROOT + 1]
     wrist = batch.joints_3d[:, :, ROOT]
@@ -142,13 +102,14 @@ def _add(sums: _Sums, batch: Batch, model: ManoRegressor) -> None:
         sums.add("object_place", place, batch.has_object & (t[:, 2] > 0))
         is_articulated = batch.has_object & ~batch.object_arti_rad.isnan()
         sums.add("object_arti", batch.object_arti_rad[:, None], is_articulated)
-    if model.head is not Head.mano:
+    decoder = model.decoder
+    if decoder is None or decoder.mano is None:
         return
     # Left hands that no shape of the fixed model fits have a pose, but no shape and no mesh.
     sums.add("theta_rot6d", rotmat_to_rot6d(batch.theta_rotmat).flatten(2), batch.has_mano)
     known = batch.has_mano & batch.has_beta
-    vertices, skeleton = decode_hands(model.mano, batch)
+    vertices, skeleton = decode_hands(decoder.mano, batch)
     sets = batch.joint_set[:, None].expand(known.shape)
-    joints = regress_joints(vertices, skeleton, model.regressors, sets, batch.is_right)
+    joints = regress_joints(vertices, skeleton, decoder.regressors, sets, batch.is_right)
     sums.add("vertices_rel", vertices - joints[:, :, ROOT : ROOT + 1], known)
     sums.add("beta", batch.beta, known)

@@ -1,12 +1,15 @@
 """Which run a configuration continues, and what may change on the way."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from train.config import RunConfig
-from train.state.checkpoint import config_of, has_checkpoints, read_checkpoint
-from train.state.checkpoint_index import Say
+from train.state.checkpoint import (
+    Say,
+    config_of,
+    has_checkpoints,
+    read_checkpoint,
+)
 from train.state.config_io import from_plain, to_plain
 
 FREE_KEYS: Final = frozenset(
@@ -42,8 +45,7 @@ def continue_from(config: RunConfig, say: Say) -> tuple[RunConfig, dict[str, Any
     if config.run_dir is None or not has_checkpoints(Path(config.run_dir)):
         return config, None
     payload = read_checkpoint(Path(config.run_dir), say=say)
-    config_of(payload)  # refuses the keys of another version with a sentence
-    old, new = flat(json.loads(payload["config"])), flat(to_plain(config))
+    old, new = flat(to_plain(config_of(payload))), flat(to_plain(config))
     shown = _changed(old, new, old.keys() | new.keys())
     if shown:
         raise ValueError(
@@ -58,7 +60,7 @@ def _merged(config: RunConfig, payload: dict[str, Any], run_dir: str) -> RunConf
 
     Given is what differs from the default: the front door does not tell more.
     """
-    plain = json.loads(payload["config"])
+    plain = to_plain(config_of(payload))
     old, new, default = flat(plain), flat(to_plain(config)), flat(to_plain(RunConfig(resume="")))
     given = {key for key in new if new[key] != default.get(key)}
     shown = _changed(old, new, given)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pipeline.loader import Loader
 from train.device.distributed import Ranks, gathered
-from train.losses.total import MAX_TERMS, LossTerms
+from train.losses.plan import MAX_TERMS
+from train.losses.total import LossTerms
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,6 @@ A replay repeats what was captured on the same memory: the batch is copied there
 changes from step to step (learning rates, the step's number) lies on the device.
 """
 
-from dataclasses import fields
 from typing import Final
 
 import torch
@@ -47,8 +46,8 @@ class GraphedStep:
         assert self._graph is not None
         assert self._batch is not None
         assert self._output is not None
-        for field in fields(Batch):
-            getattr(self._batch, field.name).copy_(getattr(batch, field.name))
+        for static, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(new)
         self._graph.replay()
         state.step += 1
         return self._output
@@ -67,7 +66,7 @@ class GraphedStep:
         return output
 
     def _capture(self, state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> None:
-        self._batch = Batch(**{f.name: getattr(batch, f.name).clone() for f in fields(Batch)})
+        self._batch = batch.mapped(torch.Tensor.clone)
         state.optimizer.zero_grad(set_to_none=True)  # gradients get memory of the graph
         torch.cuda.synchronize(state.clock.device)
         self._graph = torch.cuda.CUDAGraph()

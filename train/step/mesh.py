@@ -5,7 +5,7 @@ from torch import Tensor
 
 from model.mano.layer import ManoLayer
 from pipeline.batch import Batch
-from train.losses.total import MeshTarget
+from train.losses.plan import MeshTarget
 
 
 @torch.no_grad()

@@ -6,11 +6,12 @@ from typing import Final
 
 import torch
 
-from model.regressor.net import ManoRegressor
+from model.network import Network
 from pipeline.assemble import DTYPES
 from pipeline.batch import blank_batch
 from pipeline.labels.objects import ObjectModels
 from pipeline.store.schema import OBJECT_POINTS
+from train.build import label_groups
 from train.config import RunConfig
 from train.step.stages import resolve_stages
 from train.step.step import build_state, train_step
@@ -19,7 +20,7 @@ STEPS: Final = 2
 """The optimiser's state comes with the first."""
 
 
-def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> int:
+def step_bytes(model: Network, config: RunConfig, *, world: int = 1) -> int:
     """Return the peak of the device's memory in a training step, weights included; 0 on a CPU.
 
     Two steps on blank batches; weights, buffers and random numbers are then what they were.
@@ -37,7 +38,7 @@ def step_bytes(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> in
     return peak - int(sum(value.nbytes for value in before.values()))
 
 
-def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None:
+def rehearse(model: Network, config: RunConfig, *, world: int = 1) -> None:
     """Take the steps; the model's weights change."""
     pipeline = config.pipeline
     sizes = [stage.batch_size or pipeline.batch_size for stage in config.stages.values()]
@@ -55,8 +56,9 @@ def rehearse(model: ManoRegressor, config: RunConfig, *, world: int = 1) -> None
         image = image.movedim(2, -1).contiguous().movedim(-1, 2)
     if length == 1:
         image = image[:, 0]
+    groups = label_groups(config.model.family)
     for _ in range(STEPS):
-        train_step(state, blank_batch(image, num_hands=model.num_hands), config, stage)
+        train_step(state, blank_batch(image, model.num_hands, groups), config, stage)
 
 
 def _one_object(device: torch.device) -> ObjectModels:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from pipeline.config import AugmentConfig, PipelineConfig
 from train.config import RunConfig, StageConfig
 from train.device.distributed import Ranks, require_same_statistics
 from train.losses.config import FRAMES_OF, TERMS, LossConfig, weights_of
+from train.losses.plan import groups_of, own_terms
 from train.step.optim import parameters_of
 
 RANGES = ("rotation_deg", "scale", "shift", "gain", "brightness", "contrast", "saturation")
@@ -116,12 +118,14 @@ def _filled(
         batch_size=stage.batch_size or config.pipeline.batch_size,
         augment=_scaled(config.pipeline.augment, stage.augment),
     )
-    unknown = sorted(stage.loss.keys() - set(TERMS))
+    own = own_terms(groups_of(config.model.family))
+    unknown = sorted(stage.loss.keys() - {*TERMS, *own})
     if unknown:
-        raise ValueError(
-            f"stages.{name}.loss has no term {unknown[0]!r}; there are {', '.join(TERMS)}"
-        )
-    loss = dataclasses.replace(config.loss, **stage.loss)  # type: ignore[arg-type]
+        there = ", ".join((*TERMS, *own))
+        raise ValueError(f"stages.{name}.loss has no term {unknown[0]!r}; there are {there}")
+    shared: dict[str, Any] = {term: stage.loss[term] for term in stage.loss if term in TERMS}
+    extra = config.loss.extra | {term: stage.loss[term] for term in stage.loss if term in own}
+    loss = dataclasses.replace(config.loss, **shared, extra=extra)
     for term, least in FRAMES_OF.items():
         if weights_of(loss).get(term, 0.0) > 0 and pipeline.window.length < least:
             raise ValueError(

@@ -8,20 +8,21 @@ which stops the run.
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from model.mean_pose import MeanPose
+from model.network import Inputs, Network
 from model.prediction import Prediction
-from model.regressor.net import ManoRegressor
 from pipeline.batch import Batch
 from pipeline.labels.objects import ObjectModels
 from train.config import RunConfig
 from train.device.device import backbone_dtype
 from train.device.distributed import ALONE, Ranks, any_, average_, parallel
-from train.losses.config import TERMS
-from train.losses.total import LossPlan, LossTerms, plan_losses, total_loss
+from train.losses.plan import LossPlan, plan_losses
+from train.losses.total import LossTerms, total_loss
 from train.step.fault import Fault, no_fault, note_fault
 from train.step.mesh import decode_labels
 from train.step.optim import add_parameter, build_optimizer, set_learning_rate, update_ema
@@ -33,16 +34,16 @@ from train.step.stages import Stage, freeze, trainable_names, training_mode
 class TrainState:
     """Everything that a step changes."""
 
-    model: ManoRegressor
+    model: Network
     net: nn.Module
     """The model as it is called: compiled, and with gradients averaged over ranks."""
-    ema: ManoRegressor
+    ema: Network
     optimizer: torch.optim.AdamW
     total_loss: Callable[..., tuple[Tensor, LossTerms]]
     """As it is called: ``train.losses.total.total_loss``, compiled."""
     losses: LossPlan
     log_variance: nn.Parameter | None
-    """Of each of ``train.losses.config.TERMS``, where the run learns them."""
+    """Of each of ``losses.terms``, where the run learns them."""
     objects: ObjectModels | None
     """Behind ``Batch.object_id``."""
     fault: Fault
@@ -67,7 +68,7 @@ class StepOutput:
 
 
 def build_state(
-    model: ManoRegressor,
+    model: Network,
     config: RunConfig,
     batch_size: int,
     ranks: Ranks = ALONE,
@@ -81,9 +82,12 @@ def build_state(
     device = next(model.parameters()).device
     trainable = trainable_names(model)
     optimizer = build_optimizer(model, config.optim)
+    losses = plan_losses(
+        config.loss, device, _joints_rest(model), objects, family=config.model.family
+    )
     log_variance = None
     if config.loss.uncertainty:
-        log_variance = nn.Parameter(torch.zeros(len(TERMS), device=device))
+        log_variance = nn.Parameter(torch.zeros(len(losses.terms), device=device))
         add_parameter(optimizer, log_variance, config.optim)
     return TrainState(
         model=model,
@@ -92,7 +96,7 @@ def build_state(
         optimizer=optimizer,
         total_loss=total_loss,
         log_variance=log_variance,
-        losses=plan_losses(config.loss, device, _joints_rest(model), objects),
+        losses=losses,
         objects=objects,
         fault=no_fault(batch_size * config.pipeline.window.length, device),
         dtype=backbone_dtype(config.precision, device),
@@ -109,11 +113,26 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
     if config.compile and state.clock.device.type == "cuda":
         state.net = torch.compile(state.net)  # type: ignore[assignment]
         state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
-    state.losses = plan_losses(
-        stage.loss, state.clock.device, _joints_rest(state.model), state.objects
-    )
+    rest = _joints_rest(state.model)
+    family = config.model.family
+    state.losses = plan_losses(stage.loss, state.clock.device, rest, state.objects, family=family)
     local = stage.pipeline.batch_size // state.ranks.world * stage.pipeline.window.length
     state.fault = no_fault(local, state.clock.device)
+
+
+def inputs_of(windows: Batch, *, image: Tensor | None = None) -> Inputs:
+    """Return what a network sees of a batch, frames in a row; ``image`` replaces the batch's."""
+    batch = windows.frames()
+    return Inputs(
+        image=batch.image if image is None else image,
+        K=batch.K,
+        decode_right=batch.is_right | batch.mirrored[:, None],
+        joint_set=batch.joint_set,
+        is_right=batch.is_right,
+        is_real=batch.is_real,
+        object_id=batch.object_id,
+        num_frames=windows.num_frames,
+    )
 
 
 def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
@@ -121,29 +140,17 @@ def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
 
     What is predicted of windows [b, t] are the frames of ``windows.frames()``, [b * t].
     """
-    batch = windows.frames()
+    image = windows.frames().image
     lower = dtype is not torch.float32
-    with torch.autocast(batch.image.device.type, dtype, enabled=lower):
-        is_right = batch.is_right
-        decode_right = is_right | batch.mirrored[:, None]
-        fits = lower and batch.image.is_floating_point()
-        image = batch.image if fits else batch.image.float()
-        prediction: Prediction = model(
-            image,
-            batch.K,
-            decode_right,
-            batch.joint_set,
-            is_right,
-            batch.is_real,
-            windows.num_frames,
-        )
+    with torch.autocast(image.device.type, dtype, enabled=lower):
+        fits = lower and image.is_floating_point()
+        prediction: Prediction = model(inputs_of(windows, image=image if fits else image.float()))
         return prediction
 
 
-def predict_mean(model: ManoRegressor, mean: Tensor, batch: Batch) -> Prediction:
+def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction:
     """Return the mean of a training set for every image of a batch of single frames."""
-    decode_right = batch.is_right | batch.mirrored[:, None]
-    return model.predict_mean(mean, batch.K, decode_right, batch.joint_set, batch.is_right)
+    return model.predict_mean(mean, inputs_of(batch))
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
@@ -190,17 +197,16 @@ def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
     frames, num_frames = batch.frames(), batch.num_frames
     prediction = predict(state.net, batch, state.dtype)
     mesh = None
-    if prediction.hands.vertices is not None and state.losses.mesh.names:
+    if state.losses.needs_mesh and state.model.mano is not None:
         mesh = decode_labels(state.model.mano, frames)
     return state.total_loss(
         prediction, frames, mesh, state.losses, state.log_variance, num_frames=num_frames
     )
 
 
-def _joints_rest(model: nn.Module) -> Tensor | None:
+def _joints_rest(model: Network) -> Tensor | None:
     """Return the rest skeleton of the model's hands [s, 16, 3], None without MANO."""
-    mano = getattr(model, "mano", None)
-    return None if mano is None else mano.joints_rest
+    return None if model.mano is None else model.mano.joints_rest
 
 
 def _parts(batch: Batch, number: int) -> Iterator[Batch]:
@@ -208,11 +214,9 @@ def _parts(batch: Batch, number: int) -> Iterator[Batch]:
     if number == 1:
         yield batch
         return
-    columns = [getattr(batch, f.name).tensor_split(number) for f in fields(batch)]
-    names = [f.name for f in fields(batch)]
-    for part in zip(*columns, strict=True):
-        if len(part[0]):
-            yield Batch(**dict(zip(names, part, strict=True)))
+    for rows in torch.arange(len(batch)).tensor_split(number):
+        if len(rows):
+            yield batch.rows(int(rows[0]), int(rows[-1]) + 1)
 
 
 def _merged(terms: list[LossTerms]) -> LossTerms:

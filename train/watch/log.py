@@ -2,8 +2,8 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -11,22 +11,11 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch.utils.tensorboard import SummaryWriter
 
-from train.state.atomic import replace_file
-
-
-def say(text: str) -> None:
-    """Print one line for people, where no run is being logged."""
-    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+from pipeline.app.files import replace_file
+from pipeline.app.progress import show_progress
+from pipeline.app.words import say
 
 
 def cut_rows(path: Path, step: int) -> None:
@@ -51,31 +40,23 @@ class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in the run folder; use as a context manager.
 
     What they hold beyond ``first_step`` is from a run that was killed: it is cut, and comes again.
-    On a terminal a progress bar with rate and time left is drawn; otherwise plain lines.
+    On a terminal a progress bar is drawn; elsewhere a log point is a plain line.
     """
 
     def __init__(self, run_dir: Path, steps: int, first_step: int = 0) -> None:
         self._console = Console()
         self._steps = steps
-        self._first = first_step
         cut_rows(run_dir / "log.jsonl", first_step)
         self._file: IO[str] = (run_dir / "log.jsonl").open("a", encoding="utf-8")
         # TensorBoard hides what was written for this step and later ones before.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._started = time.perf_counter()
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("train"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[line]}"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("train", total=steps, completed=first_step, line="")
-            self._bar.start()
+        shown = show_progress(
+            "train", self._console, unit="steps", already=first_step, line_seconds=0, keep=True
+        )
+        self._resources = ExitStack()
+        self._resources.callback(self._board.close)
+        self._resources.callback(self._file.close)
+        self._report = self._resources.enter_context(shown)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -86,14 +67,11 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._file.close()
-        self._board.close()
+        self._resources.close()
 
     def say(self, text: str) -> None:
         """Print one line for people."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        say(text, self._console)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one log point."""
@@ -107,12 +85,7 @@ class RunLog:
             f"{name.removeprefix('loss/').removeprefix('meter/')}={value:.4g}"
             for name, value in shown.items()
         )
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, line=line)
-            return
-        elapsed = time.perf_counter() - self._started
-        left = elapsed / max(1, step - self._first) * (self._steps - step)
-        self.say(f"step {step}/{self._steps} {line} left={left:.0f}s")
+        self._report(step, self._steps, line)
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Show a picture in TensorBoard."""

@@ -1,14 +1,13 @@
 """What made a run: configuration, versions, hardware, code, data."""
 
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.app.machine import git_state, version_of
 
 _PACKAGES = ("torch", "triton", "nvidia-dali-cuda120", "timm", "smplx", "zarr", "numpy")
 
@@ -21,9 +20,9 @@ def manifest(config: dict[str, Any], store_sha256: str, mano_sha256: str) -> dic
         "config": config,
         "store_sha256": store_sha256,
         "mano_sha256": mano_sha256,
-        "git": git_state(Path(__file__).parent),
+        "git": _code(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version_of(name) for name in _PACKAGES},
         "machine": {
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -33,18 +32,7 @@ def manifest(config: dict[str, Any], store_sha256: str, mano_sha256: str) -> dic
     }
 
 
-def git_state(folder: Path) -> str | None:
+def _code() -> str | None:
     """Return the commit of the code with ``-dirty`` where it was changed; None outside git."""
-    call = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    commit = git_state()
+    return commit.sha and commit.sha[:12] + ("-dirty" if commit.dirty else "")

@@ -1,8 +1,5 @@
 """Predictions drawn over the images that the network saw."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -10,7 +7,7 @@ from torch import Tensor
 
 from model.draw import draw_points, draw_skeleton, tile
 from model.geometry.camera import project
-from model.prediction import ObjectPrediction, Prediction
+from model.prediction import ObjectPrediction, Prediction, hands_of
 from pipeline.batch import Batch
 from pipeline.config import PipelineConfig
 from pipeline.labels.objects import ObjectModels
@@ -43,7 +40,7 @@ def draw_predictions(
     images = pixels.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     K = batch.K[:count].cpu().double()[:, None]
     truth = project(batch.joints_3d[:count].cpu().double(), K).numpy()
-    guess = project(prediction.hands.joints_3d[:count].cpu().double(), K).numpy()
+    guess = project(hands_of(prediction).joints_3d[:count].cpu().double(), K).numpy()
     valid = (batch.joint_valid & batch.has_joints[..., None])[:count].cpu().numpy()
     surfaces = None
     if prediction.object is not None and objects is not None and objects.names:
@@ -81,10 +78,3 @@ def _surfaces(
         for points, where in zip((shape.true, shape.pred), t, strict=True)
     )
     return true.where(known, torch.nan).numpy(), guess.where(known, torch.nan).numpy()
-
-
-def write_picture(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an RGB image as PNG, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")

@@ -60,7 +60,7 @@ _GAP_M: Final = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class SequencePlan:
     """One sequence."""
 
     number: int
@@ -84,14 +84,14 @@ class Plan:
 
 
 @lru_cache(maxsize=4)
-def plans(seed: int, num: int) -> tuple[Plan, ...]:
+def plans(seed: int, num: int) -> tuple[SequencePlan, ...]:
     """Return the sequences of at least ``num`` official images: nine per frame."""
     del seed  # the plan is the same for all
     count = int(np.clip(round(np.sqrt(num / 90)), 2, len(_SEQUENCES)))
     own = -(-num // (VIEWS * count))
     chosen = [*_SEQUENCES[: count - 1], _SEQUENCES[-1]] if count > 2 else [*_SEQUENCES[:2]]
     listed = [
-        Plan(
+        SequencePlan(
             number=k,
             subject=subject,
             name=name,
@@ -102,7 +102,7 @@ def plans(seed: int, num: int) -> tuple[Plan, ...]:
         for k, (subject, name) in enumerate(chosen)
     ]
     subject, name = _HIDDEN
-    hidden = Plan(
+    hidden = SequencePlan(
         number=len(listed),
         subject=subject,
         name=name,
@@ -157,7 +157,7 @@ def shape_of(seed: int, subject: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def scene_of(seed: int, plan: Plan) -> Scene:
+def scene_of(seed: int, plan: SequencePlan) -> Scene:
     """Return the scene of a plan."""
     rng, num = _stream(seed, 2, plan.number), plan.num_frames
     recipe = RECIPES[plan.object_name]
@@ -274,7 +274,7 @@ def still_cameras(seed: int, subject: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(T), np.array(K)
 
 
-def camera(seed: int, plan: Plan, view: int, frame: int) -> tuple[np.ndarray, np.ndarray]:
+def camera(seed: int, plan: SequencePlan, view: int, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ``T_cam_from_world`` [4, 4] and ``K`` [3, 3] of a view; 0 is the head."""
     if view == 0:
         return scene_of(seed, plan).T_ego_from_world[frame], ego_intrinsics(seed)
@@ -306,7 +306,7 @@ class Truth:
     """[b, 3]."""
 
 
-def truth_of(seed: int, plan: Plan, view: int, frame: int) -> Truth:
+def truth_of(seed: int, plan: SequencePlan, view: int, frame: int) -> Truth:
     """Return what is true of a captured frame (counted from 0)."""
     scene = scene_of(seed, plan)
     T, K = camera(seed, plan, view, frame)
@@ -326,7 +326,7 @@ def truth_of(seed: int, plan: Plan, view: int, frame: int) -> Truth:
     )
 
 
-def image_path(plan: Plan, view: int, frame: int) -> str:
+def image_path(plan: SequencePlan, view: int, frame: int) -> str:
     """Return the file of a captured frame, relative to the root."""
     return f"images/{plan.folder}/{view}/{frame + OFFSETS[plan.subject]:05d}.jpg"
 

@@ -24,7 +24,7 @@ from preprocess.sample.arctic.scene import (
     SIDES,
     STILL_HW,
     VIEWS,
-    Plan,
+    SequencePlan,
     camera,
     ego_intrinsics,
     image_path,
@@ -101,7 +101,7 @@ def _write_task(out: Path, seed: int, num: int, task: tuple[int, int, int]) -> N
     save_picture(path, rgb[:, :, ::-1], _QUALITY)
 
 
-def draw(seed: int, plan: Plan, view: int, frame: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(seed: int, plan: SequencePlan, view: int, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the image (rgb) and segmentation of a frame, of view 0 distorted."""
     T, K = camera(seed, plan, view, frame)
     size_hw = STILL_HW
@@ -133,7 +133,7 @@ def _bent(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bodies(
-    seed: int, plan: Plan, frame: int, T_cam_from_world: np.ndarray, key: tuple[int, ...]
+    seed: int, plan: SequencePlan, frame: int, T_cam_from_world: np.ndarray, key: tuple[int, ...]
 ) -> list[Body]:
     scene = scene_of(seed, plan)
     pose = T_cam_from_world @ scene.T_world_from_obj[frame]
@@ -161,7 +161,7 @@ def _bodies(
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def _write_meta(out: Path, seed: int, sequences: tuple[Plan, ...]) -> None:
+def _write_meta(out: Path, seed: int, sequences: tuple[SequencePlan, ...]) -> None:
     write_objects(out / "meta", sorted(RECIPES))
     misc: dict[str, Any] = {}
     for subject in sorted({plan.subject for plan in sequences}):
@@ -184,7 +184,7 @@ def _write_meta(out: Path, seed: int, sequences: tuple[Plan, ...]) -> None:
         path.write_text(json.dumps(lists, indent=1))
 
 
-def _write_sequence(folder: Path, seed: int, plan: Plan) -> None:
+def _write_sequence(folder: Path, seed: int, plan: SequencePlan) -> None:
     """Write the four files of a sequence."""
     scene, num = scene_of(seed, plan), plan.num_frames
     (folder / plan.subject).mkdir(parents=True, exist_ok=True)

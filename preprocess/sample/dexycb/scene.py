@@ -45,7 +45,7 @@ _POSE_NPZ_OFF_M: Final = np.array([0.006, -0.0078, 0.0018])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class GraspPlan:
     """One sequence: place in the tree, what it shows, how its frames go.
 
     ``ycb_ids`` ascend; ``grasp_ind`` is an index into them. ``num_before`` frames come before the
@@ -95,7 +95,7 @@ class Plan:
 
 
 @lru_cache(maxsize=4)
-def plans(seed: int, num: int) -> tuple[Plan, ...]:
+def plans(seed: int, num: int) -> tuple[GraspPlan, ...]:
     """Return the sequences of a sample of at least ``num`` images, eight per time step.
 
     Sorted by number, which is not the order of the tree.
@@ -109,7 +109,7 @@ def plans(seed: int, num: int) -> tuple[Plan, ...]:
     )
 
 
-def _plan(seed: int, k: int, subjects: int, num_frames: int) -> Plan:
+def _plan(seed: int, k: int, subjects: int, num_frames: int) -> GraspPlan:
     """Draw the plan of sequence ``k``."""
     rng = _stream(seed, 0, k)
     turn, owner = divmod(k, subjects)
@@ -128,7 +128,7 @@ def _plan(seed: int, k: int, subjects: int, num_frames: int) -> Plan:
     elif k != 1 and k % 5 != 4:
         before = min(spare, max(1, round(rng.uniform(0.05, 0.25) * num_frames)))
     minute = 10 * 60 + 7 * turn
-    return Plan(
+    return GraspPlan(
         number=k,
         subject=subject,
         name=f"{subject[:8]}_{minute // 60:02d}{minute % 60:02d}{(11 * k) % 60:02d}",
@@ -225,7 +225,7 @@ class Truth:
     [n, 4, 4] by slot of ``plan.ycb_ids``; ``posed`` bool [n]: the pose is in the files.
     """
 
-    plan: Plan
+    plan: GraspPlan
     serial: str
     frame: int
     K: np.ndarray
@@ -275,7 +275,7 @@ def truth(seed: int, num: int, image: str) -> Truth:
     raise ValueError(f"seed {seed} and num {num} have no image {image!r}")
 
 
-def truth_of(seed: int, num: int, plan: Plan, serial: str, frame: int) -> Truth:
+def truth_of(seed: int, num: int, plan: GraspPlan, serial: str, frame: int) -> Truth:
     """Return what is true of one frame of a sequence as one camera sees it."""
     scene = scene_of(seed, num, plan.number)
     T_cam = table_cameras(seed, plan.subject)[serial]
@@ -322,6 +322,6 @@ def _moved(points: np.ndarray, T: np.ndarray) -> np.ndarray:
     return np.asarray(points @ T[:3, :3].T + T[:3, 3])
 
 
-def pose_npz_shift(plan: Plan) -> np.ndarray:
+def pose_npz_shift(plan: GraspPlan) -> np.ndarray:
     """Return how far ``pose.npz`` puts the objects off, [3] metres, world."""
     return _POSE_NPZ_OFF_M if plan.pose_npz_off else np.zeros(3)

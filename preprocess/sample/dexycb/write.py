@@ -17,11 +17,12 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from model.mano.convert import axis_angle_to_pca
+from preprocess.camera import pixels
 from preprocess.sample.dexycb.scene import (
     MASTER,
     SERIALS,
     SIZE_HW,
-    Plan,
+    GraspPlan,
     T_world_from_cam,
     Truth,
     intrinsics,
@@ -116,8 +117,7 @@ def label_of(true: Truth, picture: RenderedFrame) -> dict[str, np.ndarray]:
     if true.labelled:
         pose_m = _pose_m(true.plan.side, true.theta, true.transl)
         joint_3d = true.joints_3d
-        projected = joint_3d @ true.K.T
-        joint_2d = projected[:, :2] / projected[:, 2:]
+        joint_2d = pixels(joint_3d, true.K)
     # The official segmentation is drawn from the labels: what has none is background.
     value = np.zeros(256, dtype=np.uint8)
     value[1 : 1 + len(true.posed)] = np.where(true.posed, true.plan.ycb_ids, 0)
@@ -138,7 +138,7 @@ def _pose_m(side: str, theta: np.ndarray, transl: np.ndarray) -> np.ndarray:
     return np.concatenate([theta[:3], coefficients, transl])
 
 
-def pose_arrays(seed: int, num: int, plan: Plan) -> dict[str, np.ndarray]:
+def pose_arrays(seed: int, num: int, plan: GraspPlan) -> dict[str, np.ndarray]:
     """Return the arrays of a ``pose.npz``: world frame, quaternions (x, y, z, w)."""
     pose_m = np.zeros((plan.num_frames, 1, 51), dtype=np.float32)
     pose_y = np.zeros((plan.num_frames, len(plan.ycb_ids), 7), dtype=np.float32)
@@ -154,7 +154,7 @@ def pose_arrays(seed: int, num: int, plan: Plan) -> dict[str, np.ndarray]:
     return {"pose_y": pose_y, "pose_m": pose_m}
 
 
-def _write_sequence(out: Path, seed: int, num: int, plan: Plan) -> None:
+def _write_sequence(out: Path, seed: int, num: int, plan: GraspPlan) -> None:
     """Write ``meta.yml`` and ``pose.npz``."""
     folder = out / plan.folder
     meta: dict[str, Any] = {
@@ -173,7 +173,7 @@ def _write_sequence(out: Path, seed: int, num: int, plan: Plan) -> None:
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def _write_calibration(folder: Path, seed: int, sequences: tuple[Plan, ...]) -> None:
+def _write_calibration(folder: Path, seed: int, sequences: tuple[GraspPlan, ...]) -> None:
     """Write intrinsics, extrinsics and the shapes of the subjects' hands."""
     for serial in SERIALS:
         K = intrinsics(seed, serial)

@@ -109,8 +109,8 @@ def _draw_camera(
         rays = moved[:, :2] / moved[:, 2:]
         low, high = rays.min(0), rays.max(0)
         focal = wanted / float((high - low).max())
-        room = np.maximum((SIZE_PX - (high - low) * focal) / 2 - _MARGIN_PX, 0.0)
-        centre = SIZE_PX / 2 - 0.5 + place * room
+        slack = np.maximum((SIZE_PX - (high - low) * focal) / 2 - _MARGIN_PX, 0.0)
+        centre = SIZE_PX / 2 - 0.5 + place * slack
         shift = (centre - principal) / focal - (low + high) / 2
         transl[:2] += shift * distance
     K = np.array([[focal, 0.0, principal[0]], [0.0, focal, principal[1]], [0.0, 0.0, 1.0]])

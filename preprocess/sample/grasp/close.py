@@ -55,14 +55,14 @@ def close_hand(grip: Grip, solid: Solid, model: ManoArrays, beta: np.ndarray, si
     members = [owner == slot for slot in range(5)]
     for joint in range(3):
 
-        def room(ends: np.ndarray, first: int = joint) -> np.ndarray:
+        def clearance(ends: np.ndarray, first: int = joint) -> np.ndarray:
             tried = np.repeat(level[None], len(ends), axis=0)
             tried[:, :, first:] = np.maximum(tried[:, :, first:], ends[:, :, None])
             points = hands(tried) + wrist
             values = gap(points.reshape(-1, 3)).reshape(len(ends), -1)
             return np.stack([values[:, mine].min(1) for mine in members], axis=1)
 
-        reached = _farthest(room, level[:, joint].copy(), np.ones(5), TOUCH_M)
+        reached = _farthest(clearance, level[:, joint].copy(), np.ones(5), TOUCH_M)
         level[:, joint:] = np.maximum(level[:, joint:], reached[:, None])
     closed = hands(level[None])[0] + wrist
     far = solid.distance(closed)
@@ -86,17 +86,17 @@ def close_hand(grip: Grip, solid: Solid, model: ManoArrays, beta: np.ndarray, si
 
 
 def _farthest(
-    room: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, least: float
+    clearance: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, least: float
 ) -> np.ndarray:
-    """How far k things may go from ``low`` to ``high`` before their room falls below ``least``.
+    """How far k things may go from ``low`` to ``high`` while their clearance is ``least`` or more.
 
-    ``room`` maps n positions of all [n, k] to what is left [n, k]. A sweep finds the first place
+    ``clearance`` maps n positions of all [n, k] to distances [n, k]. A sweep finds the first place
     that is too narrow; two finer ones the edge before it.
     """
     columns = np.arange(len(low))
     for count in (19, 13, 13):
         swept = low + np.linspace(0.0, 1.0, count)[:, None] * (high - low)
-        free = room(swept) >= least
+        free = clearance(swept) >= least
         blocked = np.where(free.all(0), count, np.argmin(free, axis=0))
         # What is blocked from the start stays there; what never is goes to the end.
         low = swept[np.clip(blocked - 1, 0, None), columns]

@@ -40,11 +40,13 @@ def advance(
     travel = 0.0
     for _ in range(24):
         moved = points + travel * way
-        room = min(float(distance(moved).min()) - 0.001, float(moved[:, 2].min()) - TABLE_GAP_M)
-        # No point is nearer than `room`, so the step cannot go through the surface.
-        if room < 5e-5 or travel > _RUN_UP_M + 0.06:
+        clearance = min(
+            float(distance(moved).min()) - 0.001, float(moved[:, 2].min()) - TABLE_GAP_M
+        )
+        # No point is nearer than `clearance`, so the step cannot go through the surface.
+        if clearance < 5e-5 or travel > _RUN_UP_M + 0.06:
             break
-        travel += room
+        travel += clearance
     return travel
 
 

@@ -122,7 +122,7 @@ def unlisted(slot: Slot) -> Slot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Frame:
+class ImageTruth:
     """The truth of one image: OpenCV camera frame, metres, radians, pixels.
 
     ``K`` [3, 3]; ``T_cam_from_world`` [4, 4]; ``vertices`` [778, 3]; ``joints_3d`` [21, 3] standard
@@ -137,14 +137,14 @@ class Frame:
     T_cam_from_obj: np.ndarray
 
 
-def draw_frame(seed: int, slot: Slot) -> Frame:
+def draw_frame(seed: int, slot: Slot) -> ImageTruth:
     """Draw the frame in a slot; a pure function of its arguments."""
     take = draw_take(seed, slot)
     K, T = draw_camera(seed, slot.recording, slot.camera)
     vertices = take.vertices[slot.frame]
     tips = vertices[list(TIP_VERTICES["ho3d"].right)]
     joints = np.concatenate([take.joints[slot.frame], tips])[list(STANDARD_FROM_MANO21)]
-    return Frame(
+    return ImageTruth(
         K=K,
         T_cam_from_world=T,
         vertices=vertices @ T[:3, :3].T + T[:3, 3],

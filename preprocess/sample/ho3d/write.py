@@ -23,11 +23,12 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from model.hand import STANDARD_FROM_MANO21
+from preprocess.camera import pixels
 from preprocess.sample.ho3d.scene import (
     PARTS,
     SIZE_HW,
     TAKE,
-    Frame,
+    ImageTruth,
     Slot,
     calibration_poses,
     cameras_of,
@@ -133,7 +134,7 @@ def _write_task(out: Path, seed: int, version: str, task: tuple[str, int]) -> Li
     )
 
 
-def write_one(out: Path, seed: int, version: str, slot: Slot) -> Frame:
+def write_one(out: Path, seed: int, version: str, slot: Slot) -> ImageTruth:
     """Render the frame of a slot and write its files."""
     frame = draw_frame(seed, slot)
     folder = out / slot.part / slot.sequence
@@ -157,7 +158,7 @@ def write_one(out: Path, seed: int, version: str, slot: Slot) -> Frame:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def meta_of(seed: int, slot: Slot, frame: Frame) -> dict[str, Any]:
+def meta_of(seed: int, slot: Slot, frame: ImageTruth) -> dict[str, Any]:
     """Return the content of the meta file."""
     T_gl_from_obj = _OPENGL_FROM_OPENCV @ frame.T_cam_from_obj
     vertices = stand_in_object(slot.object_name).vertices
@@ -180,15 +181,14 @@ def meta_of(seed: int, slot: Slot, frame: Frame) -> dict[str, Any]:
         meta |= {"handPose": theta, "handTrans": transl, "handBeta": frame.beta}
         meta["handJoints3D"] = joints
     else:
-        pixels = frame.vertices @ frame.K.T
-        pixels = pixels[:, :2] / pixels[:, 2:]
-        box = np.concatenate([np.floor(pixels.min(0)), np.ceil(pixels.max(0))])
+        seen = pixels(frame.vertices, frame.K)
+        box = np.concatenate([np.floor(seen.min(0)), np.ceil(seen.max(0))])
         meta |= {"handJoints3D": joints[0], "handBoundingBox": [int(value) for value in box]}
     is_none = slot.is_unannotated or unlisted(slot) == slot
     return dict.fromkeys(meta) if is_none else meta
 
 
-def _official_joints(frame: Frame) -> np.ndarray:
+def _official_joints(frame: ImageTruth) -> np.ndarray:
     """The 21 joints [21, 3] in OpenGL axes and MANO's order."""
     joints = np.empty((21, 3))
     joints[list(STANDARD_FROM_MANO21)] = frame.joints_3d

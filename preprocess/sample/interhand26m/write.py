@@ -123,8 +123,8 @@ def write_one(root: Path, seed: int, split: str, idx: int) -> Rows:
     slot = slot_of(split, idx)
     camera = camera_rig(seed, split, slot.capture)[slot.camera]
     # A fixed camera sees the same room in all frames of a sequence.
-    room = stream(seed, split, 7, slot.sequence, CAMERAS.index(slot.camera))
-    background = draw_studio(room, camera.size_hw)
+    studio_rng = stream(seed, split, 7, slot.sequence, CAMERAS.index(slot.camera))
+    background = draw_studio(studio_rng, camera.size_hw)
     picture = compose(render(seed, slot), background, stream(seed, split, 9, idx))
     if slot.camera.startswith("41"):
         picture = np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)

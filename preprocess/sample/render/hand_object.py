@@ -14,6 +14,7 @@ import igl
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from preprocess.camera import pixels
 from preprocess.sample.grasp.scene import HandObjectSequence
 from preprocess.sample.hand.skin import (
     SkinAtlas,
@@ -122,11 +123,10 @@ def render_bodies(
         [part.faces + start for part, start in zip(parts, starts[:-1], strict=True)]
     )
     owner = np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts])
-    pixel = vertices @ K.T
-    pixel = pixel[:, :2] / pixel[:, 2:]
+    pixel = pixels(vertices, K)
     camera_id = zlib.crc32(T_cam_from_world.tobytes())
-    room = _room(look_key, camera_id, size_hw)
-    background, table_depth = _behind(K, T_cam_from_world, look, room, vertices, faces)
+    backdrop = _blurred_background(look_key, camera_id, size_hw)
+    background, table_depth = _behind(K, T_cam_from_world, look, backdrop, vertices, faces)
     exact = rasterise(pixel, vertices[:, 2], faces, size_hw)
     depth = table_depth.ravel()
     depth[exact.pixel] = exact.depth
@@ -189,7 +189,9 @@ def _draw_table(rng: np.random.Generator) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _room(look_key: tuple[int, ...], camera_id: int, size_hw: tuple[int, int]) -> np.ndarray:
+def _blurred_background(
+    look_key: tuple[int, ...], camera_id: int, size_hw: tuple[int, int]
+) -> np.ndarray:
     """What a camera sees behind the table, out of focus, float32 [h, w, 3]."""
     rng = np.random.default_rng([*look_key, 1, camera_id])
     small = draw_background(rng, (size_hw[0] // 4, size_hw[1] // 4))
@@ -342,12 +344,12 @@ def _behind(
     K: np.ndarray,
     T_cam_from_world: np.ndarray,
     look: _Look,
-    room: np.ndarray,
+    backdrop: np.ndarray,
     vertices: np.ndarray,
     faces: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Room and table with the shadows on it, float32 [h, w, 3], and the table's depth [h, w]."""
-    height, width = room.shape[:2]
+    height, width = backdrop.shape[:2]
     turn, shift = T_cam_from_world[:3, :3], T_cam_from_world[:3, 3]
     eye = -shift @ turn
     # Rays in the world, one unit deep: an affine function of the pixel.
@@ -370,7 +372,7 @@ def _behind(
     top = looked(look.table, _TABLE_HALF_M, _TABLE_PX_PER_M)
     share = looked(dark, np.full(2, _SHADOW_HALF_M), _SHADOW_PX / (2 * _SHADOW_HALF_M))[..., None]
     colour = top * (level + (shaded - level) * share).astype(np.float32)
-    image = np.where(on[:, :, None], np.clip(colour, 0, 255), room)
+    image = np.where(on[:, :, None], np.clip(colour, 0, 255), backdrop)
     return image, np.where(on, depth, 0.0).astype(np.float32)
 
 

@@ -6,7 +6,7 @@ the official images of all nine views: files 10 to F - 11 of a sequence of F cap
 the first and last ones may be black. File i shows frame ``i - ioi_offset`` of the capture, whose
 ``world2cam`` and object translations are in metres and millimetres. Hands were fitted with MANO's
 left model as shipped (smplx issue 48). The labels are in undistorted space, the images of view 0
-are not: a build undistorts them (``Source.lens_of``).
+are not: a build undistorts them (``DatasetSource.lens_of``).
 
 Splits: ``p1_*`` shows the eight still cameras, ``p2_*`` the one on the head; the sequences come
 from ``splits_json``, or from the rule that gives the same: val is s05, test s03, whose labels are
@@ -29,7 +29,7 @@ from jaxtyping import Int64
 
 from model.hand import JointSet
 from model.mano.files import ManoModels
-from preprocess.records import LabelJob, Lens, ObjectFile, Rows, Source, SourceError
+from preprocess.records import DatasetSource, LabelJob, Lens, ObjectFile, Rows, SourceError
 from preprocess.sources.annotations import require
 from preprocess.sources.arctic.check import checked_files, cross_check
 from preprocess.sources.arctic.crop import ego_affine
@@ -85,7 +85,7 @@ class _Found:
         return max(0, self.num_frames - 2 * BORDER)
 
 
-def open_source(root: Path, mano: ManoModels | None) -> Source:
+def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open ARCTIC below ``root``; subjects and sequences may be missing.
 
     Raises:
@@ -110,7 +110,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
     first = _first_rows(found)
     rows, splits = _rows(found, folder), _splits(found, first, protocols)
     files = checked_files(root)
-    return Source(
+    return DatasetSource(
         dataset=NAME,
         joint_set=JointSet.smplx,
         licence=LICENCE,

@@ -27,7 +27,7 @@ from jaxtyping import Float64, Int64
 
 from model.hand import JointSet
 from model.mano.files import ManoModels
-from preprocess.records import LabelJob, ObjectFile, Rows, Source, SourceError
+from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, SourceError
 from preprocess.sources.annotations import require
 from preprocess.sources.dexycb.check import cross_check
 from preprocess.sources.dexycb.files import (
@@ -87,7 +87,7 @@ class _RowPlaces:
     """Into ``SERIALS``."""
 
 
-def open_source(root: Path, mano: ManoModels | None) -> Source:
+def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open DexYCB below ``root``; subjects and sequences may be missing.
 
     Raises:
@@ -99,7 +99,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
         metas = list(pool.map(read_meta, [root / f.folder / "meta.yml" for f in found]))
     sequences = _with_calibration(root, found, metas, with_betas=mano is not None)
     places = _row_places(found, metas)
-    return Source(
+    return DatasetSource(
         dataset=NAME,
         joint_set=JointSet.manopth,
         licence=LICENCE,

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from model.hand import NUM_JOINTS, NUM_VERTICES, RIGHT, JointSet
 from model.mano.files import ManoModels
 from preprocess.labels.canonical import HandParameters, fill_hand, freihand_hands
-from preprocess.records import Labels, Rows, Source, SourceError, empty_labels, job_of
+from preprocess.records import DatasetSource, Labels, Rows, SourceError, empty_labels, job_of
 from preprocess.sources.annotations import read_number_rows, require
 
 VERSIONS: Final = ("gs", "hom", "sample", "auto")
@@ -46,7 +46,7 @@ class _Poses:
     vertices_check_m: Float[np.ndarray, " n"]
 
 
-def open_source(root: Path, mano: ManoModels | None) -> Source:
+def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open FreiHAND below ``root``.
 
     Raises:
@@ -70,7 +70,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
     images = [f"training/rgb/{i:08d}.jpg" for i in range(num_train)]
     images += [f"evaluation/rgb/{i:08d}.jpg" for i in range(num_eval)]
     num_rows = len(images)
-    return Source(
+    return DatasetSource(
         dataset=_NAME,
         joint_set=JointSet.freihand,
         licence=LICENCE,

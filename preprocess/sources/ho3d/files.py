@@ -32,7 +32,7 @@ _RIGID: Final = 1e-3
 """How far a printed rotation may be from orthonormal."""
 
 
-class Frame(NamedTuple):
+class ListedFrame(NamedTuple):
     """One line of ``train.txt`` or ``evaluation.txt``."""
 
     part: str
@@ -65,7 +65,7 @@ def recording_of(sequence: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (sequence, SINGLE)
 
 
-def read_list(root: Path, part: str) -> list[Frame]:
+def read_list(root: Path, part: str) -> list[ListedFrame]:
     """Read ``train.txt`` or ``evaluation.txt`` in its order.
 
     Raises:
@@ -78,12 +78,12 @@ def read_list(root: Path, part: str) -> list[Frame]:
         raise SourceError(
             f"{NAME}: cannot read {path} as text ({error}); unpack it again"
         ) from error
-    frames: list[Frame] = []
+    frames: list[ListedFrame] = []
     bad: list[str] = []
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line.strip())
         if match:
-            frames.append(Frame(part, match[1], match[2]))
+            frames.append(ListedFrame(part, match[1], match[2]))
         elif line.strip():
             bad.append(f"line {number} is {line[:60]!r}")
     if bad:
@@ -100,7 +100,7 @@ def read_list(root: Path, part: str) -> list[Frame]:
     return frames
 
 
-def find_version(root: Path, frames: Sequence[Frame]) -> Version:
+def find_version(root: Path, frames: Sequence[ListedFrame]) -> Version:
     """Recognise the version by its images, else by the folder's name, else by the lists' lengths.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from model.hand import NUM_JOINTS
-from pipeline.pickles.read import PickleError, load_pickle
+from pipeline.pickles import PickleError, load_pickle
 from preprocess.records import SourceError
 from preprocess.sources.ho3d.files import NAME
 from preprocess.sources.ycb import YCB_NAMES

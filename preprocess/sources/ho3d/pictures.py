@@ -17,8 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from preprocess.images.jpeg import JpegProblem, read_header
-from preprocess.images.png import read_png_header
+from preprocess.images.header import ImageProblem, read_header
 from preprocess.records import SourceError
 from preprocess.sources.ho3d.files import NAME, SUFFIXES
 
@@ -124,9 +123,8 @@ def _size(path: Path) -> tuple[int, ...] | None:
     """Return height and width of an image from its header; None if it has none."""
     if not path.is_file():
         return None
-    data = path.read_bytes()
-    header = read_png_header(data) if path.suffix == ".png" else read_header(data)
-    return None if isinstance(header, JpegProblem) else (header.height, header.width)
+    header = read_header(path.read_bytes())
+    return None if isinstance(header, ImageProblem) else (header.height, header.width)
 
 
 def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:

@@ -35,12 +35,12 @@ from model.hand import RIGHT, STANDARD_FROM_MANO21, TIP_VERTICES, TIPS, JointSet
 from model.mano.files import ManoModels, mano_forward
 from preprocess.labels.canonical import fill_hand, ho3d_hands, ho3d_objects, opencv_from_opengl
 from preprocess.records import (
+    DatasetSource,
     LabelJob,
     Labels,
     LabelStack,
     ObjectFile,
     Rows,
-    Source,
     SourceError,
     empty_labels,
     stack_labels,
@@ -51,7 +51,7 @@ from preprocess.sources.ho3d.files import (
     NAME,
     NUM_LISTED,
     SUFFIXES,
-    Frame,
+    ListedFrame,
     find_version,
     read_camera_poses,
     read_list,
@@ -73,7 +73,7 @@ _TRUTH_AGREES_M: Final = 0.01
 _CHUNK: Final = 256
 
 
-def open_source(root: Path, mano: ManoModels | None) -> Source:
+def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open HO-3D below ``root``.
 
     Raises:
@@ -90,7 +90,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
     recordings = [recording_of(frame.sequence) for frame in frames]
     held_out = _held_out([recording for recording, _ in recordings[:num_train]])
     meshes = {name: find_mesh(root, name) for name in YCB_NAMES}
-    return Source(
+    return DatasetSource(
         dataset=NAME,
         joint_set=JointSet.ho3d,
         licence=LICENCE,
@@ -130,17 +130,17 @@ def _held_out(recordings: Sequence[str]) -> Bool[np.ndarray, " n"]:
     """Return which rows of train are held out, from their recordings."""
     frames = Counter(recordings)
     chosen: set[str] = set()
-    room = HOLDOUT * len(recordings)
+    budget = HOLDOUT * len(recordings)
     for name in sorted(frames, reverse=True):
-        if frames[name] <= room:
+        if frames[name] <= budget:
             chosen.add(name)
-            room -= frames[name]
+            budget -= frames[name]
     if not chosen and len(frames) > 1:
         chosen = {min(sorted(frames, reverse=True), key=lambda name: frames[name])}
     return np.array([name in chosen for name in recordings], dtype=bool)
 
 
-def _in_time(frames: Sequence[Frame]) -> dict[str, list[str]]:
+def _in_time(frames: Sequence[ListedFrame]) -> dict[str, list[str]]:
     """Return the listed frames of every sequence in time, by folder."""
     stems: dict[str, list[str]] = {}
     for frame in frames:
@@ -153,9 +153,9 @@ def _in_time(frames: Sequence[Frame]) -> dict[str, list[str]]:
 
 def _label_job(
     root: Path,
-    frames: list[Frame],
+    frames: list[ListedFrame],
     stems: Mapping[str, list[str]],
-    truth: Mapping[Frame, Float64[np.ndarray, "21 3"]],
+    truth: Mapping[ListedFrame, Float64[np.ndarray, "21 3"]],
     poses: Mapping[str, Float64[np.ndarray, "4 4"]],
     mano: ManoModels | None,
     official_idx: Sequence[int],
@@ -175,9 +175,9 @@ def _label_job(
 
 def _read_labels(
     root: Path,
-    frames: list[Frame],
+    frames: list[ListedFrame],
     stems: Mapping[str, list[str]],
-    truth: Mapping[Frame, Float64[np.ndarray, "21 3"]],
+    truth: Mapping[ListedFrame, Float64[np.ndarray, "21 3"]],
     poses: Mapping[str, Float64[np.ndarray, "4 4"]],
     mano: ManoModels | None,
 ) -> LabelStack:
@@ -241,7 +241,7 @@ def _fill_frame(labels: Labels, meta: Meta, start: Float64[np.ndarray, " 3"] | N
         labels.object_start[0] = start if np.isnan(T).any() else T[:3, :3] @ start + T[:3, 3]
 
 
-def _fill_truth(labels: Labels, frame: Frame, truth: Float64[np.ndarray, "21 3"]) -> None:
+def _fill_truth(labels: Labels, frame: ListedFrame, truth: Float64[np.ndarray, "21 3"]) -> None:
     """Put the published joints of an evaluation frame in the place of the wrist."""
     joints = opencv_from_opengl(truth[list(STANDARD_FROM_MANO21)])
     off = float(np.linalg.norm(joints[0] - labels.joints_3d[RIGHT, 0]))

@@ -24,7 +24,7 @@ import numpy as np
 from model.hand import NUM_JOINTS, STANDARD_FROM_INTERHAND, JointSet
 from model.mano.files import ManoModels
 from preprocess.labels.canonical import fill_hand, interhand26m_hands
-from preprocess.records import Labels, Rows, Source, SourceError, empty_labels, job_of
+from preprocess.records import DatasetSource, Labels, Rows, SourceError, empty_labels, job_of
 from preprocess.sources.annotations import require
 from preprocess.sources.interhand26m.files import (
     NAME,
@@ -64,7 +64,7 @@ class _Row(NamedTuple):
     annotation: Annotation
 
 
-def open_source(root: Path, mano: ManoModels | None) -> Source:
+def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open InterHand2.6M below ``root``.
 
     Raises:
@@ -90,7 +90,7 @@ def open_source(root: Path, mano: ManoModels | None) -> Source:
             for name in (split, f"{split}_{kind}"):
                 splits.setdefault(name, []).append(len(rows))
             rows.append(_Row(split, image, annotation))
-    return Source(
+    return DatasetSource(
         dataset=NAME,
         joint_set=JointSet.interhand26m,
         licence=LICENCE,

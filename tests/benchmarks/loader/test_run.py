@@ -20,7 +20,7 @@ from benchmarks.loader.contenders import (
     _first_epoch,
     source_of,
 )
-from benchmarks.loader.peers import Source, decode_cv2, train_ready
+from benchmarks.loader.peers import LoaderInput, decode_cv2, train_ready
 from benchmarks.loader.run import (
     Child,
     bars_of,
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(folder: Path) -> Source:
+def source(folder: Path) -> LoaderInput:
     return source_of(folder, NUM, seed=0, workers=1)
 
 
@@ -83,7 +83,7 @@ def test_images_are_made_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
-def test_contenders_deliver_the_same_pictures(contract: str, source: Source) -> None:
+def test_contenders_deliver_the_same_pictures(contract: str, source: LoaderInput) -> None:
     children = {}
     threads = torch.get_num_threads()
     for name, contender in CONTRACTS[contract].items():
@@ -106,7 +106,7 @@ def test_contenders_deliver_the_same_pictures(contract: str, source: Source) -> 
         require_same_colours(contract, children)
 
 
-def test_peers_warp_and_recolour_as_the_ranges_say(source: Source) -> None:
+def test_peers_warp_and_recolour_as_the_ranges_say(source: LoaderInput) -> None:
     jpeg = Path(source.files[0]).read_bytes()
     first, second = (train_ready(decode_cv2, jpeg) for _ in range(2))
     assert first.shape == (3, 224, 224)

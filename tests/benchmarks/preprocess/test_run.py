@@ -17,7 +17,7 @@ from benchmarks.preprocess.files import (
 )
 from benchmarks.preprocess.peers import LOOPS, Files
 from benchmarks.preprocess.run import main
-from preprocess.images.jpeg import JpegHeader, read_header
+from preprocess.images.header import JpegHeader, read_jpeg_header
 
 
 def test_the_files_have_the_stated_size(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_files_have_the_stated_size(tmp_path: Path) -> None:
         assert len(set(contents)) == 12
         assert files.sizes.tolist() == [len(content) for content in contents]
         for content in contents:
-            header = read_header(content)
+            header = read_jpeg_header(content)
             assert header == JpegHeader(
                 height=480,
                 width=640,
@@ -59,7 +59,7 @@ def test_files_of_arctic_are_large_and_one_kind_is_distorted(arctic: dict[str, F
         assert len(set(contents)) == 2
         for content in contents:
             assert 500_000 <= len(content) <= 900_000
-            header = read_header(content)
+            header = read_jpeg_header(content)
             assert isinstance(header, JpegHeader)
             assert (header.height, header.width) == size_hw == shown.frame_hw
         for window in shown.windows:

@@ -7,42 +7,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import Family, Head, ModelConfig
+from model.geometry.camera import lift_from_crop, place_in_crop
 from model.geometry.rotation import rot6d_to_rotmat
 from model.hand import JointSet
 from model.mano.files import ManoModels, mano_forward
+from model.mean_pose import MeanPose
+from model.network import Inputs
 from model.parts.temporal import TemporalEncoder, camera_of_crop, positions
-from model.prediction import Prediction
-from model.regressor.net import ManoRegressor, lift_from_crop, place_in_crop
+from model.prediction import Prediction, hands_of
+from model.regressor.config import Head, RegressorConfig, Scene
+from model.regressor.net import HandRegressor
 
 PX = 32
 REAL = torch.ones(1, 5, dtype=torch.bool)
 K = torch.tensor([[60.0, 0.5, 15.0], [0.0, 58.0, 17.0], [0.0, 0.0, 1.0]])
 
 
-def network(mano: ManoModels | None, family: Family, **changes: object) -> ManoRegressor:
+def network(mano: ManoModels | None, family: Scene, **changes: object) -> HandRegressor:
     torch.manual_seed(0)
-    config = ModelConfig(
-        family=family,
+    config = RegressorConfig(
+        scene=family,
         backbone="test_resnet",
         pretrained=False,
         hidden=16,
         head=Head.joints if mano is None else Head.mano,
         **changes,  # type: ignore[arg-type]
     )
-    return ManoRegressor(config, input_px=PX, mano=mano, load_weights=False).eval()
+    return HandRegressor(config, input_px=PX, mano=mano, load_weights=False).eval()
 
 
 def asked(
-    model: ManoRegressor, image: Tensor, num_frames: int = 1, is_real: Tensor | None = None
+    model: HandRegressor, image: Tensor, num_frames: int = 1, is_real: Tensor | None = None
 ) -> Prediction:
     num = len(image)
     right = torch.tensor([[True, False]] * num)[:, : model.num_hands]
     sets = torch.full((num,), int(JointSet.smplx))
     with torch.inference_mode():
-        prediction: Prediction = model(
-            image, K.expand(num, 3, 3), right, sets, right, is_real, num_frames
+        inputs = Inputs(
+            image, K.expand(num, 3, 3), right, sets, right, is_real, num_frames=num_frames
         )
+        prediction: Prediction = model(inputs)
     return prediction
 
 
@@ -61,36 +65,44 @@ def test_a_place_in_the_crop_is_a_pixel_and_a_depth(x: float, y: float, depth: f
 
 
 def test_before_training_the_mean_is_predicted(mano: ManoModels) -> None:
-    model = network(mano, Family.hand_object)
+    model = network(mano, Scene.hand_object)
     rng = np.random.default_rng(0)
     pose, beta = rng.normal(0, 0.3, (2, 96)), rng.normal(0, 1, (2, 10))
     pose += np.tile([1.0, 0, 0, 0, 1, 0], 16)
     place = np.array([[0.1, -0.2, 0.3], [-0.1, 0.0, 0.2]])
     turned, angle, where = rng.normal(0, 1, 6), 0.7, np.array([0.05, 0.02, 0.4])
-    hands = np.concatenate((pose, beta, place), 1).ravel()
-    mean = torch.from_numpy(np.r_[hands, turned, angle, where]).float()
+    mean = MeanPose(
+        joints_rel=torch.zeros(2, 21, 3),
+        vertices_rel=None,
+        theta_rot6d=torch.from_numpy(pose).float(),
+        beta=torch.from_numpy(beta).float(),
+        place=torch.from_numpy(place).float(),
+        object_state=torch.from_numpy(np.r_[turned, angle, where]).float(),
+        num_hands=2,
+    )
     model.start_from(mean)
     right, sets = torch.tensor([[True, False]]), torch.full((1,), int(JointSet.smplx))
-    said = model.predict_mean(mean, K[None], right, sets, right)
+    said = model.predict_mean(mean, Inputs(torch.zeros(1, 3, PX, PX), K[None], right, sets, right))
     torch.nn.init.zeros_(model.mlp[-1].weight)  # type: ignore[arg-type]
     begun = asked(model, torch.randn(1, 3, PX, PX))
-    torch.testing.assert_close(begun.hands.vertices, said.hands.vertices)
+    torch.testing.assert_close(hands_of(begun).vertices, hands_of(said).vertices)
     assert begun.object is not None
     assert said.object is not None
     torch.testing.assert_close(begun.object.transl, said.object.transl)
-    assert said.hands.vertices is not None
-    assert said.hands.transl is not None
+    hands = hands_of(said)
+    assert hands.vertices is not None
+    assert hands.transl is not None
     for hand, own in enumerate((mano.right, mano.left)):
         theta = rot6d_to_rotmat(torch.from_numpy(pose[hand]).view(16, 6))
         from scipy.spatial.transform import Rotation
 
         axis_angle = Rotation.from_matrix(theta.numpy()).as_rotvec().reshape(1, 48)
-        transl = said.hands.transl[:, hand].detach().double().numpy()
+        transl = hands.transl[:, hand].detach().double().numpy()
         vertices, skeleton = mano_forward(own, axis_angle, beta[hand][None], transl)
-        np.testing.assert_allclose(said.hands.vertices[:, hand].detach(), vertices, atol=1e-5)
+        np.testing.assert_allclose(hands.vertices[:, hand].detach(), vertices, atol=1e-5)
         root = lift_from_crop(torch.from_numpy(place)[None], K.double()[None], PX)[0, hand]
         np.testing.assert_allclose(skeleton[0, 0], root, atol=1e-5)
-        np.testing.assert_allclose(said.hands.joints_3d[0, hand, 0].detach(), root, atol=1e-5)
+        np.testing.assert_allclose(hands.joints_3d[0, hand, 0].detach(), root, atol=1e-5)
     expected = rot6d_to_rotmat(torch.from_numpy(turned).float())
     torch.testing.assert_close(said.object.rotmat[0], expected)
     assert said.object.arti_rad.item() == pytest.approx(angle)
@@ -98,24 +110,24 @@ def test_before_training_the_mean_is_predicted(mano: ManoModels) -> None:
     torch.testing.assert_close(said.object.transl[0], place_3d)
 
 
-@pytest.mark.parametrize("family", list(Family))
-def test_a_head_of_joints_places_every_wrist(family: Family) -> None:
+@pytest.mark.parametrize("family", list(Scene))
+def test_a_head_of_joints_places_every_wrist(family: Scene) -> None:
     model = network(None, family)
     said = asked(model, torch.randn(3, 3, PX, PX))
-    assert said.hands.joints_3d.shape == (3, model.num_hands, 21, 3)
-    assert said.hands.vertices is None
-    assert (said.object is None) == (family is Family.hand)
+    assert hands_of(said).joints_3d.shape == (3, model.num_hands, 21, 3)
+    assert hands_of(said).vertices is None
+    assert (said.object is None) == (family is Scene.hand)
 
 
 def test_an_image_without_a_camera_costs_no_gradient(mano: ManoModels) -> None:
-    model = network(mano, Family.hand_object, temporal_layers=1, temporal_width=64).train()
+    model = network(mano, Scene.hand_object, temporal_layers=1, temporal_width=64).train()
     model.base[:96] = model.base[109:205] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
     model.base[218:224] = torch.tensor([1.0, 0, 0, 0, 1, 0])
     cameras = K.expand(2, 3, 3).clone()
     cameras[1] = torch.nan
     right, sets = torch.tensor([[True, False]] * 2), torch.full((2,), int(JointSet.smplx))
-    said = model(torch.randn(2, 3, PX, PX), cameras, right, sets, right, None, 2)
-    torch.autograd.backward(said.hands.joints_3d[0].sum() + said.object.transl[0].sum())
+    said = model(Inputs(torch.randn(2, 3, PX, PX), cameras, right, sets, right, num_frames=2))
+    torch.autograd.backward(hands_of(said).joints_3d[0].sum() + said.object.transl[0].sum())
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in grads)
     assert max(float(g.abs().max()) for g in grads) > 0
@@ -125,34 +137,34 @@ def test_an_image_without_a_camera_costs_no_gradient(mano: ManoModels) -> None:
 
 
 def test_a_fresh_encoder_changes_nothing_and_a_trained_one_looks_at_its_window_only() -> None:
-    model = network(None, Family.hand_object, temporal_layers=2, temporal_width=64)
+    model = network(None, Scene.hand_object, temporal_layers=2, temporal_width=64)
     image = torch.randn(6, 3, PX, PX, generator=torch.Generator().manual_seed(1))
-    alone = torch.cat([asked(model, frame[None]).hands.joints_3d for frame in image])
-    torch.testing.assert_close(asked(model, image, 3).hands.joints_3d, alone)
+    alone = torch.cat([hands_of(asked(model, frame[None])).joints_3d for frame in image])
+    torch.testing.assert_close(hands_of(asked(model, image, 3)).joints_3d, alone)
     encoder = model.temporal
     assert encoder is not None
     torch.nn.init.normal_(encoder.leave.weight)
     torch.nn.init.normal_(model.mlp[-1].weight)  # type: ignore[arg-type]
-    before = asked(model, image, 3).hands.joints_3d
+    before = hands_of(asked(model, image, 3)).joints_3d
     image[4] += 1.0
-    moved = (asked(model, image, 3).hands.joints_3d - before).abs().amax((1, 2, 3))
+    moved = (hands_of(asked(model, image, 3)).joints_3d - before).abs().amax((1, 2, 3))
     assert (moved[3:] > 1e-4).all()
     assert (moved[:3] == 0).all()
 
 
 def test_frames_that_fill_a_window_up_are_not_looked_at() -> None:
-    model = network(None, Family.hand_object, temporal_layers=1, temporal_width=64)
+    model = network(None, Scene.hand_object, temporal_layers=1, temporal_width=64)
     encoder = model.temporal
     assert encoder is not None
     for weight in (encoder.leave.weight, encoder.gate, encoder.distance):
         torch.nn.init.normal_(weight)
     image = torch.randn(3, 3, PX, PX, generator=torch.Generator().manual_seed(1))
     real = torch.tensor([True, True, False])
-    before = asked(model, image, 3, real).hands.joints_3d
+    before = hands_of(asked(model, image, 3, real)).joints_3d
     image[2] += 1.0
-    after = asked(model, image, 3, real).hands.joints_3d
+    after = hands_of(asked(model, image, 3, real)).joints_3d
     assert torch.equal(before[:2], after[:2])
-    assert (asked(model, image, 3).hands.joints_3d - after)[:2].abs().max() > 1e-4
+    assert (hands_of(asked(model, image, 3)).joints_3d - after)[:2].abs().max() > 1e-4
 
 
 def test_the_encoder_knows_the_order_of_frames() -> None:

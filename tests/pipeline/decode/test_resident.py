@@ -170,8 +170,8 @@ def test_changed_bytes_are_named(tmp_path: Path) -> None:
 def test_progress_counts_images_and_bytes(path: Path) -> None:
     (store, view), seen = view_of(path), []
     fill([(store, view)], SMALL, Codec.rgb, CPU, progress=lambda *done: seen.append(done))
-    assert [(images, total) for images, _, total in seen] == [(4, 12)] * 3
-    lengths = store.image_index.length.reshape(3, 4).sum(1)
+    assert [(images, total) for images, _, total in seen] == [(4, 12), (8, 12), (12, 12)]
+    lengths = store.image_index.length.reshape(3, 4).sum(1).cumsum()
     assert [num_bytes for _, num_bytes, _ in seen] == lengths.tolist()
 
 

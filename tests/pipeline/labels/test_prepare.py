@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.geometry.camera import project
 from model.geometry.crop import apply, compose, invert, square_crop_affine
-from pipeline.batch import Batch
+from pipeline.batch import TENSORS, Batch
 from pipeline.config import AugmentConfig, PipelineConfig, ViewConfig, ViewKind
 from pipeline.gather.params import GatherParams
 from pipeline.labels import prepare as prepare_module
@@ -101,8 +101,8 @@ def test_a_window_shares_its_draw_but_not_its_crops() -> None:
     view, labels = tables(ViewKind.hand)
     index, plain = torch.tensor([[1, 2, 3], [2, 2, 8]]), config(mirror_left=False)
     how, batch = prepare_eager(view, labels, index, torch.tensor(3), plain)
-    for f in fields(batch):
-        assert getattr(batch, f.name).shape[:2] == index.shape
+    for name in TENSORS:
+        assert getattr(batch, name).shape[:2] == index.shape
     assert torch.equal(batch.sample_id, view.sample_id[index])
     _, still = prepare_eager(view, labels, index, None, plain)
     to_crop, to_input = still.A_input_from_frame.double(), batch.A_input_from_frame.double()

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.batch import Batch
+from pipeline.batch import TENSORS, Batch
 from pipeline.config import AugmentConfig, PipelineConfig, ViewKind
 from pipeline.gather.params import GatherParams
 from pipeline.labels import prepare_triton
@@ -64,7 +64,7 @@ def by_kernel(
     for memory in held:
         for guard in (memory[:GUARD], memory[-GUARD:]):
             assert (guard == (filled if memory.dtype is torch.bool else -77_777)).all()
-    assert len(held) == len(fields(how)) + len(fields(batch))
+    assert len(held) == len(fields(how)) + len(TENSORS)
     return table_to(how, torch.device("cpu")), batch.to("cpu")
 
 

@@ -32,16 +32,20 @@ def files_of(path: Path) -> dict[str, bytes]:
     }
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
 @contextmanager
 def crash_at(method: str) -> Iterator[None]:
     """The process dies after the last byte of a temporary file, at its ``Path.<method>``."""
 
     def die(self: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
+        raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Path, method, die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             yield
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import shlex
 from pathlib import Path
@@ -22,12 +21,11 @@ from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
 from preprocess.builder.build import build, main
-from preprocess.builder.plan import Plan, make_plan
-from preprocess.builder.report import bad_images_line, report_text
+from preprocess.builder.plan import StorePlan, make_plan
+from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
-from preprocess.progress import show_progress
-from preprocess.records import Source, SourceError
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sample.generate import write_sample
 from preprocess.sources.registry import open_source
 from tests.preprocess.builder.fatal import Fatal
@@ -343,10 +341,10 @@ def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:
 def test_a_killed_worker_is_one_sentence(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_fatal(*args: Any) -> Source:
+    def open_fatal(*args: Any) -> DatasetSource:
         return dataclasses.replace(open_source(*args), root=Fatal())  # type: ignore[arg-type]
 
-    def plan_elsewhere(source: Source, **how: Any) -> Plan:
+    def plan_elsewhere(source: DatasetSource, **how: Any) -> StorePlan:
         return make_plan(dataclasses.replace(source, root=truth.root), **how)
 
     monkeypatch.setattr("preprocess.builder.build.open_source", open_fatal)
@@ -358,7 +356,7 @@ def test_a_killed_worker_is_one_sentence(
 def test_an_image_that_changes_meanwhile_is_an_error(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan_then_change(source: Source, **how: Any) -> Plan:
+    def plan_then_change(source: DatasetSource, **how: Any) -> StorePlan:
         plan = make_plan(source, **how)
         image_of(truth, 0).write_bytes(jpeg(0, 8, 8))
         return plan
@@ -473,41 +471,6 @@ def test_the_report_names_counts_and_licence(
     assert ["image_missing", "0"] in lines
     for word in ("14 baseline", "research only", "ICCV 2019", "14 rows in 1 shards"):
         assert word in text
-
-
-@dataclasses.dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_progress_off_a_terminal_is_a_line_every_five_seconds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr("preprocess.progress.time.monotonic", clock)
-    with show_progress("pass", Console(force_terminal=False)) as report:
-        for done in range(1, 11):
-            clock.now += 2.0
-            report(done * 100, 1000)
-    assert capsys.readouterr().out.splitlines() == [
-        "pass: 300/1000 frames, 50 frames/s, 14 s left",
-        "pass: 600/1000 frames, 50 frames/s, 8 s left",
-        "pass: 900/1000 frames, 50 frames/s, 2 s left",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("preprocess.progress.time.monotonic", clock)
-    written = io.StringIO()
-    console = Console(file=written, force_terminal=True, width=120)
-    with show_progress("pass", console) as report:
-        clock.now = 2.0
-        report(250, 1000)
-    assert "250/1000 frames, 125 frames/s, 6 s left" in written.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 
 from model.hand import JointSet
 from pipeline.store.schema import INNER_CHUNK_BYTES as INNER
-from preprocess.builder.plan import Plan, make_plan
-from preprocess.records import Rows, Source, SourceError, empty_labels, job_of
+from preprocess.builder.plan import StorePlan, make_plan
+from preprocess.records import DatasetSource, Rows, SourceError, empty_labels, job_of
 
 
-def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> Source:
+def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> DatasetSource:
     """Return a source with shuffled names and a file for most rows."""
     rng = np.random.default_rng(0)
     rows = Rows(
@@ -27,7 +27,7 @@ def source(root: Path, num: int = 50, *, file_bytes: int = 10) -> Source:
     for i in range(num):
         if i != 7:
             (root / rows.image[i]).write_bytes(bytes(file_bytes + i))
-    return Source(
+    return DatasetSource(
         dataset="toy",
         joint_set=JointSet.smplx,
         licence="",
@@ -92,7 +92,7 @@ def test_a_dataset_without_any_file_still_has_rows(tmp_path: Path) -> None:
 def test_the_hash_sees_every_part(tmp_path: Path) -> None:
     toy = source(tmp_path)
 
-    def sha256(changed: Source, shard_rows: int = 8) -> str:
+    def sha256(changed: DatasetSource, shard_rows: int = 8) -> str:
         return make_plan(changed, shard_rows=shard_rows).sha256
 
     first = sha256(toy)
@@ -128,5 +128,5 @@ def test_a_split_outside_the_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_row_is_in_one_shard(tmp_path: Path) -> None:
-    plan: Plan = make_plan(source(tmp_path), shard_rows=8)
+    plan: StorePlan = make_plan(source(tmp_path), shard_rows=8)
     assert plan.rows_of_shard(6) == slice(48, 50)

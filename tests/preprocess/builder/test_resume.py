@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline.app.files import PARTIAL
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import open_store
-from pipeline.store.shard import PARTIAL, shard_path
+from pipeline.store.shard import shard_path
 from preprocess.builder import executor, journal
 from preprocess.builder.build import build
 from preprocess.builder.shard import ShardResult, ShardTask, run_shard

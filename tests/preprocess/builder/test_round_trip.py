@@ -28,7 +28,7 @@ from preprocess.sample.dexycb.scene import Truth, truth
 from preprocess.sample.generate import write_sample
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.ho3d import write as ho3d
-from preprocess.sample.ho3d.scene import Frame, Slot, draw_frame, slot_of
+from preprocess.sample.ho3d.scene import ImageTruth, Slot, draw_frame, slot_of
 from tests.preprocess.datasets import decode
 
 QUIET = Console(quiet=True)
@@ -295,7 +295,7 @@ def ho3d_store(
     return built(root, "ho3d.zarr", dataset="ho3d", depth=True), root
 
 
-def ho3d_rows(store: Store) -> list[tuple[int, Slot, Frame]]:
+def ho3d_rows(store: Store) -> list[tuple[int, Slot, ImageTruth]]:
     slots = [slot_of("train", i) for i in range(NUM_HO3D)]
     slots += [slot_of("evaluation", i) for i in range(NUM_HO3D_EVAL)]
     by_place = {(f"{s.part}/{s.sequence}", int(s.stem)): s for s in slots}

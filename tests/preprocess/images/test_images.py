@@ -12,15 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.store.schema import FLAGS
+from preprocess.images.header import JpegHeader, read_jpeg_header
 from preprocess.images.images import (
     BadImage,
     ImageWork,
     ShardImages,
     bad_image_sentence,
-    read_image,
     shard_images,
 )
-from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
 from preprocess.records import SourceError
 
 PASSTHROUGH = ImageWork(recode=False, baseline=False)
@@ -129,7 +128,7 @@ def test_baseline_touches_only_what_is_not(tmp_path: Path) -> None:
     }
     images = images_of(tmp_path, files, BASELINE)
     assert images.payloads[0] == files["a.jpg"]
-    header = read_header(images.payloads[1])
+    header = read_jpeg_header(images.payloads[1])
     assert header == JpegHeader(height=64, width=96, components=3, process="baseline")
     np.testing.assert_array_equal(decoded(images.payloads[1]), decoded(files["b.jpg"]))
     assert images.processes == {"baseline": 2}
@@ -164,7 +163,7 @@ def test_recode_crops_to_the_region_of_each_image(tmp_path: Path) -> None:
     crops = [picture(1)[10:30, 20:40], decoded(files["b.jpg"])[32:64, 32:64]]
     for data, crop in zip(images.payloads, crops, strict=True):
         assert abs(decoded(data).mean(-1) - crop.mean(-1)).mean() < 4
-        assert read_header(data) == JpegHeader(
+        assert read_jpeg_header(data) == JpegHeader(
             height=crop.shape[0], width=crop.shape[1], components=3, process="baseline"
         )
     assert images.processes == {"baseline": 2}
@@ -270,16 +269,6 @@ def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     images = shard_images("toy", tmp_path, ["a.jpg"], np.array([5]), 0, PASSTHROUGH, None)
     assert images.bad[0].flag == "image_missing"
     assert images.bad[0].reason == "cannot be read (Is a directory)"
-
-
-def test_read_image_returns_bytes_and_header_or_the_problem(tmp_path: Path) -> None:
-    data = encoded(picture(1))
-    (tmp_path / "a.jpg").write_bytes(data)
-    assert read_image(tmp_path / "a.jpg") == (data, read_header(data))
-    nothing, problem = read_image(tmp_path / "b.jpg")
-    assert nothing == b""
-    assert isinstance(problem, JpegProblem)
-    assert problem.flag == "image_missing"
 
 
 def test_the_sentence_names_the_file_the_reason_and_the_ways_on() -> None:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
-from preprocess.images.png import PngHeader, read_png_header
+from preprocess.images.header import ImageProblem, JpegHeader, read_header
 from preprocess.images.recode import (
     Recoded,
     Window,
@@ -40,8 +39,8 @@ def photo(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def recoded(data: bytes, window: Window, max_px: int = 0, quality: int = 95) -> Recoded:
-    header = read_png_header(data) if data.startswith(b"\x89PNG") else read_header(data)
-    assert not isinstance(header, JpegProblem)
+    header = read_header(data)
+    assert not isinstance(header, ImageProblem)
     buffer = np.zeros(3 * header.height * header.width, np.uint8)
     result = recode(data, header, window, max_px=max_px, quality=quality, buffer=buffer)
     assert isinstance(result, Recoded), result
@@ -294,14 +293,14 @@ def test_kinds_of_png(kind: str) -> None:
     assert abs(stored.mean(-1) - expected.mean(-1)).mean() < 3
 
 
-def problem_of(data: bytes) -> JpegProblem:
-    header = read_png_header(data) if data.startswith(b"\x89PNG") else read_header(data)
-    if isinstance(header, JpegProblem):
+def problem_of(data: bytes) -> ImageProblem:
+    header = read_header(data)
+    if isinstance(header, ImageProblem):
         return header
     window = Window(left=0, top=0, right=header.width, bottom=header.height)
     buffer = np.zeros(3 * header.height * header.width, np.uint8)
     result = recode(data, header, window, max_px=0, quality=95, buffer=buffer)
-    assert isinstance(result, JpegProblem)
+    assert isinstance(result, ImageProblem)
     return result
 
 
@@ -341,37 +340,3 @@ def test_a_damaged_png_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
     assert problem.flag == "image_not_jpeg"
     assert "cannot be decoded" in problem.reason
     capfd.readouterr()  # libpng speaks for itself
-
-
-# --- PNG header -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70))
-def test_png_header_agrees_with_opencv(height: int, width: int) -> None:
-    data = png(np.zeros((height, width, 3), np.uint8))
-    assert read_png_header(data) == PngHeader(height=height, width=width)
-
-
-def test_every_cut_of_a_png_is_seen() -> None:
-    data = png(photo(8, 8))
-    for length in range(8, len(data)):
-        problem = read_png_header(data[:length])
-        assert isinstance(problem, JpegProblem), length
-        assert problem.flag == "image_truncated"
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"\xff\xd8\xff", "lacks the signature"),
-        (png(np.zeros((4, 4), np.uint8)).replace(b"IHDR", b"IDAT"), "not IHDR"),
-        (png(np.zeros((4, 4), np.uint8)).replace(b"\0\0\0\4", b"\0\0\0\0", 1), "0 x 4 pixels"),
-    ],
-    ids=["signature", "first chunk", "size"],
-)
-def test_problems_of_a_png_are_named(data: bytes, reason: str) -> None:
-    problem = read_png_header(data)
-    assert isinstance(problem, JpegProblem)
-    assert problem.flag == "image_not_jpeg"
-    assert reason in problem.reason

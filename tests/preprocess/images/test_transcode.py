@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from preprocess.images.jpeg import JpegHeader, JpegProblem, read_header
+from preprocess.images.header import ImageProblem, JpegHeader, read_jpeg_header
 from preprocess.images.transcode import to_baseline
 
 
@@ -43,7 +43,7 @@ def pixels(data: bytes) -> NDArray[Any]:
 def assert_same_image(source: bytes, folder: Path) -> bytes:
     baseline = to_baseline(source, folder)
     assert isinstance(baseline, bytes), baseline
-    before, after = read_header(source), read_header(baseline)
+    before, after = read_jpeg_header(source), read_jpeg_header(baseline)
     assert isinstance(before, JpegHeader)
     assert isinstance(after, JpegHeader)
     assert after.process == "baseline"
@@ -110,7 +110,7 @@ def test_colours_that_jpeglib_would_mistake_are_named(
     source: bytes, kind: str, tmp_path: Path
 ) -> None:
     problem = to_baseline(source, tmp_path)
-    assert isinstance(problem, JpegProblem)
+    assert isinstance(problem, ImageProblem)
     assert problem.flag == "image_not_jpeg"
     assert kind in problem.reason
 
@@ -123,14 +123,14 @@ def test_a_result_with_other_pixels_is_refused(
 
     monkeypatch.setattr("preprocess.images.transcode._code_again", other)
     problem = to_baseline(progressive(64, 48, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444), tmp_path)
-    assert isinstance(problem, JpegProblem)
+    assert isinstance(problem, ImageProblem)
     assert "other pixels" in problem.reason
 
 
 def test_a_cut_off_image_is_named_before_libjpeg_sees_it(tmp_path: Path) -> None:
     source = progressive(64, 48)
     problem = to_baseline(source[: len(source) // 2] + b"\xff\xd9", tmp_path)
-    assert isinstance(problem, JpegProblem)
+    assert isinstance(problem, ImageProblem)
     assert problem.flag == "image_truncated"
     assert not list(tmp_path.iterdir())
 

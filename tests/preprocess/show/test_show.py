@@ -15,7 +15,7 @@ from model.mano.files import load_mano
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import open_store
 from preprocess.builder.build import build
-from preprocess.builder.report_page import PAGE_FILE
+from preprocess.builder.report.page import PAGE_FILE
 from preprocess.config import BuildConfig, OnBadImage, ShowConfig
 from preprocess.show.objects import (
     AXIS_RGB,

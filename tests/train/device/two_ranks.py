@@ -58,12 +58,8 @@ def state_of(kind: str, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> 
 
 
 def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
-    floats = {
-        f.name: getattr(batch, f.name).to(dtype)
-        for f in dataclasses.fields(batch)
-        if getattr(batch, f.name).is_floating_point() and f.name != "image"
-    }
-    return dataclasses.replace(batch, **floats)
+    cast = batch.mapped(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    return dataclasses.replace(cast, image=batch.image)
 
 
 def main(store: str, out: Path) -> None:

@@ -73,7 +73,7 @@ SHAPES = st.builds(
 )
 
 
-class Source:
+class RandomTensors:
     """Draws tensors of a shape."""
 
     def __init__(self, shape: Shape) -> None:
@@ -103,7 +103,7 @@ class Source:
 
 
 def joint_inputs(shape: Shape) -> JointInputs:
-    source = Source(shape)
+    source = RandomTensors(shape)
     b, h = shape.num, shape.hands
     target = 0.05 * source.numbers(b, h, 21, 3) + torch.tensor([0.0, 0.0, 0.6])
     if shape.behind:
@@ -133,7 +133,7 @@ class MeshAndContact:
 
 
 def mesh_inputs(shape: Shape) -> MeshAndContact:
-    source = Source(shape)
+    source = RandomTensors(shape)
     b, h = shape.num, shape.hands
     target, joints = source.numbers(b, h, 778, 3), source.numbers(b, h, 21, 3)
     target, joints = source.given(0.1 * target + 0.5), source.given(0.1 * joints + 0.5)
@@ -155,7 +155,7 @@ def mesh_inputs(shape: Shape) -> MeshAndContact:
 
 
 def rotation_inputs(shape: Shape) -> RotationInputs:
-    source = Source(shape)
+    source = RandomTensors(shape)
     b, h = shape.num, shape.hands
     rot6d, beta = source.numbers(b, h, 16, 6), source.given(source.numbers(b, h, 10))
     target = rot6d_to_rotmat(rot6d)

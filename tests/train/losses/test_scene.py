@@ -9,15 +9,16 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from model.prediction import HandPrediction, ObjectPrediction, Prediction
+from model.prediction import HandPrediction, ObjectPrediction, Prediction, hands_of
 from pipeline.batch import Batch, blank_batch
 from pipeline.labels.objects import ObjectModels
 from tests.reference import losses as loops
 from tests.reference import losses_scene
 from train.losses.config import Distance, LossConfig
 from train.losses.inputs import MOTION_TERMS, OBJECT_TERMS
+from train.losses.plan import plan_losses
 from train.losses.scene import NUM_POINTS
-from train.losses.total import LossTerms, plan_losses, total_loss
+from train.losses.total import LossTerms, total_loss
 
 CPU, F64 = torch.device("cpu"), torch.float64
 B, T = 6, 3
@@ -103,7 +104,7 @@ def placed(points: Tensor, moving: Tensor, angle: float) -> np.ndarray:
 
 def expected(objects: ObjectModels, kind: str = "l1") -> dict[str, list[float]]:
     said, true = prediction(), batch()
-    hands, obj = said.hands, said.object
+    hands, obj = hands_of(said), said.object
     assert obj is not None
     values: dict[str, list[float]] = {name: [] for name in (*OBJECT_TERMS, *MOTION_TERMS)}
     guesses, truths = np.full((B, 21, 3), np.nan), np.full((B, 21, 3), np.nan)
@@ -209,7 +210,7 @@ def test_gradients_are_finite_and_those_of_differences(objects: ObjectModels) ->
     said = prediction()
     obj = said.object
     assert obj is not None
-    leaves = (said.hands.joints_3d, obj.rotmat, obj.transl, obj.arti_rad)
+    leaves = (hands_of(said).joints_3d, obj.rotmat, obj.transl, obj.arti_rad)
     grads = torch.autograd.grad(terms_of(objects, said=said)[0], leaves)
     assert all(g.isfinite().all() and g.abs().max() > 0 for g in grads)
     assert grads[3][NO_OBJECT] == grads[3][RIGID] == 0

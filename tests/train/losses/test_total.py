@@ -22,6 +22,7 @@ from train.losses.config import (
     Preset,
     weights_of,
 )
+from train.losses.groups import eager_terms
 from train.losses.inputs import (
     EAGER_TERMS,
     JOINT_TERMS,
@@ -30,16 +31,8 @@ from train.losses.inputs import (
     OBJECT_TERMS,
     ROTATION_TERMS,
 )
-from train.losses.total import (
-    LossPlan,
-    LossTerms,
-    MeshTarget,
-    eager_terms,
-    plan_losses,
-    together,
-    total_loss,
-    weights_on,
-)
+from train.losses.plan import LossPlan, MeshTarget, Weights, plan_losses, weights_on
+from train.losses.total import LossTerms, together, total_loss
 
 CPU = torch.device("cpu")
 EVERY_TERM = LossConfig(**{name: 1.0 + k for k, name in enumerate(TERMS)})  # type: ignore[arg-type]
@@ -48,12 +41,18 @@ EVERY_TERM = LossConfig(**{name: 1.0 + k for k, name in enumerate(TERMS)})  # ty
 def plan(config: LossConfig = EVERY_TERM, dtype: torch.dtype = torch.float64) -> LossPlan:
     rest = torch.from_numpy(np.random.default_rng(9).normal(0, 0.1, (2, 16, 3))).to(dtype)
     made = plan_losses(config, CPU, rest)
-    groups = {
-        name: replace(getattr(made, name), lam=getattr(made, name).lam.to(dtype))
-        for name in ("joints", "mesh", "rotations", "limit")
-    }
-    weight = made.joint_weight
-    return replace(made, **groups, joint_weight=None if weight is None else weight.to(dtype))
+    groups = tuple((group, replace(on, lam=on.lam.to(dtype))) for group, on in made.groups)
+    weight = made.settings.joint_weight
+    settings = replace(made.settings, joint_weight=None if weight is None else weight.to(dtype))
+    return replace(made, groups=groups, settings=settings)
+
+
+def by(impl: Impl, given: LossPlan) -> LossPlan:
+    return replace(given, settings=replace(given.settings, impl=impl))
+
+
+def weights_by_term(given: LossPlan) -> dict[str, Weights]:
+    return {name: on for _, on in given.groups for name in on.names}
 
 
 def make_batch(b: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
@@ -160,7 +159,7 @@ def test_triton_and_eager_agree() -> None:
     found = []
     for impl in (Impl.eager, Impl.triton):
         prediction = make_prediction(3, torch.float32)
-        chosen = replace(plan(dtype=torch.float32), impl=impl)
+        chosen = by(impl, plan(dtype=torch.float32))
         batch, mesh = make_batch(3, dtype=torch.float32), make_mesh(3, torch.float32)
         total, terms = of_hands(prediction, batch, mesh, chosen)
         torch.autograd.backward(total)
@@ -180,7 +179,7 @@ def test_the_total_is_one_graph(impl: Impl) -> None:
     """As a GPU compiles it; the backend here only traces, which needs no compiler."""
     torch.compiler.reset()
     compiled = torch.compile(of_hands, fullgraph=True, dynamic=False, backend="aot_eager")
-    chosen = replace(plan(dtype=torch.float32), impl=impl)
+    chosen = by(impl, plan(dtype=torch.float32))
     items = make_batch(2, dtype=torch.float32), make_mesh(2, torch.float32), chosen
     found = []
     for of in (of_hands, compiled):
@@ -201,7 +200,9 @@ def test_nan_under_a_mask_costs_neither_value_nor_gradient() -> None:
     nothing = torch.zeros(4, 1, dtype=torch.bool)
     batch = replace(batch, has_joints=nothing, has_mano=nothing, has_beta=nothing)
     names = ("joints_3d", "theta_rotmat", "beta", "K")
-    poisoned = {name: torch.full_like(getattr(batch, name), torch.nan) for name in names}
+    poisoned: dict[str, Any] = {
+        name: torch.full_like(getattr(batch, name), torch.nan) for name in names
+    }
     prediction = make_prediction(4)
     total, terms = of_hands(prediction, replace(batch, **poisoned), make_mesh(4), plan())
     torch.autograd.backward(total)
@@ -242,7 +243,8 @@ def test_weights_given_replace_the_presets() -> None:
         "beta": pytest.approx(0.04),
         "bone_length": 3.0,
     }
-    assert plan_losses(config, CPU).joints.names == ("joints_rel", "joints_2d", "bone_length")
+    found = weights_by_term(plan_losses(config, CPU))
+    assert found["joints_rel"].names == ("joints_rel", "joints_2d", "bone_length")
 
 
 def test_the_preset_of_hamer_is_its_sum_over_a_batch_of_8() -> None:
@@ -295,7 +297,7 @@ def test_terms_of_ones_own_are_summed_with_their_weights() -> None:
     weights = weights_on(CPU, AMT, tuple(AMT))
     mask = torch.tensor([True, False])
     found = {name: (torch.tensor([1.0 + k, 0.0]), mask) for k, name in enumerate(AMT)}
-    total, terms = together([eager_terms(found, weights)])
+    total, terms = together([(weights.names, eager_terms(found, weights.names, weights.lam))])
     expected = sum(weight * (1.0 + k) / 2 for k, weight in enumerate(AMT.values()))
     assert total.item() == pytest.approx(expected, rel=1e-6)
     assert terms.names == tuple(AMT)
@@ -307,7 +309,7 @@ def test_terms_of_ones_own_are_summed_with_their_weights() -> None:
 def test_learned_weights_are_the_formula_and_have_its_gradient() -> None:
     s = torch.linspace(-1, 1, len(TERMS), dtype=torch.float64).requires_grad_()
     items = (make_prediction(4), make_batch(4), make_mesh(4))
-    total, terms = of_hands(*items, replace(plan(), impl=Impl.triton), s)
+    total, terms = of_hands(*items, by(Impl.triton, plan()), s)
     means, seen = terms.values.mean(1), terms.seen.double().mean(1)
     expected = 0.0
     for k, name in enumerate(terms.names):

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from model.config import Head, ModelConfig
 from model.hand import JOINT_NAMES, JointSet
 from model.mano.files import ManoModels, load_mano, mano_forward
-from model.prediction import HandPrediction
+from model.prediction import HandPrediction, hands_of
 from model.pretrained import InputSpec, PretrainedConfig, load_pretrained, save_pretrained
-from model.regressor.net import ManoRegressor
+from model.regressor.config import Head, RegressorConfig
+from model.regressor.net import HandRegressor
 from pipeline.app.cli import compose, front_door
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig, ViewConfig
@@ -30,11 +30,11 @@ from preprocess.sample.hand.mesh import write_mano
 from tests.pipeline.hand_store import frame, hand_store, jpeg
 from train.__main__ import COMMANDS
 from train.config import Device, Precision, PredictConfig, Side
-from train.predict.hands import crop_of, crops_of, hands_of, resized
+from train.predict.hands import crop_of, crops_of, hands_in_image, resized
 from train.predict.inputs import (
     Cameras,
-    Frame,
     HandBox,
+    InputImage,
     find_source,
     frames,
     read_boxes,
@@ -66,17 +66,16 @@ def save_network(
 ) -> None:
     """A network with random weights whose prediction depends on the image by centimetres."""
     torch.manual_seed(0)
-    config = ModelConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
-    model = ManoRegressor(
+    config = RegressorConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
+    model = HandRegressor(
         config, input_px=PX, mano=mano, right_only=mirror_left, load_weights=False
     )
     last = model.mlp[-1]
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, std=0.05)
-    values = torch.zeros_like(model.base)
+    values = model.base
     if head is Head.mano:
         values[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
-    model.start_from(values)
     spec = InputSpec(
         input_px=PX, mean=MEAN, std=STD, mirror_left=mirror_left, pad=pad,
         joint_sets=(JointSet.smplx,),
@@ -197,7 +196,7 @@ def test_predictions_are_those_of_the_evaluation(
     model = load_pretrained(tmp_path / "run" / "weights", mano=trained.mano)
     batch = loaded(pipeline_of(store, pad=1.3, margin=1.2, cache_px=cache_px))
     with torch.inference_mode():
-        expected = predict(model, batch, torch.float32).hands.joints_3d[:, 0].double()
+        expected = hands_of(predict(model, batch, torch.float32)).joints_3d[:, 0].double()
     expected = torch.einsum("bij,bnj->bni", batch.R_input_from_cam.double().mT, expected)
 
     record = predicted(
@@ -230,7 +229,7 @@ def test_where_the_cache_is_the_frame_the_input_is_equal_to_the_bit(
     )
     form = crops_of(tmp_path / "run" / "weights", spec)
     source = find_source(str(tmp_path / "images"), 1)
-    rows = dict(enumerate(image for image in frames(source) if isinstance(image, Frame)))
+    rows = dict(enumerate(image for image in frames(source) if isinstance(image, InputImage)))
     store_open = open_store(str(store))
     for k in range(len(batch)):
         row, slot = divmod(int(batch.sample_id[k]), 2)
@@ -290,8 +289,8 @@ def test_mirrored_labels_come_back_as_recorded(tmp_path: Path) -> None:
         x0, y0, x1, y1 = map(float, store.label("bbox_xyxy")[row, slot])
         box = HandBox(is_right=slot == 0, box_xyxy=(x0, y0, x1, y1))
         K = store.label("K")[row].astype(np.float64)
-        crops.append(crop_of(Frame(name="", rgb=frame(row)), box, K, form))
-    for (row, slot), hand in zip(places, hands_of(crops, perfect), strict=True):
+        crops.append(crop_of(InputImage(name="", rgb=frame(row)), box, K, form))
+    for (row, slot), hand in zip(places, hands_in_image(crops, perfect), strict=True):
         for name in ("joints_3d", "beta", "transl"):
             np.testing.assert_allclose(getattr(hand, name), store.label(name)[row, slot], atol=1e-6)
         if store.label("has_mano")[row, slot]:
@@ -453,7 +452,7 @@ def test_frames_of_a_video(joints_run: Path, tmp_path: Path) -> None:
     record = predicted(joints_run, path, tmp_path / "out", every=3, boxes=boxes)
     assert {k: len(v["hands"]) for k, v in record["images"].items()} == {"0": 1, "3": 0, "6": 2}
     assert record["images"]["6"]["picture"] == "pictures/000006.jpg"
-    read = [item for item in frames(find_source(str(path), 3)) if isinstance(item, Frame)]
+    read = [item for item in frames(find_source(str(path), 3)) if isinstance(item, InputImage)]
     for item in read:
         assert np.abs(item.rgb.astype(int) - frame(int(item.name))).mean() < 12, "another frame"
 

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.harness import Measurement, append_rows, record
 from model.mano.files import load_mano
+from model.prediction import hands_of
 from model.pretrained import load_pretrained
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
@@ -88,7 +89,7 @@ def test_killed_and_continued_equals_left_alone(
     for name in ("alone", "killed"):
         model = load_pretrained(tmp_path / name / "weights", mano=mano)
         with torch.inference_mode():
-            hands.append(predict(model, batch, torch.float32).hands)
+            hands.append(hands_of(predict(model, batch, torch.float32)))
     assert hands[0].vertices is not None
     assert hands[1].vertices is not None
     assert torch.equal(hands[0].vertices, hands[1].vertices)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import train.loop
-from model.config import Head, ModelConfig
-from model.regressor.net import ManoRegressor
+from model.regressor.config import Head, RegressorConfig
+from model.regressor.net import HandRegressor
 from pipeline.app.cli import compose
 from tests.conftest import SampleStore
 from tests.train.state.test_checkpoint import config
@@ -30,9 +30,9 @@ from train.step.stages import (
 from train.step.step import train_step
 
 
-def small(backbone: str = "resnet10t") -> ManoRegressor:
-    settings = ModelConfig(backbone=backbone, pretrained=False, head=Head.joints, hidden=8)
-    return ManoRegressor(settings, input_px=32, mano=None)
+def small(backbone: str = "resnet10t") -> HandRegressor:
+    settings = RegressorConfig(backbone=backbone, pretrained=False, head=Head.joints, hidden=8)
+    return HandRegressor(settings, input_px=32, mano=None)
 
 
 # --- stages ---------------------------------------------------------------------------------------

@@ -1,15 +1,16 @@
 """One step: accumulation, averaged weights, activations computed again."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.families import build_network
 from model.mano.files import load_mano
-from model.regressor.net import ManoRegressor
-from pipeline.batch import Batch, blank_batch
+from model.regressor.net import HandRegressor
+from pipeline.batch import TENSORS, blank_batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
 from tests.train.test_run import config
@@ -28,7 +29,7 @@ def gradients_of(
     settings = config(data, tmp_path, "model.backbone=test_vit", *words)
     loader = Loader(settings.pipeline, device=CPU)
     torch.manual_seed(0)
-    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(data.mano))
+    model = build_network(settings.model, input_px=32, mano=load_mano(data.mano))
     state = build_state(model, settings, 8)
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     found: dict[str, torch.Tensor] = {}
@@ -90,7 +91,8 @@ def test_a_rehearsal_takes_real_steps_on_blank_batches(
     freihand: SampleStore, tmp_path: Path
 ) -> None:
     settings = config(freihand, tmp_path)
-    model = ManoRegressor(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    model = build_network(settings.model, input_px=32, mano=load_mano(freihand.mano))
+    assert isinstance(model, HandRegressor)
     before = next(model.mlp.parameters()).clone()
     rehearse(model, settings)
     assert torch.isfinite(next(model.mlp.parameters())).all()
@@ -101,9 +103,8 @@ def test_a_rehearsal_takes_real_steps_on_blank_batches(
 def test_a_blank_batch_has_the_shapes_of_a_real_one(freihand: SampleStore, tmp_path: Path) -> None:
     real = next(iter(Loader(config(freihand, tmp_path).pipeline, device=CPU)))
     blank = blank_batch(real.image, num_hands=1)
-    for field in fields(Batch):
-        ours, theirs = getattr(blank, field.name), getattr(real, field.name)
-        assert ours.shape == theirs.shape, field.name
-        assert ours.dtype == theirs.dtype, field.name
+    for name, ours, theirs in zip(TENSORS, blank.tensors(), real.tensors(), strict=True):
+        assert ours.shape == theirs.shape, name
+        assert ours.dtype == theirs.dtype, name
     assert not (blank.has_joints | blank.has_mano | blank.has_beta).any()
     assert replace(blank, image=real.image).image is real.image

@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
+from pipeline.app.progress import tracked
 from train.evaluate.metrics.arctic import (
     ArcticAccumulator,
     ArcticField,
@@ -94,7 +94,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     num_frames, warnings = 0, []
     pairs = _pairs(predictions, truth)
     tasks: tuple[bool, bool] | None = None
-    for theirs, ours in track(pairs, description="evaluate", transient=True):
+    for theirs, ours in tracked(pairs, len(pairs), "evaluate", "files"):
         true = read_npz(ours, _TRUTH)
         target = _truth(true)
         keys = {**_POSE, **_FIELD}

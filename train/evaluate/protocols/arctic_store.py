@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from rich.progress import track
 from torch import Tensor
 
 from model.geometry.articulation import articulated
@@ -25,6 +24,7 @@ from model.geometry.rotation import axis_angle_to_rotmat, rotate
 from model.hand import LEFT, NUM_MANO_JOINTS, RIGHT
 from model.mano.files import ManoModels
 from model.mano.layer import ManoLayer
+from pipeline.app.progress import tracked
 from pipeline.store.objects import ObjectShape, read_object
 from pipeline.store.reader import Store
 from train.evaluate.metrics.arctic import (
@@ -74,7 +74,7 @@ def report(held: Gathered, how: How) -> Report | str:
     own_layer = ManoLayer(_as_fitted(scenes.mano)).to(how.device)
     scores, found = ArcticAccumulator(), list(clips(held))
     known: tuple[int, Int64[np.ndarray, " f"], Nearest] | None = None
-    for clip in track(found, description="official protocol", transient=True):
+    for clip in tracked(found, len(found), "official protocol", "clips"):
         rows = held.rows[clip.place]
         shape = _shape(store, rows)
         truth = true_scene(store, rows, shape, own_layer, how.device)
@@ -107,7 +107,8 @@ def export(held: Gathered, path: Path) -> None:
         raise ValueError(f"export: {lacking}")
     device = torch.device("cpu")
     layer, own_layer = ManoLayer(held.scenes.mano), ManoLayer(_as_fitted(held.scenes.mano))
-    for clip in track(list(clips(held)), description="export", transient=True):
+    found = list(clips(held))
+    for clip in tracked(found, len(found), "export", "clips"):
         rows = held.rows[clip.place]
         shape = _shape(held.store, rows)
         truth = true_scene(held.store, rows, shape, own_layer, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.geometry.rotation import rotate
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_MANO_JOINTS, RIGHT
 from model.mano.files import ManoModels
-from model.prediction import Prediction
+from model.prediction import Prediction, hands_of
 from pipeline.batch import Batch
 from pipeline.store.reader import Store
 from train.evaluate.protocols import freihand
@@ -45,8 +45,8 @@ class OnStore:
     """Splits of the store that make one of ``splits``, one after another."""
     mesh: MeshForm | None = None
     """None: joints alone are scored, or a scene."""
-    has_scene: bool = False
-    """Both hands' meshes and the object are scored."""
+    requires: frozenset[str] = frozenset({"hands.joints_3d"})
+    """Tensors of the prediction that it scores, by ``model.prediction.tensors_of``'s names."""
     wanted: Callable[["Gathered"], Bool[np.ndarray, "n 2"]]
     """Hands without which the official tool gives no score."""
     report: Callable[["Gathered", "How"], Report | str]
@@ -114,6 +114,7 @@ class Gathered:
     """Zero where there is none."""
     meshes: Meshes | None
     scenes: Scenes | None
+    """Where the protocol scores the object as well."""
 
     @property
     def source(self) -> str:
@@ -161,7 +162,7 @@ def gathered(
         seen=has_crop[rows],
         joints_3d=np.zeros((len(rows), NUM_HANDS, 21, 3), np.float32),
         meshes=_meshes(protocol, store, rows, truth),
-        scenes=_scenes(len(rows), mano) if protocol.has_scene else None,
+        scenes=_scenes(len(rows), mano) if "object.rotmat" in protocol.requires else None,
     )
 
 
@@ -183,7 +184,7 @@ def gather(
     def in_camera(points: Tensor) -> np.ndarray:
         return np.asarray(rotate(back, points.double()).cpu().numpy()[real], np.float32)
 
-    hands = prediction.hands
+    hands = hands_of(prediction)
     if hands.joints_3d.shape[1] == 1:
         held.joints_3d[place, slot] = in_camera(hands.joints_3d[:, 0])
     else:
@@ -204,7 +205,7 @@ def _put_scene(
     scenes: Scenes, place: Int64[np.ndarray, " k"], prediction: Prediction, real: np.ndarray
 ) -> None:
     """Put parameters as they are: images of both hands are neither turned nor mirrored here."""
-    hands, obj = prediction.hands, prediction.object
+    hands, obj = hands_of(prediction), prediction.object
     assert hands.theta_rotmat is not None
     assert hands.beta is not None
     assert hands.transl is not None
@@ -222,7 +223,7 @@ def _put_scene(
 
 
 def _scenes(num: int, mano: ManoModels | None) -> Scenes:
-    assert mano is not None, "train.evaluate.protocols.on_store.protocol_of asks for a mesh"
+    assert mano is not None, "the protocol requires vertices, and they need the MANO files"
 
     def missing(*shape: int) -> np.ndarray:
         return np.full((num, *shape), np.nan, np.float32)

@@ -6,6 +6,7 @@ and the submission file of each dataset.
 Shape legend: n = rows of the split, m = hands.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -27,17 +28,16 @@ CROPS: Final = {
     ViewKind.frame: "none: the whole frame",
 }
 _INTERHAND_FROM_STANDARD: Final = np.argsort(STANDARD_FROM_INTERHAND)
+_JOINTS: Final = frozenset({"hands.joints_3d"})
+_MESH: Final = _JOINTS | {"hands.vertices"}
+_SCENE: Final = _MESH | {"hands.theta_rotmat", "object.rotmat"}
 _NO_HANDEDNESS: Final = "handedness is given, not predicted: no score"
 
 
-def protocol_of(
-    store: Store, split: str, *, has_mesh: bool, has_object: bool = False
-) -> OnStore | None:
-    """Return the protocol of a split that predictions with or without these can answer."""
+def protocol_of(store: Store, split: str, provided: Collection[str]) -> OnStore | None:
+    """Return the protocol of a split that a network which predicts ``provided`` can answer."""
     found = PROTOCOLS.get(store.attributes.dataset)
-    if found is None or split not in found.splits or (found.mesh and not has_mesh):
-        return None
-    if found.has_scene and not (has_mesh and has_object):
+    if found is None or split not in found.splits or not found.requires <= set(provided):
         return None
     return found
 
@@ -60,9 +60,9 @@ def choices() -> str:
 
 
 def _needs(protocol: OnStore) -> str:
-    if protocol.has_scene:
-        return " (needs meshes and an object: model.family=hand_object)"
-    return " (needs a mesh)" if protocol.mesh else ""
+    if protocol.requires >= _SCENE:
+        return " (needs meshes and an object: model.scene=hand_object)"
+    return " (needs a mesh)" if protocol.requires >= _MESH else ""
 
 
 def official_report(held: Gathered, how: How) -> Report | str:
@@ -215,6 +215,7 @@ PROTOCOLS: Final = {
     "freihand": OnStore(
         splits=("evaluation",),
         crop=LABELLED_BOX,
+        requires=_MESH,
         mesh=MeshForm(report=freihand.report, to_official=_unchanged, to_standard=_unchanged),
         wanted=_right_hand,
         report=_mesh_report,
@@ -223,6 +224,7 @@ PROTOCOLS: Final = {
     "ho3d": OnStore(
         splits=("evaluation",),
         crop="the dataset's handBoundingBox",
+        requires=_MESH,
         mesh=MeshForm(
             report=ho3d.report, to_official=ho3d.to_official, to_standard=ho3d.to_standard
         ),
@@ -248,7 +250,7 @@ PROTOCOLS: Final = {
     "arctic": OnStore(
         splits=arctic_store.SPLITS,
         crop=LABELLED_BOX,
-        has_scene=True,
+        requires=_SCENE,
         wanted=arctic_store.wanted,
         report=arctic_store.report,
         export=arctic_store.export,

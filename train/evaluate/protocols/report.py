@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.app.files import replace_file
+from pipeline.app.words import say
+
 PAIRED: Final = "none: the predictions came as a file"
 
 
@@ -66,24 +69,22 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, making the folder."""
+    """Write a record as a whole, making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def show(report: Report, console: Console, mean: Report | None = None) -> None:
     """Print the protocol, its sources and the table; ``mean``: of the training set's mean."""
     rules = "strict" if report.strict else "official, quirks included"
-    console.print(
+    say(
         f"protocol {report.protocol} ({rules}): {report.num_samples} samples; "
         f"crop: {report.crop}; camera: {report.camera}\n{report.definition}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        console,
     )
     if not report.strict:
         for quirk in report.quirks:
-            console.print(f"quirk: {quirk}", markup=False, highlight=False, soft_wrap=True)
+            say(f"quirk: {quirk}", console)
     sheet = Table()
     columns = ("metric", "value", *([] if mean is None else ["training mean"]), "unit")
     for name in columns:

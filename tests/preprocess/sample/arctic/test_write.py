@@ -19,7 +19,7 @@ from preprocess.sample.arctic.scene import (
     LAST_MISSING,
     OFFSETS,
     VIEWS,
-    Plan,
+    SequencePlan,
     image_path,
     plans,
     scene_of,
@@ -42,7 +42,7 @@ def store(arctic: SampleStore) -> Store:
     return open_store(arctic.store)
 
 
-def plan_of(name: str) -> Plan:
+def plan_of(name: str) -> SequencePlan:
     return next(plan for plan in plans(SEED, NUM) if plan.folder == name)
 
 
@@ -184,7 +184,7 @@ def test_the_picture_of_the_head_is_bent() -> None:
 # --- a store --------------------------------------------------------------------------------------
 
 
-def rows_of(store: Store) -> list[tuple[int, Plan, int, int]]:
+def rows_of(store: Store) -> list[tuple[int, SequencePlan, int, int]]:
     """Row, plan, view and captured frame of every image with labels."""
     tables, found = store.attributes.tables, []
     for row in range(store.num_rows):

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from model.mano.files import load_mano
 from preprocess.sample.dexycb import write as dexycb
-from preprocess.sample.dexycb.scene import Plan, plans, truth, truth_of
+from preprocess.sample.dexycb.scene import GraspPlan, plans, truth, truth_of
 from preprocess.sample.dexycb.write import label_of, pose_arrays
 from preprocess.sample.generate import write_sample
 from preprocess.sample.objects.ycb import stand_in_object
@@ -59,7 +59,7 @@ def labels(folder: Path, serial: str, frame: int) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def plan_of(folder: Path) -> Plan:
+def plan_of(folder: Path) -> GraspPlan:
     return next(p for p in plans(SEED, NUM) if p.folder == f"{folder.parent.name}/{folder.name}")
 
 
@@ -382,7 +382,7 @@ def test_plans_fill_every_number_of_images(num: int) -> None:
     found = plans(1, num)
     assert 8 * sum(plan.num_frames for plan in found) == 8 * -(-num // 8)
     assert len({plan.folder for plan in found}) == len(found)
-    by_subject: dict[str, list[Plan]] = defaultdict(list)
+    by_subject: dict[str, list[GraspPlan]] = defaultdict(list)
     for plan in found:
         by_subject[plan.subject].append(plan)
         assert plan.num_frames >= 1

@@ -17,12 +17,12 @@ from scipy.spatial.transform import Rotation
 
 from model.hand import RIGHT
 from model.mano.files import ManoModels, load_mano, mano_forward
-from preprocess.records import LabelStack, Source
+from preprocess.records import DatasetSource, LabelStack
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.ho3d import write as ho3d
 from preprocess.sample.ho3d.scene import (
     SEQUENCES,
-    Frame,
+    ImageTruth,
     Slot,
     calibration_poses,
     cameras_of,
@@ -64,11 +64,11 @@ def blank(
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     root: Path
-    source: Source
+    source: DatasetSource
     labels: LabelStack
     slots: list[Slot]
     """By row."""
-    frames: list[Frame]
+    frames: list[ImageTruth]
 
 
 @pytest.fixture(scope="module")

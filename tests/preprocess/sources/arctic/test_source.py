@@ -16,7 +16,7 @@ from model.mano.files import ManoModels, load_mano
 from pipeline.store.reader import open_store
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig, ImageConfig, ImageEncoding, OnBadImage, Region
-from preprocess.records import LabelStack, Lens, Source, SourceError
+from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
 from preprocess.sources.arctic.source import open_source
 from preprocess.sources.arctic.valid import distorted, in_view
 from tests.preprocess.datasets import write_mano
@@ -52,7 +52,7 @@ class Tiny:
     mano: ManoModels
     truth: dict[str, RowTruth]
     """By image."""
-    source: Source
+    source: DatasetSource
     labels: LabelStack
     """Of all rows in official order."""
 

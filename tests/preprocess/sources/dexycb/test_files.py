@@ -219,8 +219,8 @@ def good_arrays() -> dict[str, np.ndarray]:
         ("joint_3d", np.zeros((1, 21, 2), np.float32), ("joint_3d: it has shape (1, 21, 2)",)),
         ("seg", np.zeros((720, 1280), np.uint8), ("(720, 1280), expected (480, 640)",)),
         ("pose_m", np.zeros((1, 51), np.int64), ("pose_m: it holds int64, expected f4 or f8",)),
-        ("pose_m", np.zeros((9000, 51)), ("pose_m: it has", "expected at most")),
-        ("pose_m", np.array([[None] * 51]), ("pose_m:", "expected numbers")),
+        ("pose_m", np.zeros((9000, 51)), ("pose_m: it has shape (9000, 51)", "(1, 51)")),
+        ("pose_m", np.array([[None] * 51]), ("pose_m: it holds object, expected f4 or f8",)),
     ],
     ids=range(9),
 )

@@ -12,7 +12,7 @@ import pytest
 
 from model.hand import LEFT, RIGHT, JointSet
 from model.mano.files import ManoModels, load_mano
-from preprocess.records import LabelStack, Source
+from preprocess.records import DatasetSource, LabelStack
 from preprocess.sources.dexycb.source import open_source
 from preprocess.sources.registry import open_source as open_by_name
 from tests.preprocess.datasets import write_mano
@@ -41,7 +41,7 @@ class Tiny:
     truth: DexycbTruth
     sides: dict[str, Arrays]
     mano: ManoModels
-    source: Source
+    source: DatasetSource
     labels: LabelStack
     """Of all rows in official order."""
 
@@ -287,7 +287,7 @@ TABLE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Official:
-    source: Source
+    source: DatasetSource
     subject: np.ndarray
     """Per row, from its path."""
     position: np.ndarray

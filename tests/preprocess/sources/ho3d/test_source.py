@@ -15,7 +15,7 @@ from model.hand import LEFT, RIGHT, JointSet
 from model.mano.files import ManoModels, load_mano, mano_forward
 from pipeline.store.schema import FLAGS
 from preprocess.labels.quality import derive
-from preprocess.records import LabelStack, Source, SourceError
+from preprocess.records import DatasetSource, LabelStack, SourceError
 from preprocess.sources.ho3d.files import recording_of
 from preprocess.sources.ho3d.meta import Meta, read_meta
 from preprocess.sources.ho3d.source import open_source
@@ -52,7 +52,7 @@ def tree(tmp_path: Path, written: Ho3dTruth) -> Ho3dTruth:
     return replace(written, root=shutil.copytree(written.root, tmp_path / "HO3D_v3"))
 
 
-def labels_of(source: Source, rows: list[int] | None = None) -> LabelStack:
+def labels_of(source: DatasetSource, rows: list[int] | None = None) -> LabelStack:
     """Make labels as a worker does: the job travels as bytes."""
     job = source.label_job(range(len(source.rows)) if rows is None else rows)
     stack: LabelStack = pickle.loads(pickle.dumps(job))()  # noqa: S301  # our own bytes
@@ -354,7 +354,7 @@ def test_truth_of_other_frames_is_refused(
 # --- what may be missing --------------------------------------------------------------------------
 
 
-def flags(source: Source) -> np.ndarray:
+def flags(source: DatasetSource) -> np.ndarray:
     labels = labels_of(source)
     return derive(labels, np.tile([[0, 0]], (len(source.rows), 1))).quality
 

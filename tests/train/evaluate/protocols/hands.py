@@ -5,6 +5,11 @@ from typing import Any
 
 import numpy as np
 
+JOINTS = frozenset({"hands.joints_3d"})
+MESH = JOINTS | {"hands.vertices"}
+SCENE = MESH | {"hands.theta_rotmat", "object.rotmat"}
+"""What networks of three kinds predict."""
+
 
 def points(rng: np.random.Generator, num: int, num_points: int) -> np.ndarray:
     """Return points [num, num_points, 3] of a hand's size about 0.6 m before the camera, metres."""

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from model.hand import NUM_HANDS
 from model.mano.files import load_mano
 from model.mano.layer import ManoLayer
-from model.prediction import HandPrediction, ObjectPrediction, Prediction
+from model.prediction import HandPrediction, ObjectPrediction, Prediction, hands_of
 from pipeline.batch import Batch
 from pipeline.config import (
     Boundary,
@@ -28,6 +28,7 @@ from pipeline.store.objects import read_object
 from pipeline.store.reader import Store, open_store
 from preprocess.sample.arctic.scene import OFFSETS, Truth, plans, truth_of
 from tests.conftest import SampleStore
+from tests.train.evaluate.protocols.hands import MESH, SCENE
 from train.evaluate.protocols import arctic as files
 from train.evaluate.protocols import on_store
 from train.evaluate.protocols.arctic_store import clips
@@ -107,7 +108,7 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
         window=WindowConfig(length=length, stride=length, boundary=Boundary.repeat),
     )
     loader = Loader(config, device=CPU, training=False)
-    protocol = on_store.protocol_of(store, "p1_val", has_mesh=True, has_object=True)
+    protocol = on_store.protocol_of(store, "p1_val", SCENE)
     assert protocol is not None
     sample_id = loader.parts[0].view.sample_id
     mano = load_mano(arctic.mano)
@@ -117,7 +118,7 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
         prediction = said(store, batch, size)
         # A frame that only fills a window up must not count.
         wrong = ~batch.is_real
-        hands, obj = prediction.hands, prediction.object
+        hands, obj = hands_of(prediction), prediction.object
         assert obj is not None
         hands.joints_3d[wrong] += 1.0
         obj.transl[wrong] += 1.0
@@ -260,6 +261,6 @@ def test_rows_without_an_image_are_told_and_not_scored(store: Store, arctic: Sam
 
 
 def test_a_network_without_an_object_has_no_protocol(store: Store) -> None:
-    assert on_store.protocol_of(store, "p1_val", has_mesh=True) is None
-    assert on_store.protocol_of(store, "p1_train", has_mesh=True, has_object=True) is None
+    assert on_store.protocol_of(store, "p1_val", MESH) is None
+    assert on_store.protocol_of(store, "p1_train", SCENE) is None
     assert "needs meshes and an object" in on_store.choices()

@@ -21,7 +21,7 @@ from tests.pipeline.hand_store import hand_store
 from tests.reference import dexycb as dexycb_loops
 from tests.reference import freihand as freihand_loops
 from tests.reference import ho3d as ho3d_loops
-from tests.train.evaluate.protocols.hands import points
+from tests.train.evaluate.protocols.hands import JOINTS, MESH, points
 from train.evaluate.protocols import dexycb, freihand, ho3d, on_store
 from train.evaluate.protocols.files import read_two_lists
 from train.evaluate.protocols.gathered import Gathered, How, gather, gathered, unpredicted
@@ -110,7 +110,7 @@ def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathere
         cache=CacheConfig(size_px=16, decode_threads=1),
     )
     loader = Loader(config, device=CPU, training=False)
-    protocol = on_store.protocol_of(case.store, case.split, has_mesh=True)
+    protocol = on_store.protocol_of(case.store, case.split, MESH)
     assert protocol is not None
     held = gathered(protocol, case.store, case.split, loader.parts[0].view.sample_id, truth)
     for batch in loader:
@@ -367,14 +367,14 @@ def test_truth_beside_a_dexycb_store_is_refused(dex: Case, tmp_path: Path) -> No
 
 
 def test_splits_without_a_protocol_have_none(dex: Case) -> None:
-    assert on_store.protocol_of(dex.store, "train", has_mesh=True) is None
-    assert on_store.protocol_of(dex.store, "s4_test", has_mesh=True) is None
+    assert on_store.protocol_of(dex.store, "train", MESH) is None
+    assert on_store.protocol_of(dex.store, "s4_test", MESH) is None
     for split in ("s0_val", "s1_test", "s2_val", "s3_test"):
-        assert on_store.protocol_of(dex.store, split, has_mesh=False) is not None
+        assert on_store.protocol_of(dex.store, split, JOINTS) is not None
     assert on_store.crop_source(dex.store, "train", ViewKind.hand) == "box of the labelled joints"
 
 
 def test_a_mesh_protocol_needs_a_mesh(evaluated: tuple[str, Case, Path]) -> None:
     _, case, _ = evaluated
-    assert on_store.protocol_of(case.store, "evaluation", has_mesh=False) is None
-    assert on_store.protocol_of(case.store, "evaluation", has_mesh=True) is not None
+    assert on_store.protocol_of(case.store, "evaluation", JOINTS) is None
+    assert on_store.protocol_of(case.store, "evaluation", MESH) is not None

@@ -1,0 +1,462 @@
+"""The figures that README.md and docs/ show: which row each one is, and how it reads.
+
+A figure is the newest row of benchmarks/results that fits; without one it reads "not yet measured".
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+NOT_MEASURED: Final = "not yet measured"
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """One line of a table: the newest row that fits, in words."""
+
+    what: str
+    bench: str
+    variant: str
+    """Regular expression that a row's ``variant`` must match as a whole."""
+    metric: str
+    text: str = "{p50:,.0f} {unit}"
+    """How the row reads; its keys and those of its ``params``."""
+    aim: str = ""
+
+    def value(self, rows: Rows) -> str:
+        """Return the newest row's text, or that there is none."""
+        found = [
+            row
+            for row in rows
+            if (row["bench"], row["metric"]) == (self.bench, self.metric)
+            and re.fullmatch(self.variant, row["variant"])
+        ]
+        if not found:
+            return NOT_MEASURED
+        newest = max(found, key=lambda row: (row["date"], row["p50"]))
+        return self.text.format(**(newest["params"] | newest))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One line of the front page: a figure of ours and those measured beside it."""
+
+    ours: Figure
+    beside: tuple[Figure, ...]
+
+
+def table(figures: Sequence[Figure], rows: Rows) -> str:
+    """Return a table in Markdown."""
+    has_aim = any(figure.aim for figure in figures)
+    head = ["| what | measured |" + " aim |" * has_aim, "|---|---|" + "---|" * has_aim]
+    lines = [
+        f"| {figure.what} | {figure.value(rows)} |" + f" {figure.aim} |" * has_aim
+        for figure in figures
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def comparison_table(lines: Sequence[Comparison], rows: Rows) -> str:
+    """Return a table in Markdown of what was measured, and nothing else.
+
+    Raises:
+        ValueError: If a figure has no row.
+    """
+    text = ["| what | Handloom | measured beside it |", "|---|---|---|"]
+    for line in lines:
+        values = [figure.value(rows) for figure in (line.ours, *line.beside)]
+        if NOT_MEASURED in values:
+            raise ValueError(f"{line.ours.what!r} has no row in benchmarks/results")
+        names = [
+            f"{figure.what} {value}".strip()
+            for figure, value in zip(line.beside, values[1:], strict=True)
+        ]
+        text.append(f"| {line.ours.what} | {values[0]} | {'; '.join(names)} |")
+    return "\n".join(text) + "\n"
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return every row of every file of a folder."""
+    files = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def _loader(variant: str, what: str, metric: str = "uint8", text: str = "{p50:,.0f}") -> Figure:
+    return Figure(what=what, bench="loader", variant=variant, metric=metric, text=text)
+
+
+_PER_S: Final = "{p50:,.0f} images/s"
+_PEERS: Final = (
+    ("SPDL, simplejpeg", "SPDL"),
+    ("WebDataset, simplejpeg", "WebDataset"),
+    ("DataLoader, simplejpeg", "PyTorch DataLoader"),
+)
+
+# --- the front page -------------------------------------------------------------------------------
+
+SUMMARY: Final = (
+    Comparison(
+        ours=_loader(
+            "ours, resident Loader", "frames held in memory, uint8 (the others decode)", text=_PER_S
+        ),
+        beside=tuple(_loader(variant, name) for variant, name in _PEERS),
+    ),
+    Comparison(
+        ours=_loader("ours, stream Loader", "frames decoded again every epoch", text=_PER_S),
+        beside=(_loader("limit: bare DALI decode", "DALI alone"),),
+    ),
+    Comparison(
+        ours=_loader(
+            "ours, resident Loader",
+            "training inputs: warped, recoloured, normalised, 224 px",
+            metric="train",
+            text=_PER_S,
+        ),
+        beside=tuple(_loader(variant, name, metric="train") for variant, name in _PEERS),
+    ),
+    Comparison(
+        ours=Figure(
+            what="random JPEGs out of the store, one core, checksums verified",
+            bench="store",
+            variant="mmap, crc32c checked",
+            metric="random images",
+        ),
+        beside=tuple(
+            Figure(what=what, bench="store", variant=v, metric="random images", text="{p50:,.0f}")
+            for what, v in (
+                ("tensorstore", "tensorstore, 64 futures"),
+                ("zarr-python", "zarr-python, slices"),
+            )
+        ),
+    ),
+    Comparison(
+        ours=Figure(
+            what="MANO layer, both hands, forward and backward, compiled",
+            bench="mano",
+            variant="ours",
+            metric="both sides, compiled",
+        ),
+        beside=(
+            Figure(
+                what="smplx",
+                bench="mano",
+                variant="smplx",
+                metric="both sides, compiled",
+                text="{p50:,.0f}",
+            ),
+        ),
+    ),
+    Comparison(
+        ours=Figure(
+            what="kernel launches of all losses, forward and backward",
+            bench="losses",
+            variant="Triton",
+            metric="launches",
+            text="{p50:.0f}",
+        ),
+        beside=tuple(
+            Figure(what=v, bench="losses", variant=v, metric="launches", text="{p50:.0f}")
+            for v in ("torch.compile", "eager")
+        ),
+    ),
+    Comparison(
+        ours=Figure(
+            what="a build that is killed and continued",
+            bench="soak",
+            variant="build dexycb",
+            metric="kills survived",
+            text="{p50:.0f} kills",
+        ),
+        beside=(
+            Figure(
+                what="",
+                bench="soak",
+                variant="build dexycb",
+                metric="kills survived",
+                text="all {files_equal:,} files equal to an undisturbed build's",
+            ),
+        ),
+    ),
+    Comparison(
+        ours=Figure(
+            what="training from scratch on synthetic hands: held-out PA-MPJPE",
+            bench="soak",
+            variant="experiment=soak",
+            metric="PA-MPJPE over the mean pose's",
+            text="{pa_mpjpe_mm:.1f} mm after {minutes:.0f} min",
+        ),
+        beside=(
+            Figure(
+                what="mean pose",
+                bench="soak",
+                variant="experiment=soak",
+                metric="PA-MPJPE over the mean pose's",
+                text="{mean_pose_pa_mpjpe_mm:.1f} mm",
+            ),
+            Figure(
+                what="shuffled labels",
+                bench="soak",
+                variant="experiment=soak, shuffled labels",
+                metric="PA-MPJPE over the mean pose's",
+                text="{pa_mpjpe_mm:.1f} mm",
+            ),
+        ),
+    ),
+)
+
+# --- docs/benchmarks.md ---------------------------------------------------------------------------
+
+CPU: Final = (
+    *(
+        _loader(variant, what, metric=metric, text=_PER_S)
+        for metric, variant, what in (
+            ("uint8", r"ours, resident Loader", "frames as they are, resident"),
+            ("uint8", r"limit: index_select\(out=\)", "... a plain copy of the same rows"),
+            ("uint8", r"ours, stream Loader", "frames decoded again in every epoch"),
+            ("uint8", r"limit: bare DALI decode", "... DALI alone on the same bytes"),
+            ("uint8", r"DataLoader, simplejpeg", "... PyTorch DataLoader, simplejpeg"),
+            ("uint8", r"WebDataset, simplejpeg", "... WebDataset, simplejpeg"),
+            ("uint8", r"SPDL, simplejpeg", "... SPDL, simplejpeg"),
+            ("train", r"ours, resident Loader", "warped, recoloured, normalised to 224 px"),
+            ("train", r"DataLoader, cv2", "... PyTorch DataLoader, cv2"),
+            ("train", r"DataLoader, simplejpeg", "... PyTorch DataLoader, simplejpeg"),
+            ("train", r"WebDataset, simplejpeg", "... WebDataset, simplejpeg"),
+            ("train", r"SPDL, simplejpeg", "... SPDL, simplejpeg"),
+        )
+    ),
+    *(
+        _loader(variant, what, metric=f"busy {metric}, waiting", text="{p50:.2f} %")
+        for metric, variant, what in (
+            (
+                "uint8",
+                "ours, resident Loader",
+                "waiting, while steps of 100 ms fill one core; uint8",
+            ),
+            ("uint8", "DataLoader, simplejpeg", "... PyTorch DataLoader, simplejpeg"),
+            ("train", "ours, resident Loader", "the same with training inputs, made on the CPU"),
+            ("train", "DataLoader, cv2", "... PyTorch DataLoader, cv2"),
+        )
+    ),
+)
+STORE: Final = tuple(
+    Figure(what=what, bench="store", variant=variant, metric=metric)
+    for what, metric, variant in (
+        ("random images, memory-mapped, crc32c verified", "random images", "mmap, crc32c checked"),
+        ("... pread", "random images", "pread, crc32c checked"),
+        ("... tensorstore, 64 futures", "random images", "tensorstore, 64 futures"),
+        ("... zarr-python", "random images", "zarr-python, slices"),
+        ("sequential scan, memory-mapped", "scan", "mmap"),
+        ("... a plain memory copy", "scan", "memory copy"),
+        ("writing a shard", "shard write", "write_image_shard"),
+        ("... a plain file", "shard write", "plain file"),
+    )
+)
+PREPROCESS: Final = tuple(
+    Figure(what=what, bench="preprocess", variant=variant, metric=metric)
+    for what, metric, variant in (
+        ("JPEGs copied unchanged", "passthrough", "shard_images"),
+        ("... read and written as one file a shard", "passthrough", ".*fsync"),
+        ("640 x 480 frames recoded, one process", "recode", "shard_images"),
+        ("... the bare loop of simplejpeg", "recode", "simplejpeg"),
+        ("ARCTIC-sized frames recoded", "recode, ARCTIC still", "shard_images"),
+        ("... the bare loop of simplejpeg", "recode, ARCTIC still", "simplejpeg"),
+        ("progressive JPEGs made baseline, lossless", "transcode", "shard_images"),
+        ("... jpeglib, as documented", "transcode", "jpeglib, as documented"),
+    )
+)
+MANO: Final = tuple(
+    Figure(what=f"{'... ' * (variant == 'smplx')}{what}", bench="mano", variant=variant, metric=m)
+    for m in ("right hands, eager", "right hands, compiled", "both sides, compiled")
+    for variant, what in (("ours", f"MANO layer, {m}"), ("smplx", "smplx"))
+)
+STRESS: Final = (
+    Figure(
+        what="training killed and continued: bitwise equal weights",
+        bench="soak",
+        variant="killed and continued",
+        metric="bitwise equal",
+        text="{p50:.0f} kills in {steps} steps",
+    ),
+    Figure(
+        what="faults injected into checkpoint writing: the old or the new state is read",
+        bench="soak",
+        variant="checkpoint faults",
+        metric="old or new state",
+        text="{p50:,.0f} faults",
+    ),
+    *(
+        Figure(
+            what=f"{dataset} build killed: same bytes as an undisturbed one",
+            bench="soak",
+            variant=f"build {name}",
+            metric="kills survived",
+            text="{p50:.0f} kills, {frames:,} frames, {files_equal:,} files",
+        )
+        for name, dataset in (("dexycb", "DexYCB"), ("arctic", "ARCTIC"))
+    ),
+    *(
+        Figure(
+            what=f"peak memory of building {dataset}, all processes",
+            bench="soak",
+            variant=f"build {name}",
+            metric="memory of all processes",
+            text="{p50:.0f} MB for {frames:,} frames",
+        )
+        for name, dataset in (("dexycb", "DexYCB"), ("arctic", "ARCTIC"))
+    ),
+    *(
+        Figure(
+            what=f"growth of host memory, {codec} loader",
+            bench="soak",
+            variant=f"loader, {codec}",
+            metric="host memory",
+            text="{p50:.2f} MB per epoch over {epochs} epochs",
+        )
+        for codec in ("rgb", "stream")
+    ),
+)
+GPU: Final = (
+    Figure(
+        what="fill: decode to the cache, best load of the JPEG engines",
+        bench="gpu",
+        variant="fill",
+        metric="of a bare decode",
+        text="{p50:.0f} % of a bare DALI decode",
+        aim="85 %",
+    ),
+    Figure(
+        what="loader: order, augmentation, labels, gather; B = 256, 224 px bf16",
+        bench="gpu",
+        variant="loader, resident",
+        metric="batches with labels",
+        aim="350 k images/s",
+    ),
+    Figure(
+        what="... as a fraction of a ResNet-50 training step",
+        bench="gpu",
+        variant="loader, resident",
+        metric="of a step",
+        text="{p50:.2f} %",
+        aim="at most 1 %",
+    ),
+    Figure(
+        what="gather alone, rgb",
+        bench="gpu",
+        variant="gather rgb",
+        metric="of the copy's bandwidth",
+        text="{p50:.0f} % of a device copy's bandwidth",
+        aim="60 %",
+    ),
+    Figure(
+        what="stream: decoded in every epoch",
+        bench="gpu",
+        variant="stream",
+        metric="of a bare decode",
+        text="{p50:.0f} % of a bare DALI decode",
+        aim="85 %",
+    ),
+    *(
+        Figure(
+            what=f"`{experiment}`: {what}",
+            bench="gpu",
+            variant=f"{experiment}, loop",
+            metric=metric,
+            text=text,
+            aim=aim,
+        )
+        for experiment in ("freihand_resnet50", "freihand_vits", "arctic_baseline")
+        for what, metric, text, aim in (
+            ("training", "samples_per_s", "{p50:,.0f} samples/s", ""),
+            (
+                "of the ceiling, one batch again and again",
+                "of the cached batch's ceiling",
+                "{p50:.1f} %",
+                "99 %",
+            ),
+            ("fraction of the time waiting for data", "data_share", "{p50:.2%}", "under 0.5 %"),
+            ("NVML utilisation", "gpu_util", "{p50:.0%}", "97 %"),
+        )
+    ),
+    Figure(
+        what="ResNet-50 fed by a 16-worker DataLoader (cv2)",
+        bench="gpu",
+        variant=r"DataLoader, cv2, \d+ workers, resnet50",
+        metric="training",
+        text="{p50:,.0f} samples/s",
+    ),
+    Figure(
+        what="ViT-L step beside 400,000 frames of 256 px",
+        bench="gpu",
+        variant=r"vit_large.* beside 400,000 frames",
+        metric="peak memory",
+        text="{p50:.0f} GB peak, {cache_gb} GB of it the cache",
+        aim="fits",
+    ),
+)
+
+# --- docs/losses.md -------------------------------------------------------------------------------
+
+LOSSES: Final = (
+    *(
+        Figure(
+            what=f"launches of a forward and backward, {name}",
+            bench="losses",
+            variant=re.escape(name),
+            metric="launches",
+            text="{p50:.0f}",
+        )
+        for name in ("eager", "torch.compile", "Triton")
+    ),
+    *(
+        Figure(
+            what=f"time on a GPU: Triton against {name}, B = 256",
+            bench="gpu",
+            variant=rf"Triton against {re.escape(name)}, B = 256",
+            metric="of its rate",
+            text="{p50:.1f} x",
+            aim=aim,
+        )
+        for name, aim in (("eager", "8 x"), ("torch.compile", "1.5 x"))
+    ),
+)
+
+# --- docs/training.md -----------------------------------------------------------------------------
+
+_ARCTIC_SCORES: Final = (
+    "{%s[mpjpe/ra/h]:.1f} | {%s[cdev/ho]:.1f} | {%s[aae]:.1f} | {%s[success_rate/0.05]:.0f} %% | "
+    "{%s[mdev/h]:.1f} | {%s[acc/h]:.1f} | {%s[acc/o]:.1f}"
+)
+
+
+def _arctic(what: str, variant: str, scores: str = "run") -> Figure:
+    return Figure(
+        what=what,
+        bench="soak",
+        variant=f"arctic_sample, {variant}",
+        metric="MPJPE-RA over the mean's",
+        text=_ARCTIC_SCORES % ((scores,) * 7),
+    )
+
+
+ARCTIC: Final = (
+    _arctic("single frames, `experiment=arctic_sample`", "single frames"),
+    _arctic("... trained 1,000 steps more, backbone frozen", "tuned frames"),
+    _arctic("... the same 1,000 steps on windows of 9 frames", "tuned windows"),
+    _arctic("single frames, labels shuffled", "shuffled labels"),
+    _arctic("mean of the training set", "single frames", "mean"),
+)
+
+
+def arctic_table(rows: Rows) -> str:
+    """Return the scores on synthetic ARCTIC sequences, a column per score, in Markdown."""
+    names = (
+        "MPJPE-RA mm", "CDev mm", "AAE deg", "success at 5 %", "MDev mm", "ACC hands m/s^2",
+        "ACC object m/s^2",
+    )  # fmt: skip
+    lines = [f"| {figure.what} | {figure.value(rows)} |" for figure in ARCTIC]
+    head = f"| | {' | '.join(names)} |"
+    return "\n".join([head, "|---" * (len(names) + 1) + "|", *lines]) + "\n"

@@ -1,0 +1,94 @@
+"""What every family's network is: the inputs it is called with and what the trainer reads of it.
+
+Shape legend: b = images (the frames of all windows in a row), h = hands (slot 0 right, slot 1 left;
+a single-hand crop has h = 1), s = input side in pixels.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from model.mano.layer import ManoLayer
+from model.mean_pose import MeanPose
+from model.parts.hand_decoder import HandDecoder
+from model.prediction import Prediction
+
+
+class Inputs(NamedTuple):
+    """What a network sees of a batch: plain tensors, as compiler, export and DDP want them."""
+
+    image: Float[Tensor, "b 3 s s"]
+    K: Float[Tensor, "b 3 3"]
+    """Intrinsics of the input pixels; NaN where the camera is unknown."""
+    decode_right: Bool[Tensor, "b h"]
+    """The MANO side to decode with. Differs from ``is_right`` where a sample is mirrored."""
+    joint_set: Int64[Tensor, " b"]
+    """Joint convention of each sample, ``model.hand.JointSet``."""
+    is_right: Bool[Tensor, "b h"]
+    """The hand's side as recorded."""
+    is_real: Bool[Tensor, " b"] | None = None
+    """False: the frame only fills up its window. None: all are real."""
+    object_id: Int64[Tensor, " b"] | None = None
+    """Row of the run's objects that the hands act on, -1 = none; None where it is not known."""
+    num_frames: int = 1
+    """Neighbours in the batch that form one window."""
+
+
+class Network(nn.Module):
+    """Base of all families' networks; every member is what "none" means for a family.
+
+    A subclass is called as ``network(inputs) -> Prediction`` with the parts that it predicts, in
+    the camera frame of the input pixels, metres. Its constructor takes ``(config, *, input_px,
+    mano, right_only, load_weights)``: the side of the input, the MANO files or None, whether only
+    right hands are decoded, and whether published weights are fetched (no: a checkpoint follows).
+    """
+
+    input_px: int
+    num_hands: int
+    """Hands per image; 1 where the crop shows one hand."""
+    decoder: HandDecoder | None
+    """Turns numbers into hands; None where no hands are predicted."""
+
+    def __init__(self, *, input_px: int, num_hands: int) -> None:
+        """Set what every network has."""
+        super().__init__()
+        self.input_px = input_px
+        self.num_hands = num_hands
+        self.decoder = None
+
+    @property
+    def mano(self) -> ManoLayer | None:
+        """The MANO layer that predictions are decoded with, if any."""
+        return None if self.decoder is None else self.decoder.mano
+
+    @property
+    def has_object(self) -> bool:
+        """Whether the object that the hands act on is predicted."""
+        return False
+
+    def forward(self, inputs: Inputs) -> Prediction:
+        """Return what the network sees in a batch of images."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def start_from(self, mean: MeanPose) -> None:
+        """Predict the mean of the training set before training, where the family can."""
+
+    def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction:
+        """Return the mean of the training set for every image: the baseline to beat.
+
+        Raises:
+            ValueError: If the family has no such baseline.
+        """
+        raise ValueError(f"{type(self).__name__} has no mean-pose baseline")
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """Names of parameters that are not decayed although they are matrices."""
+        return frozenset()
+
+    def after_step(self) -> None:
+        """Update what follows the weights after an optimiser step, on the device."""
+
+    def folded(self) -> "Network":
+        """Return the network to export: reparametrised weights folded into plain layers."""
+        return self

@@ -1,0 +1,85 @@
+"""Configuration of the image-to-hand regressor; imports nothing heavy."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from model.config import BackboneConfig
+
+
+class Head(Enum):
+    """What the regressor predicts."""
+
+    mano = "mano"
+    """MANO parameters, decoded to vertices and joints; needs the MANO files."""
+    joints = "joints"
+    """21 joints, without MANO."""
+
+
+class Readout(Enum):
+    """How the backbone's last feature map becomes a vector."""
+
+    pooled = "pooled"
+    """The backbone's own pooling or class token."""
+    grid = "grid"
+    """Every cell of the map, narrowed to a few channels, so that positions are kept. Learns faster
+    from scratch, on small data, than pooling does."""
+
+
+class Scene(Enum):
+    """What an image is taken to show."""
+
+    hand = "hand"
+    """One hand: pipeline.view.kind=hand."""
+    hand_object = "hand_object"
+    """Both hands of a person and the object they act on: pipeline.view.kind=hand_object or
+    frame."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RegressorConfig(BackboneConfig):
+    """Image-to-hand regressor: a backbone, an MLP, MANO or plain joints."""
+
+    family: str = "regressor"
+    """Kind of network; chosen with model=FAMILY."""
+    scene: Scene = Scene.hand
+    """One hand per crop, or both hands and the object they act on."""
+    head: Head = Head.mano
+    """Predict MANO parameters or plain joints."""
+    readout: Readout = Readout.pooled
+    """pooled: the backbone's own pooled features. grid: its whole last feature map, narrowed."""
+    hidden: int = 1024
+    """Width of the regression head."""
+    temporal_layers: int = 0
+    """Layers of a transformer over the frames of a window (pipeline.window.length > 1), which
+    refines each frame's features; 0 = every frame alone."""
+    temporal_width: int = 256
+    """Width of that transformer, a multiple of 64."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        BackboneConfig.__post_init__(self)
+        if self.hidden <= 0:
+            raise ValueError(f"model.hidden must be positive, got {self.hidden}")
+        if self.temporal_layers < 0:
+            raise ValueError(
+                f"model.temporal_layers must not be negative, got {self.temporal_layers}"
+            )
+        if self.temporal_width <= 0 or self.temporal_width % 64:
+            raise ValueError(
+                f"model.temporal_width must be a multiple of 64, got {self.temporal_width}"
+            )
+
+    @property
+    def views(self) -> frozenset[str]:
+        """A single hand, or everything that both hands and the object are in."""
+        return frozenset({"hand"} if self.scene is Scene.hand else {"hand_object", "frame"})
+
+    @property
+    def min_window(self) -> int:
+        """Temporal layers need neighbouring frames."""
+        return 2 if self.temporal_layers else 1
+
+    @property
+    def needs_mano(self) -> bool:
+        """A MANO head decodes with the MANO files."""
+        return self.head is Head.mano

@@ -1,0 +1,1 @@
+"""Loss groups, a module per model family."""
