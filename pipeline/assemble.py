@@ -16,30 +16,36 @@ from pipeline.gather.select import gather
 from pipeline.host_pool import HostPool
 from pipeline.labels.prepare import prepare, without_labels
 from pipeline.labels.table import LabelTable, hide_group, hide_labels
-from pipeline.packed import Packed, pack
-from pipeline.view import ViewTable, concatenated, split
+from pipeline.view import Table, ViewTable, concatenated, map_table, samples_at, split
 
 DTYPES: Final = {kind: getattr(torch, kind.value) for kind in ImageDtype}
-PACK_AT_ONCE: Final = 4096
-"""Samples whose labels are moved at a time before they are packed."""
+PREPARED_AT_ONCE: Final = 4096
+"""Samples prepared at a time; bounds the float64 copies of their labels."""
 IDENTITY_Q16: Final = ((65536, 0, 0), (0, 65536, 0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
-    """The samples of one batch, on the device."""
+class BatchPlan:
+    """The samples of one batch, on the device, before their pixels are there."""
 
     place: Int64[Tensor, "*b"]
+    """Their rows of the view and label tables."""
     is_real: Bool[Tensor, "*b"] | None
-    """None = all."""
+    """Frames with labels; None = all."""
     batch: Batch | None = None
-    """Without pixels, where labels never change."""
-    how: GatherParams | None = None
-    """Likewise; None beside a batch: rows are copied."""
+    """The batch without pixels, where labels never change; else None."""
+    params: GatherParams | None = None
+    """The gather's parameters, likewise; None beside a batch: rows of the cache are copied."""
 
 
 class Assembler:
-    """Makes batches of samples whose views and labels are on the device."""
+    """Makes batches of samples whose views and labels are on the device.
+
+    Without augmentation no sample ever changes, so all are prepared once and looked up from then
+    on, and where every cached crop is the input already, rows are copied instead of gathered.
+    Measured on 2 busy cores, frames of 256 px as uint8: 77,000 images/s so, 1,900 if each batch is
+    prepared and gathered. Augmented training uses neither.
+    """
 
     def __init__(
         self,
@@ -50,7 +56,7 @@ class Assembler:
         augments: bool,
         groups: Sequence[LabelGroup] = (),
     ) -> None:
-        """Keep the tables; without augmentation, move all labels once: they never change.
+        """Keep the tables.
 
         Args:
             view: Every sample, on the device.
@@ -70,23 +76,24 @@ class Assembler:
             channels_last=config.channels_last,
         )
         self._host_pool = HostPool()
-        self._fixed: tuple[Packed[GatherParams], Packed[Batch]] | None = None
+        self._prepared: tuple[GatherParams, Batch] | None = None
+        """Of every sample, without pixels; None where samples are augmented."""
         self._is_copy = False
         if not augments:
-            self._fix()
+            self._prepare_all()
 
     @property
     def copies(self) -> bool:
         """Whether an image of a batch is a cached rgb crop byte for byte."""
         return self._is_copy
 
-    def choose(
+    def plans(
         self,
         place: Int64[Tensor, "*n"],
         is_real: Bool[Tensor, "*n"] | None,
         lengths: Sequence[int],
-    ) -> Iterator[Chosen]:
-        """Yield the samples of some batches one after another, as far as they are fixed.
+    ) -> Iterator[BatchPlan]:
+        """Yield the plans of some batches one after another.
 
         Args:
             place: Samples of all these batches, counted as in the tables.
@@ -95,82 +102,87 @@ class Assembler:
         """
         places = place.split_with_sizes(lengths)
         reals = [None] * len(places) if is_real is None else is_real.split_with_sizes(lengths)
-        if self._fixed is None:
+        if self._prepared is None:
             for one, real in zip(places, reals, strict=True):
-                yield Chosen(place=one, is_real=real)
+                yield BatchPlan(place=one, is_real=real)
             return
         # Looked up at once: calls cost more than the bytes of a few labels.
-        batches = split(_hidden(self._fixed[1].at(place), is_real), lengths)
-        how = None if self._is_copy else split(self._fixed[0].at(place), lengths)
-        for i, batch in enumerate(batches):
-            yield Chosen(
-                place=places[i], is_real=reals[i], batch=batch, how=None if how is None else how[i]
+        batch = _rows_of(self._prepared[1], place)
+        if is_real is not None:
+            batch = without_labels(batch, is_real)
+        params = None if self._is_copy else split(_rows_of(self._prepared[0], place), lengths)
+        for i, own in enumerate(split(batch, lengths)):
+            yield BatchPlan(
+                place=places[i],
+                is_real=reals[i],
+                batch=own,
+                params=None if params is None else params[i],
             )
 
-    def labels(self, chosen: Chosen) -> Batch:
+    def labels(self, plan: BatchPlan) -> Batch:
         """Return the samples unaugmented; ``image`` has no pixels."""
-        batch = chosen.batch
+        batch = plan.batch
         if batch is None:
             batch = prepare(
-                self._view, self._labels, chosen.place, None, self._config, is_real=chosen.is_real
+                self._view, self._labels, plan.place, None, self._config, is_real=plan.is_real
             )[1]
-        return self._finished(chosen, batch, batch.image)
+        return self._finished(plan, batch, batch.image)
 
     def batch(
-        self, chosen: Chosen, pixels: Pixels, where: Int64[Tensor, "*b"] | None, draw: int | None
+        self, plan: BatchPlan, pixels: Pixels, where: Int64[Tensor, "*b"] | None, draw: int | None
     ) -> Batch:
         """Return the samples with their images; never waits for the device.
 
         Args:
-            chosen: The samples.
+            plan: The samples.
             pixels: Where their crops are.
             where: Rows of ``pixels``; None = all of them in order, which nobody else uses.
             draw: Number that the augmentation depends on; None = none.
         """
-        how, batch = chosen.how, chosen.batch
-        if batch is not None and how is None:
+        params, batch = plan.params, plan.batch
+        if batch is not None and params is None:
             assert pixels.rgb is not None
-            return self._finished(chosen, batch, self._rows(pixels.rgb, where, chosen.place.shape))
-        if batch is None or how is None:
+            return self._finished(plan, batch, self._copied(pixels.rgb, where, plan.place.shape))
+        if batch is None or params is None:
             number = None if draw is None else torch.full((), draw, device=self._device)
-            how, batch = prepare(
-                self._view, self._labels, chosen.place, number, self._config, is_real=chosen.is_real
+            params, batch = prepare(
+                self._view, self._labels, plan.place, number, self._config, is_real=plan.is_real
             )
-        shape, size = chosen.place.shape, self._config.input_px
+        shape, size = plan.place.shape, self._config.input_px
         if where is None:
             where = torch.arange(shape.numel(), device=self._device).view(shape)
         if self._format.channels_last:
             out = self._empty(*shape, size, size, 3).movedim(-1, -3)
         else:
             out = self._empty(*shape, 3, size, size)
-        return self._finished(chosen, batch, gather(pixels, where, how, self._format, out=out))
+        return self._finished(plan, batch, gather(pixels, where, params, self._format, out=out))
 
     def change(self, config: PipelineConfig, *, augments: bool) -> None:
         """Go on with another seed or augmentation."""
         self._config = config
-        self._is_copy, self._fixed = False, None
+        self._is_copy, self._prepared = False, None
         if not augments:
-            self._fix()
+            self._prepare_all()
 
     def hide(self, samples: Int64[Tensor, " m"]) -> None:
-        """Take the labels of samples back that turned out to have no image."""
+        """Mark the labels of samples invalid that turned out to have no image."""
         hide_labels(self._labels, samples)
         for group in self._groups.values():
             hide_group(group, samples)
-        if self._fixed is not None:
-            self._fix()
+        if self._prepared is not None:
+            self._prepare_all()
 
-    def _finished(self, chosen: Chosen, batch: Batch, image: Tensor) -> Batch:
+    def _finished(self, plan: BatchPlan, batch: Batch, image: Tensor) -> Batch:
         """Return the batch with its image and label groups."""
         groups = {}
-        shape = chosen.place.shape
+        shape = plan.place.shape
         for name, rows in self._groups.items():
-            found = rows.at(chosen.place.flatten()).moved(batch.R_input_from_cam.view(-1, 3, 3))
+            found = rows.at(plan.place.flatten()).moved(batch.R_input_from_cam.view(-1, 3, 3))
             found = found.mapped(lambda column: column.view(shape + column.shape[1:]))
-            groups[name] = found if chosen.is_real is None else found.masked(chosen.is_real)
+            groups[name] = found if plan.is_real is None else found.masked(plan.is_real)
         return replace(batch, image=image, groups=groups)
 
-    def _rows(
+    def _copied(
         self, rgb: UInt8[Tensor, "n c c 3"], where: Int64[Tensor, "*b"] | None, shape: torch.Size
     ) -> UInt8[Tensor, "*b 3 c c"]:
         if where is not None:
@@ -184,22 +196,27 @@ class Assembler:
             return self._host_pool.empty(shape, dtype)
         return torch.empty(shape, dtype=dtype, device=self._device)
 
-    def _fix(self) -> None:
+    def _prepare_all(self) -> None:
+        """Prepare every sample unaugmented, and see whether its cached crop is the input."""
         everything = torch.arange(len(self._view), device=self._device)
         done = [
             prepare(self._view, self._labels, some, None, self._config)
-            for some in torch.split(everything, PACK_AT_ONCE)
+            for some in torch.split(everything, PREPARED_AT_ONCE)
         ]
-        how = concatenated([params for params, _ in done])
-        self._fixed = pack(how), pack(concatenated([batch for _, batch in done]))
+        params = concatenated([params for params, _ in done])
+        self._prepared = params, concatenated([batch for _, batch in done])
         identity = torch.tensor(IDENTITY_Q16, dtype=torch.int32, device=self._device)
         self._is_copy = (
             self._format.dtype is torch.uint8
             and self._format.channels_last
             and self._config.input_px == self._config.cache.size_px
-            and bool((how.A_q16 == identity).all())
+            and bool((params.A_q16 == identity).all())
         )
 
 
-def _hidden(batch: Batch, is_real: Bool[Tensor, "*b"] | None) -> Batch:
-    return batch if is_real is None else without_labels(batch, is_real)
+def _rows_of(table: Table, place: Int64[Tensor, "*n"]) -> Table:
+    """Return rows of a table, [n] or windows [n, t]."""
+    rows = samples_at(table, place.flatten())
+    if place.ndim == 1:
+        return rows
+    return map_table(rows, lambda column: column.view(place.shape + column.shape[1:]))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pipeline import memory
 from pipeline.app.progress import show_progress
-from pipeline.assemble import Assembler, Chosen
+from pipeline.assemble import Assembler, BatchPlan
 from pipeline.batch import Batch, LabelGroup
 from pipeline.config import OnBadImage, PipelineConfig
 from pipeline.decode import resident
@@ -219,8 +219,8 @@ class Loader:
 
     def label_batches(self) -> Iterator[Batch]:
         """Yield every sample of this rank once, unaugmented; ``image`` has no pixels."""
-        for chosen in self._chosen(self._in_order()):
-            yield self._assembler.labels(chosen)
+        for plan in self._plans(self._in_order()):
+            yield self._assembler.labels(plan)
 
     def describe(self, sample_id: int) -> str:
         """Return what a person needs to find the sample: row, sequence, camera, frame, store.
@@ -345,9 +345,9 @@ class Loader:
         items = self._items(epoch, step, endless=endless)
         numbers = self._numbers(epoch, step, endless=endless)
         with closing(self._located(items)) as located:
-            for (epoch_, step_), (chosen, pixels, where) in zip(numbers, located, strict=False):
+            for (epoch_, step_), (plan, pixels, where) in zip(numbers, located, strict=False):
                 draw = self._order.draw_number(epoch_, step_) if self.training else None
-                yield epoch_, step_, self._assembler.batch(chosen, pixels, where, draw)
+                yield epoch_, step_, self._assembler.batch(plan, pixels, where, draw)
 
     def _numbers(self, epoch: int, step: int, *, endless: bool) -> Iterator[tuple[int, int]]:
         for e in itertools.count(epoch) if endless else (epoch,):
@@ -366,13 +366,13 @@ class Loader:
 
     def _located(
         self, items: Iterator[Int64[Tensor, " b"]]
-    ) -> Generator[tuple[Chosen, Pixels, Int64[Tensor, "*b"] | None]]:
+    ) -> Generator[tuple[BatchPlan, Pixels, Int64[Tensor, "*b"] | None]]:
         """Yield each batch's samples, and the pixels and rows they are in."""
         if self._frames is None:
-            for chosen in self._chosen(items):
+            for plan in self._plans(items):
                 if self.resident is None:  # closed
                     return
-                yield chosen, self.resident.pixels, chosen.place
+                yield plan, self.resident.pixels, plan.place
             return
         mine, ahead = itertools.tee(items)
         frames_per_item = self._held.place.shape[1]
@@ -391,17 +391,17 @@ class Loader:
                 if len(self._skipped) > known:
                     known = len(self._skipped)
                     self._assembler.hide(torch.tensor(sorted(self._skipped)))
-                chosen = next(self._chosen(iter([item])))
-                yield chosen, Pixels(codec=Codec.rgb, rgb=crop), None
+                plan = next(self._plans(iter([item])))
+                yield plan, Pixels(codec=Codec.rgb, rgb=crop), None
 
-    def _chosen(self, items: Iterator[Int64[Tensor, " b"]]) -> Iterator[Chosen]:
+    def _plans(self, items: Iterator[Int64[Tensor, " b"]]) -> Iterator[BatchPlan]:
         """Yield each batch's samples on the device, some steps in one copy."""
         while some := list(itertools.islice(items, STEPS_AT_ONCE)):
             item = torch.cat(some)
             place, is_real = self._held.place[item], self._held.is_real[item]
             if not self._has_windows:
                 place = place[:, 0]
-            yield from self._assembler.choose(
+            yield from self._assembler.plans(
                 upload(place, self.device),
                 None if is_real.all() else upload(is_real, self.device),
                 [len(item) for item in some],

@@ -53,12 +53,12 @@ class ViewTable:
 
 def samples_at(table: Table, index: Int64[Tensor, " b"]) -> Table:
     """Return the samples of ``table`` at ``index``."""
-    return _mapped(table, lambda column: column.index_select(0, index))
+    return map_table(table, lambda column: column.index_select(0, index))
 
 
 def table_to(table: Table, device: torch.device) -> Table:
     """Return ``table`` on ``device``."""
-    return _mapped(table, lambda column: column.to(device))
+    return map_table(table, lambda column: column.to(device))
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
@@ -81,7 +81,8 @@ def split(table: Table, lengths: Sequence[int]) -> list[Table]:
     return [type(table)(**dict(zip(names, part, strict=True))) for part in parts]
 
 
-def _mapped(table: Table, function: Callable[[Tensor], Tensor]) -> Table:
+def map_table(table: Table, function: Callable[[Tensor], Tensor]) -> Table:
+    """Return ``table`` with ``function`` of every column."""
     if hasattr(table, "mapped"):  # a table with tables in it
         mapped: Table = table.mapped(function)
         return mapped
