@@ -49,7 +49,8 @@ def _check_after(loader: Loader) -> None:
 
     def exec_module(module: ModuleType) -> None:
         execute(module)
-        for owner in [module, *(v for v in vars(module).values() if isinstance(v, type))]:
+        owners: list[ModuleType | type] = [v for v in vars(module).values() if isinstance(v, type)]
+        for owner in [module, *owners]:
             if getattr(owner, "__module__", module.__name__) == module.__name__:
                 _check(owner)
 
