@@ -75,7 +75,7 @@ def squares(
 
 def are_whole_frames(
     store: Store,
-    rows: Int64[np.ndarray, " m"],
+    rows: Int64[np.ndarray, "*m"],
     start: Float32[np.ndarray, "*m 2"],
     end: Float32[np.ndarray, "*m 2"],
     cache_px: int,

@@ -26,7 +26,7 @@ from train.evaluate.protocols.report import Report
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshForm:
-    """ReportContext a protocol that scores the mesh of one right hand per image wants its points."""
+    """How a protocol that scores the mesh of one right hand per image wants its points."""
 
     report: Callable[..., Report]
     to_official: Callable[[Points, Points], tuple[Points, Points]]
@@ -36,7 +36,7 @@ class MeshForm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitProtocol:
-    """ReportContext a store feeds the official protocol of its dataset."""
+    """How a store feeds the official protocol of its dataset."""
 
     splits: tuple[str, ...]
     crop: str
@@ -245,10 +245,10 @@ def unpredicted(collected: Collected) -> str | None:
     absent = np.flatnonzero((wanted & ~collected.seen).any(1))
     if not len(absent):
         return None
+    num, first = int(wanted.any(1).sum()), collected.rows[absent[0]]
     return (
-        f"{collected.source}: {len(absent)} of {int(wanted.any(1).sum())} rows cannot be predicted, "
-        f"they have no box of a hand or no readable image (first: row {collected.rows[absent[0]]}); the "
-        "official tool wants every one"
+        f"{collected.source}: {len(absent)} of {num} rows cannot be predicted, they have no box of a "
+        f"hand or no readable image (first: row {first}); the official tool wants every one"
     )
 
 

@@ -96,9 +96,10 @@ def _mesh_report(collected: Collected, context: ReportContext) -> Report | str:
     truth = (meshes.true_joints, meshes.true_vertices)
     unknown = ~np.logical_and(*(np.isfinite(points).all((1, 2)) for points in truth))
     if meshes.from_store and unknown.any():
+        first = collected.rows[unknown][0]
         return (
             f"{collected.source}: {int(unknown.sum())} of {len(unknown)} rows have no true joints "
-            f"or no true mesh in the store (first: row {collected.rows[unknown][0]}), and the protocol "
+            f"or no true mesh in the store (first: row {first}), and the protocol "
             "scores both of every row; give truth=FOLDER, the dataset's evaluation_xyz.json and "
             "evaluation_verts.json"
         )

@@ -97,7 +97,7 @@ def said(store: Store, batch: Batch, size: float) -> Prediction:
     )
 
 
-def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -> Collected:
+def collect_split(store: Store, arctic: SampleStore, size: float, length: int = 1) -> Collected:
     config = PipelineConfig(
         store=str(store.path),
         split="p1_val",
@@ -183,7 +183,7 @@ def nearest(wanted: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def test_the_truth_scores_zero(store: Store, arctic: SampleStore) -> None:
-    collected = collected(store, arctic, 0.0)
+    collected = collect_split(store, arctic, 0.0)
     # The fixed left model does not give the shipped left hand: that of the truth, for this test.
     assert collected.scenes is not None
     mano = collected.scenes.mano
@@ -206,7 +206,7 @@ def test_the_truth_scores_zero(store: Store, arctic: SampleStore) -> None:
 def test_noisy_scenes_score_as_their_files_do(
     store: Store, arctic: SampleStore, tmp_path: Path, length: int, *, strict: bool
 ) -> None:
-    collected = collected(store, arctic, 0.02, length)
+    collected = collect_split(store, arctic, 0.02, length)
     report = official(collected, strict=strict)
     collected.protocol.export(collected, tmp_path)
     write_truth(collected, tmp_path / "drawn")
@@ -224,7 +224,7 @@ def test_noisy_scenes_score_as_their_files_do(
 
 
 def test_windows_score_as_single_frames(store: Store, arctic: SampleStore) -> None:
-    one, two = (official(collected(store, arctic, 0.02, n)).official for n in (1, 2))
+    one, two = (official(collect_split(store, arctic, 0.02, n)).official for n in (1, 2))
     assert one == two
 
 
@@ -246,7 +246,7 @@ class WithoutImages:
 
 
 def test_rows_without_an_image_are_told_and_not_scored(store: Store, arctic: SampleStore) -> None:
-    collected = collected(store, arctic, 0.02)
+    collected = collect_split(store, arctic, 0.02)
     whole = official(collected)
     assert collected.scenes is not None
     collected.scenes.arti_rad[:2] = collected.scenes.theta_rotmat[:2] = collected.joints_3d[:2] = (
