@@ -281,8 +281,8 @@ def _lacking(collected: Collected) -> str | None:
         if not known.all():
             first = rows[~known][0]
             return (
-                f"{collected.source}: {int((~known).sum())} of {len(rows)} rows lack {what} (first: "
-                f"row {first}), and the protocol follows whole sequences; build the store with "
+                f"{collected.source}: {int((~known).sum())} of {len(rows)} rows lack {what} "
+                f"(first: row {first}), and the protocol follows whole sequences; build the store with "
                 "mano=FOLDER from the whole raw_seqs and meta"
             )
     return None

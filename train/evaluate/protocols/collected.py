@@ -247,8 +247,8 @@ def unpredicted(collected: Collected) -> str | None:
         return None
     num, first = int(wanted.any(1).sum()), collected.rows[absent[0]]
     return (
-        f"{collected.source}: {len(absent)} of {num} rows cannot be predicted, they have no box of a "
-        f"hand or no readable image (first: row {first}); the official tool wants every one"
+        f"{collected.source}: {len(absent)} of {num} rows cannot be predicted, they have no box of "
+        f"a hand or no readable image (first: row {first}); the official tool wants every one"
     )
 
 
