@@ -282,8 +282,8 @@ def _lacking(collected: Collected) -> str | None:
             first = rows[~known][0]
             return (
                 f"{collected.source}: {int((~known).sum())} of {len(rows)} rows lack {what} "
-                f"(first: row {first}), and the protocol follows whole sequences; build the store with "
-                "mano=FOLDER from the whole raw_seqs and meta"
+                f"(first: row {first}), and the protocol follows whole sequences; build the store "
+                "with mano=FOLDER from the whole raw_seqs and meta"
             )
     return None
 
