@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.network import Inputs
 from train.device.distributed import Ranks
 from train.watch.flops import FlopCount, peak_tflops
 from train.watch.meters import Meters, bottleneck, own_host_bytes
