@@ -31,7 +31,7 @@ from pipeline.config import (
     ViewKind,
     WindowConfig,
 )
-from pipeline.decode.resident import BadImageError
+from pipeline.decode.errors import BadImageError
 from pipeline.loader import Loader
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import open_store
