@@ -57,12 +57,20 @@ class ModelConfig:
     refines each frame's features; 0 = every frame alone."""
     temporal_width: int = 256
     """Width of that transformer, a multiple of 64."""
-    checkpoint_activations: bool = False
-    """Compute the backbone's activations again in the backward pass instead of keeping them: much
-    less memory, about a third more time."""
+    checkpoint_activations: bool | int | float = 0.0
+    """Share of the backbone's blocks, 0 to 1, from the input on, whose activations are computed
+    again in the backward pass instead of kept; true is 1, false 0. All of them: much less memory,
+    about a third more time; 0.5: half of the blocks. Between 0 and 1 the backbone must be made of
+    blocks, as ViTs and ResNets are."""
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self.checkpoint_activations = float(self.checkpoint_activations)
+        if not 0 <= self.checkpoint_activations <= 1:
+            raise ValueError(
+                "model.checkpoint_activations must lie in [0, 1], got "
+                f"{self.checkpoint_activations:g}"
+            )
         if self.hidden <= 0:
             raise ValueError(f"model.hidden must be positive, got {self.hidden}")
         if self.temporal_layers < 0:

@@ -124,7 +124,8 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     """Return ``schema`` filled from ``words`` (``key=value``), validated.
 
     A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
-    ``experiment``) and short spellings of nested keys in ``ALIASES``.
+    ``experiment``), short spellings of nested keys in ``ALIASES``, and in ``SPELLINGS`` words that
+    are not of an option's type with what they stand for.
 
     Raises:
         UsageError: For an unknown key, group or value, a missing required value, a type error.
@@ -139,8 +140,10 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
 
     options = {option.key: option for option in _options(schema)}
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
+    spellings: dict[str, str] = getattr(schema, "SPELLINGS", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     overrides = [_override(word, options, aliases, experiments) for word in _equals(words)]
+    overrides = [spellings.get(override, override) for override in overrides]
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     defaults: list[Any] = ["schema", {"experiment": None}] if experiments else ["schema"]

@@ -17,6 +17,7 @@ from train.state.checkpoint_files import FOLDER, add_file, best_of, newest
 from train.state.checkpoint_index import INDEX, Say, Score, step_files
 from train.state.config_io import from_plain
 from train.state.mean_pose import MeanPose
+from train.step.ema import load_average
 from train.step.step import TrainState
 
 _OLD_NAME = "checkpoint.pt"
@@ -78,6 +79,7 @@ def save_checkpoint(
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "accumulate": state.accumulate,
         "log_variance": None if state.log_variance is None else state.log_variance.detach(),
         "loader": loader_state,
         "rng": rng_state(),
@@ -152,7 +154,8 @@ def restore(
             "ones with store=... and mano=..., or start a new run in another run_dir"
         )
     state.model.load_state_dict(payload["model"])
-    state.ema.load_state_dict(payload["ema"])
+    state.average = load_average(state.ema, state.model, payload["ema"])
+    state.accumulate = max(state.accumulate, int(payload.get("accumulate", 1)))
     if state.log_variance is not None:
         with torch.no_grad():
             state.log_variance.copy_(payload["log_variance"])
