@@ -241,7 +241,8 @@ class PipelineConfig:
     weight: float = 1.0
     """Share of store in every batch, relative to the weights in mix."""
     batch_size: int = 64
-    """Samples per step (windows, where window.length > 1), over all ranks."""
+    """Samples per step (windows, where window.length > 1), over all ranks. python -m train run
+    batch_size=auto takes as many as fit."""
     seed: int = 0
     """Decides order and augmentation."""
     input_px: int = 224
