@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -34,6 +34,13 @@ PACKAGES: Final = ("torch", "nvidia-dali-cuda120", "triton", "zarr", "tensorstor
 MIN_REPEATS: Final = 5
 
 Inputs = Sequence[tuple[Any, ...]]
+
+
+class Timing(Protocol):
+    """Options of a benchmark that say how long it measures."""
+
+    min_time_s: float
+    repeats: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +159,23 @@ def measure_together(
     return {name: _quantiles(values) for name, values in seconds.items()}
 
 
+def rates_together(
+    config: Timing,
+    variants: Mapping[str, Callable[..., object]],
+    amount: float,
+    inputs: Inputs = ((),),
+) -> dict[str, Measurement]:
+    """Return what every variant does per second if one call does ``amount``."""
+    times = measure_together(
+        variants,
+        min_time_s=config.min_time_s,
+        warmup_s=config.min_time_s / 10,
+        repeats=config.repeats,
+        inputs=inputs,
+    )
+    return {name: measured.rate(amount) for name, measured in times.items()}
+
+
 def record(
     bench: str,
     variant: str,
@@ -197,9 +221,15 @@ def print_table(rows: Sequence[Row]) -> None:
     table = Table("metric", "variant", "params", "p50", "p20 .. p80", "unit", "n")
     for row in rows:
         own = [f"{name}={value}" for name, value in row.params.items() if name not in shared]
-        spread = f"{_number(row.p20)} .. {_number(row.p80)}"
+        spread = f"{short_number(row.p20)} .. {short_number(row.p80)}"
         table.add_row(
-            row.metric, row.variant, " ".join(own), _number(row.p50), spread, row.unit, str(row.n)
+            row.metric,
+            row.variant,
+            " ".join(own),
+            short_number(row.p50),
+            spread,
+            row.unit,
+            str(row.n),
         )
     below = " ".join(f"{k}={v}" for k, v in (shared | rows[0].machine | rows[0].git).items())
     Console().print(table)
@@ -212,13 +242,18 @@ def print_bars(bars: Sequence[Bar]) -> bool:
     for bar in bars:
         table.add_row(
             bar.name,
-            _number(bar.measured),
-            _number(bar.at_least),
+            short_number(bar.measured),
+            short_number(bar.at_least),
             bar.unit,
             "yes" if bar.met else "NO",
         )
     Console().print(table)
     return all(bar.met for bar in bars)
+
+
+def short_number(value: float) -> str:
+    """Return a measured number for a table."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @functools.cache
@@ -277,7 +312,3 @@ def _time_calls_cuda(fn: Callable[..., object], inputs: Iterable[Any], calls: in
 def _quantiles(values: Sequence[float]) -> Measurement:
     p20, p50, p80 = (float(value) for value in np.quantile(values, [0.2, 0.5, 0.8]))
     return Measurement(p20=p20, p50=p50, p80=p80, n=len(values))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

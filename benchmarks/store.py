@@ -13,7 +13,7 @@ their favour.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from benchmarks.config import BATCH, NUM_SHARDS, StoreBenchConfig
 from benchmarks.harness import (
     Bar,
-    Inputs,
     Measurement,
     append_rows,
-    measure_together,
     print_bars,
     print_table,
+    rates_together,
     record,
 )
 from pipeline.store.reader import open_store
@@ -158,23 +157,6 @@ def shard_jpegs(jpegs: Jpegs, shard: int, attributes: StoreAttributes) -> Jpegs:
     return jpegs[rows.start : rows.stop]
 
 
-def rates_of(
-    config: StoreBenchConfig,
-    variants: Mapping[str, Callable[..., object]],
-    amount: float,
-    inputs: Inputs = ((),),
-) -> Rates:
-    """Return what every variant does per second if one call does ``amount``."""
-    times = measure_together(
-        variants,
-        min_time_s=config.min_time_s,
-        warmup_s=config.min_time_s / 10,
-        repeats=config.repeats,
-        inputs=inputs,
-    )
-    return {name: measured.rate(amount) for name, measured in times.items()}
-
-
 def random_reads(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
     """Return the images per second of every reader, in batches of random rows."""
     import tensorstore
@@ -205,7 +187,7 @@ def random_reads(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
     for name, variant in variants.items():
         if [bytes(jpeg) for jpeg in variant(*batches[0])] != [jpegs[row] for row in batches[0][0]]:
             raise RuntimeError(f"{name} returned other bytes than were written to {path}")
-    rates = rates_of(config, variants, BATCH, batches)
+    rates = rates_together(config, variants, BATCH, batches)
     mapped.close()
     read.close()
     return rates
@@ -227,7 +209,7 @@ def sequential_scans(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rate
         "pread": lambda: scan("pread"),
         "memory copy": lambda: np.copyto(target, source),
     }
-    rates = rates_of(config, variants, len(source) / 1e6)
+    rates = rates_together(config, variants, len(source) / 1e6)
     for store in stores.values():
         store.close()
     return rates
@@ -250,6 +232,6 @@ def shard_writes(
         "write_image_shard": lambda: write_image_shard(path, 0, part, attributes),
         "plain file": write_plain,
     }
-    rates = rates_of(config, variants, sum(map(len, part)) / 1e6)
+    rates = rates_together(config, variants, sum(map(len, part)) / 1e6)
     plain.unlink()
     return rates

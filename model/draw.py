@@ -1,5 +1,6 @@
-"""Skeletons over images: no GL, no window, works in any container."""
+"""Skeletons over images, and image files: no GL, no window, works in any container."""
 
+from pathlib import Path
 from typing import Final
 
 import cv2
@@ -62,3 +63,14 @@ def tile(images: list[UInt8[np.ndarray, "h w 3"]], columns: int) -> UInt8[np.nda
         y, x = divmod(i, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = image
     return sheet
+
+
+def write_picture(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write an image in the format that the name says, making the folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"cannot write {path}")

@@ -6,8 +6,8 @@ A row is data: dotted names that are imported only when a run needs them. To add
 - ``model/<family>/net.py``: a subclass of ``model.network.Network``,
 - ``train/losses/families/<family>.py``: ``GROUPS``, the loss terms it is trained with,
 
-and its row. Label groups that the core batch does not have (``pipeline.batch.LabelGroup``) are named in
-the row as well, and then are in every batch.
+and its row. Label groups that the core batch does not have (``pipeline.batch.LabelGroup``) are
+named in the row as well, and then are in every batch.
 """
 
 import importlib
@@ -31,7 +31,7 @@ class Family:
     losses: str
     """Tuple of ``train.losses.plan.Group``."""
     labels: tuple[str, ...] = ()
-    """Instances of ``pipeline.batch.LabelGroup.LabelGroup`` beside the core labels."""
+    """Subclasses of ``pipeline.batch.LabelGroup`` beside the core labels."""
 
 
 FAMILIES: Final[dict[str, Family]] = {

@@ -5,13 +5,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from rich.console import Console
 
+from tests import shapes
+
 assert "triton" not in sys.modules
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+
+if not jaxtyping.config.jaxtyping_disable:  # the environment's JAXTYPING_DISABLE
+    shapes.install({"pipeline", "preprocess", "model", "train", "benchmarks"})
 
 # The first call imports 500 modules; without this the first test to compare tensors pays for it.
 torch.testing.assert_close(torch.zeros(1), torch.zeros(1))

@@ -20,7 +20,9 @@ ALLOWED = {
         "preprocess",
         "pipeline.store",
         "pipeline.app",
+        "pipeline.npy",
         "pipeline.pickles",
+        "pipeline.zips",
         "model.geometry",
         "model.hand",
         "model.mano.files",
@@ -133,14 +135,34 @@ def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
     return []
 
 
-def test_no_imports_go_in_a_circle() -> None:
+def product() -> dict[str, str]:
+    """Return the source of every module of the product by its dotted name."""
     sources = {}
     for path in sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         sources[".".join(parts).removesuffix(".__init__")] = path.read_text()
-    modules = module_graph(sources)
+    return sources
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    modules = module_graph(product())
     assert not circle(modules)
     assert not circle(sibling_graph(modules))
+
+
+def test_no_worker_of_a_build_loads_torch() -> None:
+    """It takes seconds to start and half a gigabyte of memory."""
+    sources = product()
+    graph = module_graph(sources)
+    reached, left = set[str](), [module for module in sources if module.startswith("preprocess.")]
+    while left:
+        module = left.pop()
+        if module not in reached:
+            reached.add(module)
+            left += graph[module]
+    assert "model.mano.files" in reached
+    heavy = [m for m in reached if any(n.split(".")[0] == "torch" for n in imports(sources[m]))]
+    assert not heavy
 
 
 @pytest.mark.parametrize(

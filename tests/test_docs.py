@@ -22,7 +22,7 @@ import torch
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from model.families import FAMILIES
 from pipeline.__main__ import COMMANDS as PIPELINE
-from pipeline.app.cli import Command, UsageError, compose, front_door
+from pipeline.app.cli import Command, UsageError, compose, front_door, grid
 from pipeline.config import PipelineConfig
 from preprocess.__main__ import COMMANDS as PREPROCESS
 from preprocess.sources.registry import DATASETS
@@ -80,7 +80,10 @@ def targets() -> frozenset[str]:
 def problem_of(schema: type[Any], words: list[str]) -> str | None:
     """What the CLI says about the words of a command."""
     try:
-        compose(schema, words)
+        if "--multirun" in words:
+            list(grid(schema, [word for word in words if word != "--multirun"]))
+        else:
+            compose(schema, words)
     except ValueError as error:  # also of the schema's own checks
         return str(error)
     return None

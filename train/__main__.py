@@ -16,6 +16,7 @@ COMMANDS = (
         module="train.run",
         config="train.config:RunConfig",
         summary="train a model on a store",
+        multirun="train.multirun:main",
     ),
     Command(
         name="evaluate",

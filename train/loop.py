@@ -9,15 +9,21 @@ from pathlib import Path
 
 import torch
 
+from model.draw import write_picture
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.config import RunConfig
 from train.device.distributed import average_
 from train.device.stop import stop_on_signal
 from train.evaluate.validate import as_scalars, metric_of, score
-from train.state.checkpoint import NotWrittenError, RunFacts, save_checkpoint
-from train.state.checkpoint_files import best_step
-from train.state.checkpoint_index import Score
+from train.state.checkpoint import (
+    NotWrittenError,
+    RunFacts,
+    Score,
+    best_step,
+    payload_of,
+    save_checkpoint,
+)
 from train.state.weights import write_weights
 from train.step.fault import raise_fault
 from train.step.graph import GraphedStep
@@ -25,7 +31,7 @@ from train.step.stages import Stage, stage_at
 from train.step.step import StepOutput, TrainState, enter_stage, predict, train_step
 from train.watch.log import RunLog
 from train.watch.meters import Meters, bottleneck
-from train.watch.pictures import draw_predictions, write_picture
+from train.watch.pictures import draw_predictions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +101,11 @@ def train(state: TrainState, run: Run) -> bool:
         log.say(f"probe: {costs['samples_per_s']:.0f} samples/s at most; {bottleneck(costs)}")
     if state.step < end:
         return False
-    if state.ranks.is_first and not config.probe and best_step(run.folder) is None:
+    if (
+        state.ranks.is_first
+        and not config.probe
+        and best_step(run.folder, run.facts.run_id) is None
+    ):
         write_weights(run.folder, state, run.loader, config, run.facts)
     return True
 
@@ -106,7 +116,7 @@ def validate(state: TrainState, run: Run) -> Score:
     scores = score(state.ema, state.model.mano, run.validation, state.dtype, state.ranks)
     run.log.scalars(state.step, as_scalars(scores))
     chosen = run.config.validation
-    return Score(metric=chosen.metric, value=metric_of(scores, chosen))
+    return Score(metric=chosen.metric, value=metric_of(scores, chosen), step=state.step)
 
 
 def save(state: TrainState, run: Run, scored: Score | None, *, last: bool) -> None:
@@ -115,9 +125,8 @@ def save(state: TrainState, run: Run, scored: Score | None, *, last: bool) -> No
     if not state.ranks.is_first or config.probe:
         return
     try:
-        position, keep = run.loader.state_dict(), config.keep_checkpoints
-        saved = save_checkpoint(run.folder, state, position, run.facts, keep=keep, score=scored)
-        if saved.is_best:
+        payload = payload_of(state, run.loader.state_dict(), run.facts)
+        if save_checkpoint(run.folder, payload, keep=config.keep_checkpoints, score=scored):
             write_weights(run.folder, state, run.loader, config, run.facts)
     except NotWrittenError as error:
         if last:

@@ -18,7 +18,7 @@ from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
 from train.device.device import choose_device
-from train.device.distributed import Ranks, gathered, joined_ranks, local_device, shared
+from train.device.distributed import Ranks, all_gather, joined_ranks, local_device, shared
 from train.evaluate.validate import shared_with_training, validation_pipeline
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
@@ -53,7 +53,7 @@ def main(config: RunConfig) -> int:
             raise ValueError(
                 f"graph=true is for one process, got {ranks.world} ranks; leave it out"
             )
-        steps = gathered(None if payload is None else int(payload["step"]), ranks)
+        steps = all_gather(None if payload is None else int(payload["step"]), ranks)
         if len(set(steps)) > 1:
             raise ValueError(
                 f"the ranks found checkpoints of different steps ({steps}): run_dir must be one "

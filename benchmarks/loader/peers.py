@@ -149,6 +149,17 @@ class Files(Dataset[NDArray[Any]]):
         return self.work(read_bytes(self.paths[index]))
 
 
+def _processes(source: LoaderInput) -> dict[str, Any]:
+    """Return how torch's loaders start their workers."""
+    return {
+        "num_workers": source.workers,
+        "persistent_workers": True,
+        "prefetch_factor": PREFETCH,
+        "worker_init_fn": _no_opencv_threads,
+        "multiprocessing_context": START,
+    }
+
+
 def dataloader(work: Work, source: LoaderInput) -> Epoch:
     """Return torch's DataLoader over files."""
     loader = DataLoader(
@@ -156,11 +167,7 @@ def dataloader(work: Work, source: LoaderInput) -> Epoch:
         batch_size=BATCH,
         shuffle=True,
         drop_last=True,
-        num_workers=source.workers,
-        persistent_workers=True,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=_no_opencv_threads,
-        multiprocessing_context=START,
+        **_processes(source),
     )
     return lambda: iter(loader)
 
@@ -174,11 +181,7 @@ def webdataset(work: Work, source: LoaderInput) -> Epoch:
     loader = wds.WebLoader(
         samples.batched(BATCH, collation_fn=default_collate),
         batch_size=None,
-        num_workers=source.workers,
-        persistent_workers=True,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=_no_opencv_threads,
-        multiprocessing_context=START,
+        **_processes(source),
     )
     return lambda: iter(loader)
 

@@ -44,6 +44,7 @@ from benchmarks.harness import (
     measure_together,
     print_bars,
     record,
+    short_number,
 )
 from benchmarks.loader.contenders import (
     CONTRACTS,
@@ -353,8 +354,8 @@ def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
         table.add_row(
             row.metric,
             row.variant,
-            _short(row.p50),
-            f"{_short(row.p20)} .. {_short(row.p80)}",
+            short_number(row.p50),
+            f"{short_number(row.p20)} .. {short_number(row.p80)}",
             row.unit,
             f"{100 * row.p50 / p50[row.metric, limit]:.0f} %" if limit else "",
             f"{first:.1f} s" if first else "",
@@ -369,7 +370,3 @@ def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
 
 
 _SHARED: Final = ("images", "image_kb", "cores", "disk")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

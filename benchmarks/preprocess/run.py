@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -43,9 +43,9 @@ from benchmarks.harness import (
     Bar,
     Measurement,
     append_rows,
-    measure_together,
     print_bars,
     print_table,
+    rates_together,
     record,
 )
 from benchmarks.preprocess.files import arctic_files, encode, pictures, with_comment, write_files
@@ -99,7 +99,7 @@ def main(config: PreprocessBenchConfig) -> int:
     require_same_pixels(to_transcode.part(0, 8), folder)
 
     passed = passthrough(config, files, folder)
-    recoded = rates(
+    recoded = rates_together(
         config,
         {OURS: lambda: run_ours(to_recode)}
         | {name: functools.partial(run_bare, name, to_recode) for name in loops},
@@ -110,7 +110,7 @@ def main(config: PreprocessBenchConfig) -> int:
         view: to_shard(config, loops, shown, folder / f"{view}.zarr")
         for view, shown in arctic.items()
     }
-    transcoded = rates(
+    transcoded = rates_together(
         config,
         {
             OURS: lambda: ours(to_transcode, BASELINE),
@@ -190,19 +190,6 @@ def main(config: PreprocessBenchConfig) -> int:
     return 0 if all_met else 1
 
 
-def rates(
-    config: PreprocessBenchConfig, variants: Mapping[str, Callable[[], object]], amount: float
-) -> Rates:
-    """Return what every variant does per second if one call does ``amount``."""
-    times = measure_together(
-        variants,
-        min_time_s=config.min_time_s,
-        warmup_s=config.min_time_s / 10,
-        repeats=config.repeats,
-    )
-    return {name: measured.rate(amount) for name, measured in times.items()}
-
-
 # --- what is measured -----------------------------------------------------------------------------
 
 
@@ -241,7 +228,7 @@ def passthrough(config: PreprocessBenchConfig, files: Files, folder: Path) -> Ra
         COPY: to_plain,
         "shutil.copyfile": to_copies,
     }
-    return rates(config, variants, float(files.sizes.sum()) / 1e6)
+    return rates_together(config, variants, float(files.sizes.sum()) / 1e6)
 
 
 def to_shard(
@@ -255,7 +242,7 @@ def to_shard(
 
     variants: dict[str, Callable[[], object]] = {OURS: build}
     variants |= {name: functools.partial(run_bare, name, files) for name in loops}
-    return rates(config, variants, len(files.names))
+    return rates_together(config, variants, len(files.names))
 
 
 def two_processes(config: PreprocessBenchConfig, files: Files, fastest: str) -> Rates:
@@ -272,7 +259,7 @@ def two_processes(config: PreprocessBenchConfig, files: Files, fastest: str) -> 
             OURS: lambda: run(run_ours),
             fastest: lambda: run(functools.partial(run_bare, fastest)),
         }
-        return rates(config, variants, len(files.names))
+        return rates_together(config, variants, len(files.names))
 
 
 @contextmanager

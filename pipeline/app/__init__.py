@@ -1,1 +1,1 @@
-"""What every command shares: the CLI, files, progress, pages."""
+"""What every command shares: the CLI, words for people, progress, files, the machine."""

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import sys
 import textwrap
@@ -41,6 +42,17 @@ class Command:
     config: str
     """``module:class`` of the schema; its module imports nothing heavy."""
     summary: str
+    multirun: str | None = None
+    """``module:function`` that takes the ``GridPoint``s of ``--multirun``; None: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridPoint:
+    """One configuration of ``--multirun``."""
+
+    chosen: dict[str, str]
+    """The keys that differ over the grid, and their values here, as written."""
+    config: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +92,15 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
             given = list(_equals([word for word in words if word not in ("-h", "--help")]))
             chosen = chosen_groups(schema, given)
             text = _docstring_of_main(command.module)
-            print(_help(f"{prog} {name}", text, schema, chosen))  # noqa: T201
+            has_grid = command.multirun is not None
+            print(_help(f"{prog} {name}", text, schema, chosen, multirun=has_grid))  # noqa: T201
             return 0
+        if "--multirun" in words:
+            if command.multirun is None:
+                raise UsageError("--multirun is for training: python -m train run --multirun ...")
+            points = list(grid(schema, [word for word in words if word != "--multirun"]))
+            module, _, function = command.multirun.partition(":")
+            return int(getattr(importlib.import_module(module), function)(points))
         config = compose(schema, words)
         return int(importlib.import_module(command.module).main(config))
     except KeyboardInterrupt:
@@ -195,6 +214,40 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         keys = [line for line in lines if line.startswith("full_key:")]
         where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
         raise UsageError(f"{where}{lines[0]}") from error
+
+
+def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
+    """Yield the configuration of every combination of values that ``a=1,2`` and ``b=x,y`` list.
+
+    Values are listed as Hydra's sweeps write them: ``lr=1e-4,3e-4``, ``n=range(1,4)``,
+    ``shape=choice(a,b)``. All are composed, and so checked, before the first one is yielded.
+
+    Raises:
+        UsageError: If no key has several values, or as ``compose``.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, listed = OverridesParser.create(), []
+    for word in _equals(words):
+        key = word.partition("=")[0]
+        try:
+            override = parser.parse_override(word)
+            is_swept = override.is_sweep_override()
+            values = list(override.sweep_string_iterator()) if is_swept else None
+        except HydraException:  # text that Hydra's grammar does not know is one value
+            values = None
+        listed.append([word] if values is None else [f"{key}={value}" for value in values])
+    swept = [i for i, choices in enumerate(listed) if len(choices) > 1]
+    if not swept:
+        raise UsageError(
+            "--multirun needs a key with several values, for example optim.lr=1e-4,3e-4"
+        )
+    points = []
+    for combination in itertools.product(*listed):
+        chosen = dict(combination[i].split("=", 1) for i in swept)
+        points.append(GridPoint(chosen=chosen, config=compose(schema, combination)))
+    yield from points
 
 
 def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any]]:
@@ -402,13 +455,26 @@ def _docstring_of_main(module: str) -> str:
     raise AssertionError(f"{module} has no main")
 
 
-def _help(prog: str, text: str, schema: type[Any], classes: Mapping[str, type[Any]]) -> str:
+def _help(
+    prog: str,
+    text: str,
+    schema: type[Any],
+    classes: Mapping[str, type[Any]],
+    *,
+    multirun: bool = False,
+) -> str:
     lines = [f"usage: {prog} [key=value ...]", "", text, "", "keys:"]
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     if experiments:
         names = ", ".join(sorted(path.stem for path in experiments.glob("*.yaml")))
         lines += ["  experiment=NAME", f"      A recipe, overridden by the other keys: {names}."]
+    if multirun:
+        lines += [
+            "  --multirun",
+            "      Run every combination of the keys that list several values, for example",
+            f"      {prog} --multirun optim.lr=1e-4,3e-4 model.hidden=512,1024 ...",
+        ]
     for group, kind in classes.items():
         names = getattr(schema, "GROUPS")[group]()  # noqa: B009 - not every schema has it
         default = next(name for name, one in names.items() if one is kind)

@@ -71,9 +71,9 @@ def squares(
 
 def are_whole_frames(
     store: Store,
-    rows: Int64[np.ndarray, " m"],
-    start: Float32[np.ndarray, "*m 2"],
-    end: Float32[np.ndarray, "*m 2"],
+    rows: Int64[np.ndarray, "*#m"],
+    start: Float32[np.ndarray, "*#m 2"],
+    end: Float32[np.ndarray, "*#m 2"],
     cache_px: int,
 ) -> bool:
     """Whether every crop is its frame as it is, so that nothing has to be resized."""

@@ -20,6 +20,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.schema import LABELS, StoreAttributes
 from preprocess.builder.plan import StorePlan
 from preprocess.builder.report.facts import Residuals, residual_counts
+from preprocess.camera import project
 from preprocess.images.images import (
     BadImage,
     ImageWork,
@@ -27,7 +28,7 @@ from preprocess.images.images import (
     bad_image_sentence,
     shard_images,
 )
-from preprocess.labels.quality import derive, joint_bbox, project
+from preprocess.labels.quality import derive, joint_bbox
 from preprocess.records import LabelJob, LabelStack, Lens, SourceError
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def region_boxes(
     from preprocess.labels.action import object_bbox_xyxy
 
     valid = labels.joint_valid & np.isfinite(labels.joints_3d).all(-1)
-    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K)
+    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K[:, None])
     official = np.isfinite(labels.bbox_xyxy)
     boxes = [np.where(official, labels.bbox_xyxy, joint_bbox(joints_2d))]
     if region == "hand_object":

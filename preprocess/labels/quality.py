@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt32
 
 from pipeline.store.schema import FLAGS
+from preprocess.camera import project
 from preprocess.records import LabelStack
 
 MANO_RESIDUAL_LIMIT_M: Final = 1e-3
@@ -39,16 +40,6 @@ class Derived:
     has_world: Bool[np.ndarray, " n"]
 
 
-def project(
-    points: Float[np.ndarray, "n hands points 3"], K: Float[np.ndarray, "n 3 3"]
-) -> Float[np.ndarray, "n hands points 2"]:
-    """Return pixels of camera-frame points; NaN at and behind the camera plane."""
-    image = np.einsum("nij,nhkj->nhki", K, points)
-    depth = np.where(points[..., 2] > 0, image[..., 2], np.nan)
-    pixels: Float[np.ndarray, "n hands points 2"] = image[..., :2] / depth[..., None]
-    return pixels
-
-
 def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
     """Return flags (all but the image's own), masks and boxes.
 
@@ -60,7 +51,7 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
 
     finite = np.isfinite(labels.joints_3d).all(-1)
     valid = labels.joint_valid & finite
-    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K)
+    joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K[:, None])
     has_joints = valid.any(-1)
     has_mano = _all_finite(labels.theta, labels.transl, labels.root_rest)
     residual_bad = labels.vertices_check_m > MANO_RESIDUAL_LIMIT_M
@@ -137,6 +128,6 @@ def outside_image(
     return gone
 
 
-def _all_finite(*values: Float[np.ndarray, "n 2 k"]) -> Bool[np.ndarray, "n 2"]:
+def _all_finite(*values: Float[np.ndarray, "n 2 _"]) -> Bool[np.ndarray, "n 2"]:
     finite: Bool[np.ndarray, "n 2"] = np.isfinite(np.concatenate(values, axis=-1)).all(-1)
     return finite

@@ -13,10 +13,8 @@ import numpy as np
 
 from model.hand import MANO_PARENTS, NUM_JOINTS, NUM_VERTICES
 from model.mano.files import MANO_SHAPES
-from pipeline.pickles.machine import Instance, kind
-from pipeline.pickles.plain_arrays import check_shape
-from pipeline.pickles.read import load_npy, load_pickle
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.pickles import Instance, kind, load_npy, load_pickle
+from pipeline.zips import open_zip, read_member
 
 Arrays = dict[str, np.ndarray]
 
@@ -186,10 +184,9 @@ def _shape(value: Any) -> tuple[int, ...]:
         value = value.tolist()
     if type(value) not in (list, tuple):
         raise ValueError(f"has {kind(value)} as its shape")
-    try:
-        return check_shape(tuple(int(n) if isinstance(n, np.integer) else n for n in value))
-    except ValueError as error:
-        raise ValueError("has an impossible shape") from error
+    if not all(isinstance(n, (int, np.integer)) and 0 <= n < 2**31 for n in value):
+        raise ValueError("has an impossible shape")
+    return tuple(map(int, value))
 
 
 def _vector(value: Any, kinds: str, name: str) -> np.ndarray:

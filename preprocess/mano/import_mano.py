@@ -26,8 +26,8 @@ from model.mano.files import (
 )
 from pipeline.app.files import replace_file
 from pipeline.app.words import say
-from pipeline.pickles.read import MAX_BYTES
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.pickles import MAX_BYTES
+from pipeline.zips import open_zip, read_member
 from preprocess.config import ImportManoConfig
 from preprocess.mano.arrays import (
     Arrays,

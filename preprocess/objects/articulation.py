@@ -2,6 +2,9 @@
 
 ARCTIC's rule: a point p of the moving part is at ``turn(angle) p`` in the object's frame, a
 rotation by the angle about -z through the origin; ``[R | t]`` then moves both parts alike.
+
+``model.geometry.articulation`` says the same in torch, for batches and with gradients. No process
+of a build loads torch: it takes seconds to start and half a gigabyte of memory in every worker.
 """
 
 from typing import Final

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from pipeline.store.schema import CONTACT_FAR
-from preprocess.labels.quality import project
+from preprocess.camera import project
 from preprocess.objects.articulation import articulated
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def draw_objects(
         angle = store.label("object_arti_rad")[row, slot, None]
         vertices = articulated(shape.vertices, shape.vertex_part, angle)[0]
         vertices = vertices @ pose[:, :3].T + pose[:, 3]
-        pixels = project(vertices[None, None], K[None])[0, 0]
+        pixels = project(vertices, K)
         rgb = GRASPED_RGB if slot == grasped else OTHER_RGB
         width = scale * (2 if slot == grasped else 1)
         contours = outline(pixels, shape.faces, picture.shape[:2])
@@ -121,8 +121,7 @@ def axes_px(
         K: Intrinsics of the picture.
     """
     ends = np.concatenate([np.zeros((1, 3)), length_m * np.eye(3)]) @ pose[:, :3].T + pose[:, 3]
-    pixels: Float[np.ndarray, "4 2"] = project(ends[None, None], K[None])[0, 0]
-    return pixels
+    return project(ends, K)
 
 
 def contact_rgb(contact_dist: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 3"]:

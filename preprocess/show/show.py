@@ -16,8 +16,9 @@ from jaxtyping import Float, UInt8
 from model.hand import LEFT, RIGHT
 from pipeline.app.words import say
 from preprocess.builder.report.page import PAGE_FILE
+from preprocess.camera import project
 from preprocess.config import ShowConfig
-from preprocess.labels.quality import flag_names, project
+from preprocess.labels.quality import flag_names
 from preprocess.show.objects import draw_objects, draw_vertices, load_shapes
 from preprocess.show.sheet import FONT, GREY, LEFT_RGB, RIGHT_RGB, legend, picture_strip, write
 
@@ -186,7 +187,7 @@ def _draw_hands(
 
     from model.draw import draw_skeleton
 
-    joints = project(store.label("joints_3d")[[row]].astype(np.float64), K[None])[0]
+    joints = project(store.label("joints_3d")[row].astype(np.float64), K)
     side = len(picture)
     for slot, letter, rgb in _SIDES:
         corners = store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64)
@@ -223,5 +224,4 @@ def _vertex_pixels(
     )
     arrays = mano.right if slot == RIGHT else mano.left
     vertices, _ = mano_forward(arrays, theta, beta, transl)
-    pixels: Float[np.ndarray, "778 2"] = project(vertices[None], K[None])[0, 0]
-    return pixels
+    return project(vertices[0], K)

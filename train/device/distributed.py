@@ -86,7 +86,7 @@ def shared(value: T, ranks: Ranks) -> T:
     return values[0]
 
 
-def gathered(value: T, ranks: Ranks) -> list[T]:
+def all_gather(value: T, ranks: Ranks) -> list[T]:
     """Return every rank's value, on every rank."""
     if ranks.world == 1:
         return [value]

@@ -125,13 +125,6 @@ def draw_hands(
     return canvas
 
 
-def write_jpeg(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write a picture, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")
-
-
 def _draw_outline(
     canvas: UInt8[np.ndarray, "h w 3"],
     vertices_2d: Float[np.ndarray, "778 2"],

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from rich.console import Console
 
+from model.draw import write_picture
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.decode.read_ahead import read_ahead
@@ -40,7 +41,6 @@ from train.predict.outputs import (
     draw_hands,
     hand_record,
     picture_name,
-    write_jpeg,
     write_obj,
     write_predictions,
 )
@@ -252,7 +252,7 @@ def _write_image(
     picture = None
     if config.pictures:
         picture = f"pictures/{name}"
-        write_jpeg(out / picture, draw_hands(work.frame, hands, predictor.faces))
+        write_picture(out / picture, draw_hands(work.frame, hands, predictor.faces))
     return {
         "width": width,
         "height": height,

@@ -1,26 +1,48 @@
-"""What a checkpoint holds, taken from a training state and put back; ``weights_only`` loads it.
+"""Checkpoints of a run, ``RUN/checkpoints/step-<step>.pt``: saved, verified, restored.
 
-``checkpoint_files`` says how the files are written and which one is taken.
+A file is what ``torch.save`` writes, with the sha256 of everything before it as the comment of the
+zip archive. The CRC32s that zip keeps do not suffice: they leave out the archive's directory, and
+one flipped bit there makes ``torch.load`` return uninitialised memory without an error.
+
+There is no index: each file knows its run, its step, and the best score so far.
 """
 
+import contextlib
+import hashlib
+import io
 import json
+import math
+import os
+import pickle
 import secrets
+import struct
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import torch
 
 from model.mean_pose import MeanPose
+from pipeline.app.files import sync
 from train.config import CheckpointChoice, RunConfig
-from train.state.checkpoint_archive import FORMAT
-from train.state.checkpoint_files import FOLDER, add_file, best_of, newest
-from train.state.checkpoint_index import INDEX, Say, Score, step_files
 from train.state.config_io import from_plain
 from train.step.step import TrainState
 
-_OLD_NAME = "checkpoint.pt"
+FOLDER: Final = "checkpoints"
+FORMAT: Final = 2
+TEMPORARY: Final = ".tmp"
+"""Ends the name of a file that is still being written."""
+_OLD_NAME: Final = "checkpoint.pt"
 """The only file of format 0."""
+_OLD_INDEX: Final = "index.json"
+"""The list of files that earlier releases kept: not read, removed by the next save."""
+_SEAL_BYTES: Final = 2 + 64
+"""Length and text of the zip archive's comment, which end the file."""
+
+Say = Callable[[str], None]
+"""Shows people one line."""
 
 
 class NotWrittenError(OSError):
@@ -43,11 +65,22 @@ class RunFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """A checkpoint that is on the disk."""
+class Score:
+    """The value of a validation metric at a step; smaller is better."""
 
-    path: Path
-    is_best: bool
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What tells checkpoints apart without reading their tensors."""
+
+    format: int
+    run_id: str
+    best: Score | None
+    """The best score when the file was written."""
 
 
 def new_run_id() -> str:
@@ -55,23 +88,9 @@ def new_run_id() -> str:
     return secrets.token_hex(8)
 
 
-def save_checkpoint(
-    run_dir: Path,
-    state: TrainState,
-    loader_state: dict[str, Any],
-    facts: RunFacts,
-    *,
-    keep: int,
-    score: Score | None = None,
-) -> Saved:
-    """Write ``run_dir/checkpoints/step-<step>.pt``; the newest ``keep`` and the best one stay.
-
-    Killed or failing at any moment, the folder still holds a checkpoint that loads.
-
-    Raises:
-        NotWrittenError: If it could not be written.
-    """
-    payload = {
+def payload_of(state: TrainState, loader_state: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
+    """Return what a checkpoint holds: all that ``restore`` puts back, and what made the run."""
+    return {
         "format": FORMAT,
         "run_id": facts.run_id,
         "step": state.step,
@@ -86,49 +105,91 @@ def save_checkpoint(
         "store_sha256": facts.store_sha256,
         "mano_sha256": facts.mano_sha256,
     }
-    folder = run_dir / FOLDER
+
+
+def save_checkpoint(
+    run_dir: Path, payload: dict[str, Any], *, keep: int, score: Score | None = None
+) -> bool:
+    """Write ``run_dir/checkpoints/step-<step>.pt``; the newest ``keep`` and the best one stay.
+
+    Killed or failing at any moment, the folder still holds a checkpoint that loads. Files beyond
+    this step are removed: the run was continued from before them. Files of other runs stay.
+
+    Returns:
+        Whether ``score`` makes it the best.
+
+    Raises:
+        NotWrittenError: If it could not be written.
+    """
+    folder, step, run_id = run_dir / FOLDER, payload["step"], payload["run_id"]
+    path = _file_of(folder, step)
     try:
-        path, is_best = add_file(folder, payload, keep=keep, score=score)
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(f"*{TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+        ours = _files_of(run_id, folder)
+        best = _best(folder, [header for file, header in ours.items() if file <= path])
+        is_best = score is not None and _is_better(score, best)
+        best = score if is_best else best
+        _write(path, payload | {"best": None if best is None else asdict(best)})
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise NotWrittenError(
-            f"the checkpoint of step {state.step} was not written to {folder}: {reason}; the "
-            "earlier ones are untouched"
+            f"the checkpoint of step {step} was not written to {folder}: {reason}; the earlier "
+            "ones are untouched"
         ) from error
-    return Saved(path=path, is_best=is_best)
+    kept = {*sorted({path, *(file for file in ours if file < path)})[-keep:]}
+    if best is not None:
+        kept.add(_file_of(folder, best.step))
+    for file in {*ours, folder / _OLD_INDEX} - kept:
+        with contextlib.suppress(OSError):  # the new one is safe; tried again at the next save
+            file.unlink(missing_ok=True)
+    return is_best
 
 
 def has_checkpoints(run_dir: Path) -> bool:
     """Return whether a run was saved here, be it readable or not."""
+    return bool(_files(run_dir / FOLDER)) or (run_dir / _OLD_NAME).exists()
+
+
+def best_step(run_dir: Path, run_id: str) -> int | None:
+    """Return the step of a run's best checkpoint; None where none was scored.
+
+    Raises:
+        ValueError: If the folder belongs to another run.
+    """
     folder = run_dir / FOLDER
-    return (folder / INDEX).exists() or bool(step_files(folder)) or (run_dir / _OLD_NAME).exists()
+    best = _best(folder, list(_files_of(run_id, folder).values()))
+    return None if best is None else best.step
 
 
 def read_checkpoint(
     run_dir: Path, choice: CheckpointChoice = CheckpointChoice.latest, *, say: Say
 ) -> dict[str, Any]:
-    """Return the payload of a run's newest whole checkpoint, or of its best; tensors on the CPU.
+    """Return the payload of a run's newest intact checkpoint, or of its best; tensors on the CPU.
 
     ``say`` is told every file that is refused on the way.
 
     Raises:
-        FileNotFoundError: If the folder holds none.
-        ValueError: If none can be used.
+        FileNotFoundError: If there is none, or none was scored.
+        ValueError: If none is intact. Nothing takes the place of a best one that is not.
     """
-    folder = run_dir / FOLDER
-    if choice is CheckpointChoice.best:
-        return best_of(folder, say)
-    payload = newest(folder, say)
-    if payload is not None:
-        return payload
-    if (run_dir / _OLD_NAME).exists():
-        raise ValueError(
-            f"{run_dir / _OLD_NAME} has checkpoint format 0, this code reads {FORMAT}; train "
-            "again in another run_dir"
+    folder, run_id = run_dir / FOLDER, _owner(run_dir)
+    newest = _newest(run_dir, run_id, say)
+    if choice is CheckpointChoice.latest:
+        return newest
+    if newest["best"] is None:
+        raise FileNotFoundError(
+            f"{folder} has no best checkpoint: none was scored; use checkpoint=latest"
         )
-    raise FileNotFoundError(
-        f"{run_dir} holds no checkpoint; expected a folder made by: python -m train run"
-    )
+    path = _file_of(folder, newest["best"]["step"])
+    try:
+        return _read(path, run_id)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"the best checkpoint {path} is refused: {error}; use checkpoint=latest"
+        ) from error
 
 
 def restore(
@@ -183,10 +244,187 @@ def set_rng_state(rng: dict[str, Any]) -> None:
 
 
 def config_of(payload: dict[str, Any]) -> RunConfig:
-    """Return the run's configuration from its checkpoint."""
+    """Return the run's configuration from its checkpoint.
+
+    Raises:
+        ValueError: If a key or value is not of this version.
+    """
     return from_plain(RunConfig, json.loads(payload["config"]))
 
 
 def mean_of(payload: dict[str, Any]) -> MeanPose:
     """Return the mean pose kept in a checkpoint."""
     return MeanPose(**payload["mean_pose"])
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest last."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def _file_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.pt"
+
+
+def _write(path: Path, payload: dict[str, Any]) -> None:
+    """Write a file under another name, and rename it when it is on the disk.
+
+    Raises:
+        OSError: If that fails; what was at ``path`` before is still there.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("w+b") as file:
+            torch.save(payload, file)
+            end = file.seek(-2, os.SEEK_END)  # the length of the comment: none yet
+            seal = _seal(file, end)
+            file.seek(end)
+            file.write(seal)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from error  # torch's C++ writer hides the disk's own error
+        raise
+    sync(path.parent)
+    sync(path.parent.parent)  # the first checkpoint comes with its folder
+
+
+def _seal(file: BinaryIO, end: int) -> bytes:
+    """Return the last bytes of a file whose first ``end`` are there, and stop after those."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while end > 0 and (piece := file.read(min(end, 1 << 24))):
+        digest.update(piece)
+        end -= len(piece)
+    return struct.pack("<H", 64) + digest.hexdigest().encode()
+
+
+def _read(path: Path, run_id: str | None) -> dict[str, Any]:
+    """Return the payload of an intact file of a run; None takes any run.
+
+    Raises:
+        ValueError: If it is damaged, of another format or of another run; the text goes behind
+            the file's name.
+        OSError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("it is missing")
+    with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size - _SEAL_BYTES
+        if end <= 0 or _seal(file, end) != file.read():
+            raise ValueError("its checksum does not fit: it is torn, damaged or foreign")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(f"torch cannot load it ({' '.join(str(error).split())[:200]})") from error
+    found = payload.get("format") if isinstance(payload, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"it has checkpoint format {found!r}, this code reads {FORMAT}")
+    if run_id is not None and payload["run_id"] != run_id:
+        raise ValueError(f"it is foreign: of run {payload['run_id']}, expected run {run_id}")
+    assert isinstance(payload, dict)
+    return payload
+
+
+def _newest(run_dir: Path, run_id: str | None, say: Say) -> dict[str, Any]:
+    folder = run_dir / FOLDER
+    for path in reversed(_files(folder)):
+        try:
+            return _read(path, run_id)
+        except (ValueError, OSError) as error:
+            say(f"checkpoint {path} is refused: {error}")
+    if _files(folder):
+        raise ValueError(
+            f"no checkpoint in {folder} is whole; put back a copy of a file, or remove the folder "
+            "to train from the start"
+        )
+    if (run_dir / _OLD_NAME).exists():
+        raise ValueError(
+            f"{run_dir / _OLD_NAME} has checkpoint format 0, this code reads {FORMAT}; train "
+            "again in another run_dir"
+        )
+    raise FileNotFoundError(
+        f"{run_dir} holds no checkpoint; expected a folder made by: python -m train run"
+    )
+
+
+def _files_of(run_id: str, folder: Path) -> dict[Path, _Header | None]:
+    """Return the files of a run, the newest last; damaged ones, with None, are taken for its own.
+
+    Raises:
+        ValueError: If the folder belongs to another run.
+    """
+    headers = {path: _header(path) for path in _files(folder)}
+    owners = {header.run_id for header in headers.values() if header is not None}
+    if owners and run_id not in owners:
+        raise ValueError(
+            f"the folder belongs to run {owners.pop()}, this is run {run_id}; does another "
+            "process train in the same run_dir?"
+        )
+    return {f: h for f, h in headers.items() if not h or (h.format, h.run_id) == (FORMAT, run_id)}
+
+
+def _header(path: Path) -> _Header | None:
+    with contextlib.suppress(Exception):  # damage makes zip and pickle raise many kinds
+        with zipfile.ZipFile(path) as archive:
+            data = archive.read("archive/data.pkl")  # checks its CRC32
+        payload = _Skeleton(io.BytesIO(data)).load()
+        best = Score(**payload["best"]) if payload.get("best") else None
+        return _Header(format=payload["format"], run_id=str(payload["run_id"]), best=best)
+    return None
+
+
+class _Skeleton(pickle.Unpickler):
+    """Reads a payload without its tensors; no class or function that it names is looked up.
+
+    Every save looks into every file: ``torch.load(mmap=True)`` takes ten times as long.
+    """
+
+    class Nothing(dict[Any, Any]):
+        """In place of an object."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+
+    def persistent_load(self, pid: Any) -> None:
+        """Pass over a tensor's values."""
+
+    def find_class(self, module: str, name: str) -> type:
+        """Return the same for everything."""
+        return self.Nothing
+
+
+def _owner(run_dir: Path) -> str | None:
+    """Return the run that a folder belongs to; None if it is empty.
+
+    Raises:
+        ValueError: If it holds files of several runs and the manifest is lost.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((run_dir / "manifest.json").read_bytes())["run_id"])
+    files = _files(run_dir / FOLDER)
+    owners = {header.run_id: file.name for file in files if (header := _header(file))}
+    if len(owners) > 1:
+        shown = ", ".join(f"{name} of run {run_id}" for run_id, name in sorted(owners.items()))
+        raise ValueError(
+            f"{run_dir / FOLDER} holds files of {len(owners)} runs and no manifest.json tells "
+            f"whose it is ({shown}); remove those that do not belong here"
+        )
+    return next(iter(owners), None)
+
+
+def _best(folder: Path, headers: list[_Header | None]) -> Score | None:
+    """Return the best score according to the newest of ``headers``, if its file is there."""
+    known = [header.best for header in headers if header is not None]
+    best = known[-1] if known else None
+    return best if best is not None and _file_of(folder, best.step).is_file() else None
+
+
+def _is_better(score: Score, best: Score | None) -> bool:
+    if best is None or best.metric != score.metric or best.step == score.step:
+        return math.isfinite(score.value)
+    return score.value < best.value

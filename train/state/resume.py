@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from train.config import RunConfig
-from train.state.checkpoint import config_of, has_checkpoints, read_checkpoint
-from train.state.checkpoint_index import Say
+from train.state.checkpoint import (
+    Say,
+    config_of,
+    has_checkpoints,
+    read_checkpoint,
+)
 from train.state.config_io import from_plain, to_plain
 
 FREE_KEYS: Final = frozenset(

@@ -1,8 +1,5 @@
 """Predictions drawn over the images that the network saw."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -81,10 +78,3 @@ def _surfaces(
         for points, where in zip((shape.true, shape.pred), t, strict=True)
     )
     return true.where(known, torch.nan).numpy(), guess.where(known, torch.nan).numpy()
-
-
-def write_picture(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an RGB image as PNG, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")

@@ -17,6 +17,7 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from model.mano.convert import axis_angle_to_pca
+from preprocess.camera import pixels
 from preprocess.sample.dexycb.scene import (
     MASTER,
     SERIALS,
@@ -116,8 +117,7 @@ def label_of(true: Truth, picture: RenderedFrame) -> dict[str, np.ndarray]:
     if true.labelled:
         pose_m = _pose_m(true.plan.side, true.theta, true.transl)
         joint_3d = true.joints_3d
-        projected = joint_3d @ true.K.T
-        joint_2d = projected[:, :2] / projected[:, 2:]
+        joint_2d = pixels(joint_3d, true.K)
     # The official segmentation is drawn from the labels: what has none is background.
     value = np.zeros(256, dtype=np.uint8)
     value[1 : 1 + len(true.posed)] = np.where(true.posed, true.plan.ycb_ids, 0)

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from model.hand import STANDARD_FROM_MANO21
+from preprocess.camera import pixels
 from preprocess.sample.ho3d.scene import (
     PARTS,
     SIZE_HW,
@@ -180,9 +181,8 @@ def meta_of(seed: int, slot: Slot, frame: ImageTruth) -> dict[str, Any]:
         meta |= {"handPose": theta, "handTrans": transl, "handBeta": frame.beta}
         meta["handJoints3D"] = joints
     else:
-        pixels = frame.vertices @ frame.K.T
-        pixels = pixels[:, :2] / pixels[:, 2:]
-        box = np.concatenate([np.floor(pixels.min(0)), np.ceil(pixels.max(0))])
+        seen = pixels(frame.vertices, frame.K)
+        box = np.concatenate([np.floor(seen.min(0)), np.ceil(seen.max(0))])
         meta |= {"handJoints3D": joints[0], "handBoundingBox": [int(value) for value in box]}
     is_none = slot.is_unannotated or unlisted(slot) == slot
     return dict.fromkeys(meta) if is_none else meta

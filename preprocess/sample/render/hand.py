@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from model.hand import NUM_VERTICES
+from preprocess.camera import pixels
 from preprocess.sample.hand.mesh import stand_in_mano, stand_in_topology
 from preprocess.sample.hand.skin import SkinAtlas, atlas_coordinates, sample_skin, vertex_normals
 from preprocess.sample.render.raster import rasterise
@@ -148,8 +149,7 @@ def render_hands(
         skins.append(len(faces[-1]))
     vertices, triangles = np.concatenate(points), np.concatenate(faces)
     normal = vertex_normals(vertices, triangles)
-    homogeneous = vertices @ K.T
-    pixel = homogeneous[:, :2] / homogeneous[:, 2:]
+    pixel = pixels(vertices, K)
     scale = SUPERSAMPLING
     height, width = size_hw[0] * scale, size_hw[1] * scale
     fragments = rasterise((pixel + 0.5) * scale - 0.5, vertices[:, 2], triangles, (height, width))

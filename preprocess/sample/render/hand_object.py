@@ -14,6 +14,7 @@ import igl
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from preprocess.camera import pixels
 from preprocess.sample.grasp.scene import HandObjectSequence
 from preprocess.sample.hand.skin import (
     SkinAtlas,
@@ -122,8 +123,7 @@ def render_bodies(
         [part.faces + start for part, start in zip(parts, starts[:-1], strict=True)]
     )
     owner = np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts])
-    pixel = vertices @ K.T
-    pixel = pixel[:, :2] / pixel[:, 2:]
+    pixel = pixels(vertices, K)
     camera_id = zlib.crc32(T_cam_from_world.tobytes())
     backdrop = _blurred_background(look_key, camera_id, size_hw)
     background, table_depth = _behind(K, T_cam_from_world, look, backdrop, vertices, faces)

@@ -17,13 +17,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from model.mano.files import ManoModels
-from pipeline.pickles.parts import read_npy_parts
+from pipeline.pickles import read_npy_parts
 from preprocess.records import CrossCheck, Lens, Rows, SourceError
 from preprocess.sources.arctic.compare import LIMITS, Apart, compare_sequence
 from preprocess.sources.arctic.files import NAME, Rig
 
 _KEYS: Final = frozenset({"cam_coord", "2d", "bbox", "params"})
 """Of the dictionary of a sequence."""
+_MAX_STEPS: Final = 50_000_000
+"""Three for each of 1.5 million names of images, and 500 for a sequence."""
 
 
 def checked_files(root: Path) -> list[Path]:
@@ -66,7 +68,7 @@ def cross_check(
     for path in files:
         try:
             take = functools.partial(compare, path)
-            rest = read_npy_parts(path, name=str(path), keys=_KEYS, take=take)
+            rest = read_npy_parts(path, name=str(path), keys=_KEYS, take=take, max_steps=_MAX_STEPS)
         except (OSError, ValueError) as error:
             problems.append(f"{NAME}: {error}; download the file again or remove it")
         else:

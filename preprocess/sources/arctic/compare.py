@@ -18,10 +18,11 @@ from scipy.spatial.transform import Rotation
 
 from model.hand import STANDARD_FROM_MANO21
 from model.mano.files import ManoModels
+from preprocess.camera import pixels, project
 from preprocess.records import LabelStack, Lens
 from preprocess.sources.arctic.files import EGO, SIDES, VIEWS, Rig, finite_array, read_raw
 from preprocess.sources.arctic.labels import View, posed_object, read_views
-from preprocess.sources.arctic.valid import distorted, in_view, pixels, square_of
+from preprocess.sources.arctic.valid import distorted, in_view, square_of
 
 LIMITS: Final = {
     "joints": (1e-4, "m"),
@@ -101,7 +102,7 @@ def compare_sequence(
         if mano is not None:
             found.add("joints", v, own - joints[:, v])
             middle = np.array([K[0, 2], K[1, 2]])
-            own_px = np.where(own[..., 2:] > 0, pixels(own, K), np.nan)
+            own_px = project(own, K)
             near = np.abs(own_px - middle) < _SEEN * rig.image_size_wh[v]
             found.add("joint pixels", v, np.where(near, own_px - joints_px[:, v], 0.0))
             if v == EGO:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64
 
-from pipeline.pickles.read import load_npy
+from pipeline.pickles import load_npy
 from preprocess.records import Lens, SourceError
 from preprocess.sources.annotations import read_json
 

@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float64, Int8, Int64
 
 from model.hand import LEFT, RIGHT, STANDARD_FROM_MANO21, TIP_VERTICES
 from model.mano.files import ManoModels, mano_forward
+from preprocess.camera import pixels
 from preprocess.labels.canonical import HandParameters, arctic_hands, arctic_objects, fill_hands
 from preprocess.objects.articulation import articulated
 from preprocess.records import LabelStack, Lens, empty_labels, stack_labels
 from preprocess.sources.annotations import read_json
 from preprocess.sources.arctic.crop import crop_affines, ego_affine
 from preprocess.sources.arctic.files import EGO, NAME, OBJECTS, Rig, read_raw
-from preprocess.sources.arctic.valid import in_view, pixels, square_of
+from preprocess.sources.arctic.valid import in_view, square_of
 
 _CHUNK = 256
 

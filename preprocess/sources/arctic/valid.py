@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from preprocess.camera import pixels
 from preprocess.records import Lens
 
 _AROUND: Final = 1.1 + 0.6
@@ -82,14 +83,6 @@ def distorted(points: Float64[np.ndarray, "*n 3"], lens: Lens) -> Float64[np.nda
     u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
     v = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
     return np.stack([u * z, v * z, z], axis=-1)
-
-
-def pixels(
-    points: Float64[np.ndarray, "*n 3"], K: Float64[np.ndarray, "3 3"]
-) -> Float64[np.ndarray, "*n 2"]:
-    """Return where a pinhole camera sees points of its frame."""
-    projected = points @ K.T
-    return np.asarray(projected[..., :2] / projected[..., 2:])
 
 
 def _inside(

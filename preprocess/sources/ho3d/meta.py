@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from model.hand import NUM_JOINTS
-from pipeline.pickles.read import PickleError, load_pickle
+from pipeline.pickles import PickleError, load_pickle
 from preprocess.records import SourceError
 from preprocess.sources.ho3d.files import NAME
 from preprocess.sources.ycb import YCB_NAMES
@@ -140,5 +140,5 @@ def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == "None")
 
 
-def _finite(*arrays: Float64[np.ndarray, " k"]) -> bool:
+def _finite(*arrays: Float64[np.ndarray, "..."]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)

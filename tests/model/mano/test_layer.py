@@ -128,9 +128,6 @@ def test_gradients_through_pose_shape_and_translation(mano: ManoModels) -> None:
     assert torch.autograd.gradcheck(decode, (theta, beta, transl), fast_mode=True)
 
 
-@pytest.mark.skipif(
-    hasattr(ManoLayer.forward, "__wrapped__"), reason="the shape-checking hook cannot be traced"
-)
 def test_layer_is_one_graph_without_waiting_for_the_device(mano: ManoModels) -> None:
     args = (*_tensors(*_pose(2)), torch.tensor([True, False]))
     layer = ManoLayer(mano)
@@ -140,9 +137,6 @@ def test_layer_is_one_graph_without_waiting_for_the_device(mano: ManoModels) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # inductor's own
-@pytest.mark.skipif(
-    hasattr(ManoLayer.forward, "__wrapped__"), reason="the shape-checking hook cannot be traced"
-)
 def test_compiled_layer_has_the_values_and_gradients_of_the_eager_one(mano: ManoModels) -> None:
     args = [part.requires_grad_() for part in _tensors(*_pose(5))]
     is_right = torch.tensor([True, False, True, True, False])
@@ -384,9 +378,6 @@ def test_gradients_of_the_joints(with_interhand: ManoModels) -> None:
     )
 
 
-@pytest.mark.skipif(
-    hasattr(regress_joints, "__wrapped__"), reason="the shape-checking hook cannot be traced"
-)
 def test_joints_are_one_graph(with_interhand: ManoModels) -> None:
     regressors = joint_regressors(with_interhand)
     args = (torch.rand(3, 778, 3), torch.rand(3, 16, 3))

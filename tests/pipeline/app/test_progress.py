@@ -1,6 +1,6 @@
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from rich.console import Console
@@ -45,7 +45,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def lines(
     clock: Clock,
-    calls: list[tuple[float, int, int | None, str]],
+    calls: Sequence[tuple[float, int, int | None, str]],
     already: int = 0,
     line_seconds: float = LINE_SECONDS,
 ) -> str:

@@ -5,6 +5,7 @@ Every payload that would do something leaves the file ``canary`` in the working 
 and prints one JSON line for each; with ``control`` the live ones go to Python's own unpickler.
 """
 
+import codecs
 import gzip
 import json
 import pickle
@@ -24,6 +25,7 @@ from tests.pipeline.pickles.hostile_steps import (
     CANARY,
     RUN_TOUCH,
     Case,
+    argument_cases,
     array_cases,
     bomb_cases,
     npy_cases,
@@ -355,12 +357,69 @@ def cases() -> Iterator[Case]:
     yield from step_cases()
     yield from array_cases()
     yield from bomb_cases()
+    yield from argument_cases()
     yield from file_cases()
     yield from npy_cases()
     yield from model_cases()
 
 
 # --- running --------------------------------------------------------------------------------------
+
+HARMLESS: Final = frozenset(
+    {
+        "build twice",
+        "object without state",
+        "object with arguments",
+        "call of set with dict",
+        "call of set with text",
+        "call of bytes with text",
+        "put by negative",
+        "two values",
+        "protocol twice",
+        "protocol inside",
+        "frame beyond the end",
+        "reconstructor with base",
+        "reconstructor with state",
+        "array: reconstruct of set",
+        "array: reconstruct of class",
+        "array: reconstruct of text",
+        "array: reconstruct enormous",
+        "array: reconstruct two dims",
+        "array: reconstruct of objects",
+        "array: reconstruct without type",
+        "array: array without data",
+        "array: array without data, in a list",
+        "array: shape enormous and empty",
+        "array: shape of 33 axes",
+        "array: order 2",
+        "array: order text",
+        "array: type not built",
+        "array: type with copy 2",
+        "array: type state size",
+        "array: scalar of objects",
+        "array: buffer order",
+        "array: buffer order None",
+        "float of many digits",
+        "long of many bytes",
+        "file: octal escape",
+        "file: unknown escape",
+        "file: integer spaced",
+        "file: integer underscored",
+        "file: integer hexadecimal",
+        "file: float infinity",
+        "npy: version 9",
+    }
+)
+"""Odd files that may be read, as plain data."""
+_PLAIN: Final = {type(None), bool, int, float, str, bytes, bytearray}
+_events: list[str] | None = None
+"""What Python reported since the last case began, None before the first."""
+
+
+def _watch(event: str, args: tuple[Any, ...]) -> None:
+    """Note every event that a hook can see: imports, calls of exec, files, processes, sockets."""
+    if _events is not None:
+        _events.append(f"{event} {args!r:.80}")
 
 
 def _address_space() -> int:
@@ -381,11 +440,41 @@ def _traces() -> list[str]:
 
 def _say(**fields: Any) -> None:
     sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()  # the last line names the case before the one that ends the process
+
+
+def _strange(root: Any) -> list[str]:
+    """Return the types in a value that are no plain data."""
+    found, waiting, seen = set(), [root], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if type(value) in (list, tuple, set, frozenset):
+            waiting += value
+        elif type(value) is dict:
+            waiting += [*value, *value.values()]
+        elif type(value) is np.ndarray:
+            waiting += value.ravel().tolist() if value.dtype.hasobject else []
+            found |= set() if value.dtype.kind in "biufSUO" else {str(value.dtype)}
+        elif type(value).__module__ == "pipeline.pickles" and type(value).__name__ == "Instance":
+            waiting.append(value.state)
+        elif type(value) not in _PLAIN and type(value).__module__ != "numpy":
+            found.add(str(type(value)))
+    return sorted(found)
+
+
+def _state_of(*owners: object) -> list[dict[str, int]]:
+    """Return what could be changed of modules and classes."""
+    return [{key: id(value) for key, value in vars(owner).items()} for owner in owners]
 
 
 def read_all() -> None:
     """Read every case with its reader; what is imported by then may take 2 GiB more."""
-    from pipeline.pickles.read import load_npy, load_pickle
+    global _events  # noqa: PLW0603  # a hook cannot be removed
+    import pipeline.pickles
+    from pipeline.pickles import load_npy, load_pickle
     from preprocess.mano.arrays import MANO_CLASSES, mano_from_pickle
 
     readers: dict[str, Callable[[bytes], object]] = {
@@ -393,42 +482,60 @@ def read_all() -> None:
         "mano": lambda content: mano_from_pickle(content, name="F"),
         "npy": lambda content: load_npy(content, name="F"),
     }
+    for code in ("latin-1", "utf-8", "raw-unicode-escape"):
+        codecs.lookup(code)  # imports it
+    ours = (pipeline.pickles, pipeline.pickles._Unpickler, pipeline.pickles.Instance, np.ndarray)
+    before = _state_of(*ours)
     modules = set(sys.modules)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     limit = _address_space() + LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    sys.addaudithook(_watch)
     for case in cases():
         content = case.make()
         start = time.process_time()
+        value, outcome, message, is_value_error = None, "read", "", False
+        _events = []
         try:
-            readers[case.read](content)
-            outcome, message = "read", ""
+            value = readers[case.read](content)
         except BaseException as error:
             outcome, message = type(error).__name__, str(error)
             is_value_error = isinstance(error, ValueError)
-        else:
-            is_value_error = False
+        events, _events = _events, None
         _say(
             name=case.name,
-            must_refuse=case.refused,
+            read=case.read,
+            must_refuse=case.refused and case.name not in HARMLESS,
             outcome=outcome,
             is_value_error=is_value_error,
             message=message,
             seconds=time.process_time() - start,
             traces=_traces(),
+            events=events,
+            strange=_strange(value),
         )
     _say(
         imported=sorted(set(sys.modules) - modules),
+        unchanged=before == _state_of(*ours),
         peak_kib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak,
     )
 
 
 def control() -> None:
-    """Give the live calls to Python's unpickler, to see that the canary works."""
+    """Give the live calls to Python's unpickler, to see that the canary and the hook work."""
+    global _events  # noqa: PLW0603
+    sys.addaudithook(_watch)
     for module, attribute, args in CALLS:
         if f"{module}.{attribute}" in LIVE:
+            _events = []
             kept = pickle.loads(SPELLINGS[0][1](module, attribute, args))  # noqa: S301  # the point
-            _say(name=f"{module}.{attribute}", traces=_traces(), value=type(kept).__name__)
+            events, _events = _events, None
+            _say(
+                name=f"{module}.{attribute}",
+                traces=_traces(),
+                events=events,
+                value=type(kept).__name__,
+            )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from tests.pipeline.pickles.pickle_words import (
     EMPTY_ARRAY,
     MARK,
     NONE,
+    NOT_BUILT,
+    RECONSTRUCT,
     array,
     call,
     data,
@@ -70,6 +72,18 @@ def step_cases() -> Iterator[Case]:
         ("build on list", b"]", state, b"b"),
         ("build on dict", b"}", state, b"b"),
         ("build on text", text("x"), state, b"b"),
+        ("build on method", RECONSTRUCT, state, b"b"),
+        ("build on method with slots", name("numpy", "dtype"), group(NONE, state), b"b"),
+        ("build on type", dtype(), state, b"b"),
+        ("object of method", RECONSTRUCT, EMPTY, b"\x81", state, b"b"),
+        ("object of array", array(dims(1), data(bytes(8))), EMPTY, b"\x81"),
+        ("append to method", RECONSTRUCT, NONE, b"a"),
+        ("add to dict", b"}", MARK, text("ab"), b"\x90"),
+        ("doubled list as item of array", array(dims(1), data(bytes(8))), integer(0), b"]",
+            store(0), (b"0]" + MARK + recall(0) + recall(0) + b"e" + store(0)) * 60, b"s"),
+        ("doubled list as array of objects", EMPTY_ARRAY, MARK, integer(1), dims(2), dtype("O"),
+            b"\x89", b"]", store(0),
+            (b"0]" + MARK + recall(0) + recall(0) + b"e" + store(0)) * 60, b"tb"),
         ("build on finished array", array(dims(1), data(bytes(8))), state, b"b"),
         ("build twice", instance("chumpy.ch", "Ch", x=NONE), state, b"b"),
         ("build with slots", ch, EMPTY, b"\x81", group(NONE, state), b"b"),
@@ -304,9 +318,10 @@ def bomb_cases() -> Iterator[Case]:
     yield Case(
         "instances deep", lambda: whole(chained * 25_000, NONE, b"sb" * 25_000), "mano"
     )  # a chain of names is plain data, but no model
-    yield of("deep tuple as key", whole(b"}", EMPTY, b"\x85" * deep, NONE, b"s"))
+    crash = 190_000  # levels: at 200,000 the hash ends the process
+    yield of("deep tuple as key", whole(b"}", EMPTY, b"\x85" * crash, NONE, b"s"))
     yield of("deep tuple in set", whole(call(name("builtins", "set"),
-                                              listed(EMPTY + b"\x85" * deep))))  # fmt: skip
+                                              listed(EMPTY + b"\x85" * crash))))  # fmt: skip
     yield of("deep tuple as shape", whole(array(EMPTY + b"\x85" * deep, data(b""))))
     yield of("deep tuple as state", whole(EMPTY_ARRAY, EMPTY, b"\x85" * deep, b"b"))
     yield of("deep tuple as argument", whole(name("numpy", "dtype"), EMPTY, b"\x85" * deep, b"R"))
@@ -336,6 +351,79 @@ def bomb_cases() -> Iterator[Case]:
             length = 256**size // share - 1
             step = code + length.to_bytes(size, "little")
             yield of(f"{label} of {length} bytes", b"\x80\x05" + step + b"x.")
+
+
+def argument_cases() -> Iterator[Case]:
+    """Each argument of each call, and each part of each state, as something it never is."""
+    pair = b"0" + recall(0) + recall(0) + b"\x86" + store(0)
+    nasty = {
+        "doubled tuple": EMPTY + store(0) + pair * 60,
+        "dict of it": b"}" + text("a") + EMPTY + store(0) + pair * 60 + b"s",
+        "list in itself": b"]" + store(0) + recall(0) + b"a",
+        "array": array(dims(2), data(bytes(16))),
+        "array without data": EMPTY_ARRAY,
+        "instance": instance("chumpy.ch", "Ch", x=NONE),
+        "class": name("chumpy.ch", "Ch"),
+        "method": RECONSTRUCT,
+        "type": dtype(),
+        "None": NONE,
+        "-1": integer(-1),
+        "2**62": integer(2**62),
+        "2**1000": integer(2**1000),
+        "text": text("x"),
+        "bytes": data(b"x"),
+        "list": b"]",
+        "dict": b"}",
+    }
+    core = "numpy._core"
+    good, ndarray, payload = data(bytes(16)), name("numpy", "ndarray"), text("\0" * 16)
+    calls: dict[str, tuple[bytes, list[bytes]]] = {
+        "reconstruct": (RECONSTRUCT, [ndarray, dims(0), data(b"b")]),
+        "dtype": (name("numpy", "dtype"), [text("f8"), integer(0), integer(1)]),
+        "scalar": (name(f"{core}.multiarray", "scalar"), [dtype(), data(bytes(8))]),
+        "frombuffer": (
+            name(f"{core}.numeric", "_frombuffer"),
+            [good, dtype(), dims(1, 2), text("K"), dims(1, 0)],
+        ),
+        "encode": (name("_codecs", "encode"), [payload, text("latin1")]),
+        "set": (name("builtins", "set"), [listed(integer(1))]),
+        "frozenset": (name("builtins", "frozenset"), [listed(integer(1))]),
+        "bytes": (name("builtins", "bytes"), []),
+        "bytearray": (name("builtins", "bytearray"), [data(b"x")]),
+        "reconstructor": (
+            name("copyreg", "_reconstructor"),
+            [name("chumpy.ch", "Ch"), name("builtins", "object"), NONE],
+        ),
+    }
+    states: dict[str, tuple[bytes, list[bytes]]] = {
+        "array": (EMPTY_ARRAY, [integer(1), dims(2), dtype(), b"\x89", good]),
+        "objects": (EMPTY_ARRAY, [integer(1), dims(1), dtype("O"), b"\x89", listed(NONE)]),
+        "dtype": (dtype()[: -len(dtype_state()) - 1], [integer(3), text("<"), *NOT_BUILT]),
+        "instance": (name("chumpy.ch", "Ch") + EMPTY + b"\x81", [NONE, mapping(text("x"), NONE)]),
+    }
+    for label, (start, parts) in (calls | states).items():
+        end = b"R" if label in calls else b"b"
+        for what, value in nasty.items():
+            for i in range(len(parts) + 1):  # one more than it takes, too
+                changed = [*parts[:i], value, *parts[i + 1 :]]
+                yield _maybe(f"{label}: {i} is {what}", start, group(*changed), end)
+            yield _maybe(f"{label}: all is {what}", start, value, end)
+            if label in calls:
+                yield _maybe(f"{label}: calls {what}", value, group(*parts), end)
+            yield _maybe(f"{label}: {what} gets {what}", value, value, end)
+        for i in range(len(parts)):
+            changed = [*parts[:i], EMPTY + b"\x85" * 20_000, *parts[i + 1 :]]
+            yield _maybe(f"{label}: {i} is a deep tuple", start, group(*changed), end)
+    for what, value in nasty.items():
+        for other, second in nasty.items():
+            for step in (b"a", b"s", b"R", b"b", b"\x81", b"\x92", b"\x93", b"\x90", b"e", b"u"):
+                mark = MARK if step in b"\x90eu" else b""
+                steps = (value, mark, second, second, step)
+                yield _maybe(f"{step!a} of {what} and {other}", *steps)
+
+
+def _maybe(label: str, *steps: bytes) -> Case:
+    return Case(label, lambda: whole(*steps), refused=False)
 
 
 def npy_cases() -> Iterator[Case]:

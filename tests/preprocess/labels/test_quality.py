@@ -3,11 +3,11 @@
 import math
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 
 from pipeline.store.schema import FLAGS
+from preprocess.camera import project
 from preprocess.labels.quality import (
     derive,
     flag_counts,
@@ -15,7 +15,6 @@ from preprocess.labels.quality import (
     joint_bbox,
     outside_image,
     pack_flags,
-    project,
 )
 from preprocess.records import LabelStack
 
@@ -52,20 +51,6 @@ def stack(num: int = 1) -> LabelStack:
 
 def names(labels: LabelStack, size: np.ndarray = SIZE) -> list[str]:
     return flag_names(int(derive(labels, size).quality[0]))
-
-
-def test_projection_agrees_with_opencv() -> None:
-    labels = stack(3)
-    for points, pixels in zip(labels.joints_3d, project(labels.joints_3d, labels.K), strict=True):
-        for hand in range(2):
-            expected, _ = cv2.projectPoints(points[hand], np.zeros(3), np.zeros(3), K, None)
-            np.testing.assert_allclose(pixels[hand], expected[:, 0], atol=1e-9)
-
-
-@pytest.mark.parametrize("z", [0.0, -0.5])
-def test_no_pixel_at_or_behind_the_camera(z: float) -> None:
-    points = np.array([[[[0.1, 0.2, z]]]])
-    assert np.isnan(project(points, K[None])).all()
 
 
 def test_clean_labels_have_no_flag() -> None:
@@ -147,7 +132,10 @@ def test_an_official_box_is_kept() -> None:
     labels.bbox_xyxy[0, 1] = [1.0, 2.0, 3.0, 4.0]
     boxes = derive(labels, SIZE).bbox_xyxy
     assert boxes[0, 1].tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert boxes[0, 0].tolist() == joint_bbox(project(labels.joints_3d, labels.K))[0, 0].tolist()
+    assert (
+        boxes[0, 0].tolist()
+        == joint_bbox(project(labels.joints_3d, labels.K[:, None]))[0, 0].tolist()
+    )
 
 
 def outside_by_loops(joints: np.ndarray, valid: np.ndarray, size: tuple[int, int]) -> bool:

@@ -1,23 +1,39 @@
 """Checkpoints: what is put back, what is refused, how a run is continued, a full disk."""
 
+import hashlib
 import json
 import os
+import shutil
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import train.loop
+from model.regressor.config import RegressorConfig
 from pipeline.app.cli import compose
+from pipeline.app.files import replace_file
 from tests.conftest import SampleStore
 from train.config import CheckpointChoice, EvaluateConfig, RunConfig
 from train.evaluate.evaluate import main as evaluate
 from train.loop import train as train_loop
 from train.run import main as run
-from train.state.atomic import replace_file
-from train.state.checkpoint import read_checkpoint, rng_state, set_rng_state
-from train.state.resume import FREE_KEYS, flat
+from train.state.checkpoint import (
+    NotWrittenError,
+    Score,
+    best_step,
+    mean_of,
+    read_checkpoint,
+    restore,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from train.state.resume import FREE_KEYS, continue_from, flat
 from train.step.step import TrainState, train_step
 from train.watch.log import cut_rows
 
@@ -70,27 +86,23 @@ def trained(freihand: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_newest_three_stay(trained: Path) -> None:
-    kept = [f"step-{step:08d}.pt" for step in (4, 6, 8)]
-    assert files(trained) == ["index.json", *kept]
-    index = json.loads((trained / "checkpoints" / "index.json").read_text())
+    assert files(trained) == [f"step-{step:08d}.pt" for step in (4, 6, 8)]
     payload = read_checkpoint(trained, say=pytest.fail)
-    assert [entry["file"] for entry in index["entries"]] == kept
     assert payload["step"] == 8
     manifest = json.loads((trained / "manifest.json").read_text())
-    assert payload["run_id"] == index["run_id"] == manifest["run_id"]
+    assert payload["run_id"] == manifest["run_id"]
     assert len(payload["run_id"]) == 16
     assert payload["store_sha256"] == manifest["store_sha256"]
     assert payload["mano_sha256"] == manifest["mano_sha256"]
 
 
-def test_the_index_gives_the_sums_that_sha256sum_gives(trained: Path) -> None:
-    import hashlib
-
-    index = json.loads((trained / "checkpoints" / "index.json").read_text())
-    for entry in index["entries"]:
-        data = (trained / "checkpoints" / entry["file"]).read_bytes()
-        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
-        assert entry["bytes"] == len(data)
+def test_a_file_is_a_zip_archive_with_its_sha256_as_the_comment(trained: Path) -> None:
+    path = trained / "checkpoints" / "step-00000008.pt"
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    data = path.read_bytes()
+    assert data[-64:] == comment == hashlib.sha256(data[:-66]).hexdigest().encode()
+    assert torch.load(path, weights_only=True)["step"] == 8
 
 
 def test_everything_is_put_back(
@@ -149,7 +161,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(
     capsys.readouterr()
     assert run(config(freihand, tmp_path, "steps=4")) == 0
     said = capsys.readouterr().out
-    assert f"checkpoint {newest} is refused: it has" in said.replace("\n", "")
+    assert f"checkpoint {newest} is refused: its checksum does not fit" in said.replace("\n", "")
     assert f"run {tmp_path}" in said
     assert "step 2" in said
     again = read_checkpoint(tmp_path, say=pytest.fail)
@@ -162,15 +174,14 @@ def test_resume_alone_continues_with_the_runs_own_configuration(
 ) -> None:
     run(config(freihand, tmp_path / "whole", "steps=6", "optim.lr=0.002"))
     run(config(freihand, tmp_path / "parts", "steps=6", "optim.lr=0.002"))
-    for name in ("step-00000006.pt", "index.json"):
-        (tmp_path / "parts" / "checkpoints" / name).unlink()
+    (tmp_path / "parts" / "checkpoints" / "step-00000006.pt").unlink()
     assert run(resumed(tmp_path / "parts", "keep_checkpoints=1")) == 0
     whole, parts = (
         read_checkpoint(tmp_path / name, say=pytest.fail) for name in ("whole", "parts")
     )
     for part in ("model", "ema", "optimizer", "loader", "rng"):
         assert equal(whole[part], parts[part]), part
-    assert files(tmp_path / "parts") == ["index.json", "step-00000006.pt"]
+    assert files(tmp_path / "parts") == ["step-00000006.pt"]
     kept = flat(json.loads(parts["config"]))
     assert kept["optim.lr"] == 0.002
     assert kept["keep_checkpoints"] == 1
@@ -259,7 +270,7 @@ def test_a_full_disk_does_not_end_the_training(
         "device; the earlier ones are untouched; tried again in 2 steps\n"
     )
     assert sentence in said
-    assert files(tmp_path) == ["index.json", "step-00000002.pt", "step-00000008.pt"]
+    assert files(tmp_path) == ["step-00000002.pt", "step-00000008.pt"]
     assert read_checkpoint(tmp_path, say=pytest.fail)["step"] == 8
 
 
@@ -294,15 +305,21 @@ def test_a_full_disk_at_the_end_is_an_error(
 def test_two_runs_in_one_folder_do_not_mix(freihand: SampleStore, tmp_path: Path) -> None:
     run(config(freihand, tmp_path / "a", "steps=2"))
     run(config(freihand, tmp_path / "b", "steps=2"))
-    index = tmp_path / "a" / "checkpoints" / "index.json"
     theirs = (tmp_path / "b" / "checkpoints" / "step-00000002.pt").read_bytes()
-    (index.parent / "step-00000003.pt").write_bytes(theirs)
+    foreign = tmp_path / "a" / "checkpoints" / "step-00000003.pt"
+    foreign.write_bytes(theirs)
     said: list[str] = []
     assert read_checkpoint(tmp_path / "a", say=said.append)["step"] == 2
-    assert "step-00000003.pt is not in index.json" in said[0]
-    index.unlink()
-    with pytest.raises(ValueError, match="holds files of 2 runs and no index tells whose it is"):
+    assert f"{foreign} is refused: it is foreign: of run" in said[0]
+    assert run(config(freihand, tmp_path / "a", "steps=4")) == 0
+    assert foreign.read_bytes() == theirs
+    (tmp_path / "a" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"files of 2 runs and no manifest.json tells whose it is"):
         read_checkpoint(tmp_path / "a", say=said.append)
+    foreign.unlink()
+    payload = read_checkpoint(tmp_path / "a", say=pytest.fail)
+    with pytest.raises(NotWrittenError, match=r"belongs to run \w{16}, this is run theirs; does"):
+        save_checkpoint(tmp_path / "a", payload | {"run_id": "theirs"}, keep=1)
 
 
 def test_evaluation_takes_the_latest_or_the_best(
@@ -349,3 +366,66 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     replace_file(path, b"de")
     assert path.read_bytes() == b"de"
     assert list(tmp_path.iterdir()) == [path]
+
+
+OLD = Path(__file__).parent / "format_2"
+"""A run of one linear layer, saved at steps 2 and 4 by the release that kept an index."""
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_with_an_index_is_continued(
+    old_run: Path, capsys: pytest.CaptureFixture[str], *, damaged: bool
+) -> None:
+    if damaged:
+        os.truncate(old_run / "checkpoints" / "step-00000004.pt", 9999)
+    configured, payload = continue_from(resumed(old_run, "steps=6"), print)
+    assert ("step-00000004.pt is refused: its checksum" in capsys.readouterr().out) == damaged
+    assert (configured.steps, configured.optim.lr) == (6, 0.002)
+    assert isinstance(configured.model, RegressorConfig)  # written before there were families
+    assert (configured.model.hidden, configured.model.backbone) == (16, "test_resnet")
+
+    model, ema, log_variance = nn.Linear(4, 3), nn.Linear(4, 3), nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": params, "lr": torch.tensor(0.5), "lr_share": 1.0}
+            for params in ([*model.parameters()], [log_variance])
+        ],
+        fused=True,
+    )
+    state: Any = SimpleNamespace(
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        log_variance=log_variance,
+        clock=torch.zeros((), dtype=torch.int64),
+    )
+    assert payload is not None
+    restore(state, payload, store_sha256="a" * 64, mano_sha256="b" * 64)
+    step = 2 if damaged else 4
+    assert state.step == state.clock == payload["loader"]["batch"] == step
+    assert torch.equal(model.weight, torch.arange(12.0).view(3, 4) / 8 * step)
+    assert torch.equal(ema.weight, model.weight / 2)
+    assert torch.equal(log_variance, torch.tensor([0.5, -0.5]) * step)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.25 / step
+    moments = optimizer.state[model.bias]
+    assert torch.equal(moments["exp_avg"], torch.full((3,), 0.25 * step))
+    assert torch.equal(moments["exp_avg_sq"], torch.full((3,), 0.5 * step))
+    drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(step)))
+    assert torch.equal(mean_of(payload).place, torch.tensor([[0.0, 0.0, 0.5]]))
+
+    assert not save_checkpoint(
+        old_run,
+        payload | {"step": 6},
+        keep=1,
+        score=Score(metric="pa_mpjpe_mm", value=7.0, step=6),
+    )
+    assert files(old_run) == ["step-00000002.pt", "step-00000006.pt"]
+    best = read_checkpoint(old_run, CheckpointChoice.best, say=pytest.fail)
+    assert best["step"] == best_step(old_run, "0123456789abcdef") == 2

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.pickles.read import load_pickle
+from pipeline.pickles import load_pickle
 from train.evaluate.metrics.dexycb import DexycbAccumulator, official
 from train.evaluate.protocols.checks import likely_causes, require_finite, require_unit
 from train.evaluate.protocols.files import batches, read_npz

@@ -14,8 +14,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from pipeline.app.words import nearest
-from pipeline.pickles.read import load_npy
-from pipeline.pickles.zips import open_zip, read_member
+from pipeline.pickles import load_npy
+from pipeline.zips import open_zip, read_member
 
 PREDICTION_FILE: Final = "pred.json"
 _MAX_BYTES: Final = 8 * 2**30

@@ -17,10 +17,9 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.pickles.machine import Instance
-from pipeline.pickles.read import MAX_DEPTH, PickleError, load_npy, load_pickle
+from pipeline.pickles import MAX_DEPTH, Instance, PickleError, load_npy, load_pickle
 from preprocess.mano.arrays import MANO_CLASSES
-from tests.pipeline.pickles.hostile import LIVE
+from tests.pipeline.pickles.hostile import HARMLESS, LIVE
 from tests.pipeline.pickles.pickle_words import (
     array,
     call,
@@ -242,10 +241,10 @@ def test_npy_of_a_dict_and_of_several_objects(tmp_path: Path) -> None:
     assert load_npy(npy(several), name="f").tolist() == several.tolist()
 
 
-def test_object_arrays_are_for_npy_only() -> None:
-    content = pickle.dumps(np.array([1, None], object), 2)
-    with pytest.raises(PickleError, match="array of type"):
-        load(content)
+def test_object_arrays_come_back() -> None:
+    values = np.array([[1, None], ["a", 2.5]], object, order="F")
+    for protocol in PROTOCOLS:
+        np.testing.assert_array_equal(load(pickle.dumps(values, protocol)), values)
 
 
 # --- limits and words -----------------------------------------------------------------------------
@@ -262,9 +261,7 @@ def test_the_sentence_of_a_refused_name() -> None:
 
 
 def test_the_sentence_of_an_array_that_does_not_fit_its_bytes() -> None:
-    with pytest.raises(
-        PickleError, match=r"shape \(3,\) and type <f8 that needs 24 bytes and has 16"
-    ):
+    with pytest.raises(PickleError, match=r"cannot reshape array of size 2 into shape \(3,\)"):
         load(whole(array(dims(3), data(bytes(16)))))
 
 
@@ -285,8 +282,8 @@ def test_steps_and_depth_are_limited() -> None:
     assert load_pickle(content, name="f", max_steps=60) == [*range(50)]
     with pytest.raises(PickleError, match="more than 40 steps"):
         load_pickle(content, name="f", max_steps=40)
-    nested: list[Any] = []
-    for _ in range(MAX_DEPTH - 1):
+    nested: Any = 0
+    for _ in range(MAX_DEPTH):
         nested = [nested]
     assert load(pickle.dumps(nested)) == nested
     with pytest.raises(PickleError, match="more than 64 containers"):
@@ -332,6 +329,7 @@ def test_every_hostile_or_broken_file_is_refused(corpus: list[dict[str, Any]]) -
     names = [row["name"] for row in corpus[:-1]]
     assert len(set(names)) == len(names)
     assert len(refused) >= 1000
+    assert set(names) >= HARMLESS
     assert [row["name"] for row in refused if not row["is_value_error"]] == []
 
 
@@ -341,15 +339,15 @@ def test_a_refusal_is_one_sentence_that_names_the_file(corpus: list[dict[str, An
             assert row["is_value_error"], row
             assert row["message"].startswith("F"), row
             assert "\n" not in row["message"], row
-            assert len(row["message"]) < 400, row
+            assert len(row["message"]) < 450, row
 
 
 def test_refusals_say_what_is_wrong(corpus: list[dict[str, Any]]) -> None:
     messages = {row["name"]: row["message"] for row in corpus[:-1]}
     for case, words in {
-        "binbytes of 2147483647 bytes": "it ends early: 2147483647 bytes expected, 2 left",
-        "tuples doubled": "its shared values unfold to more than",
-        "list in itself": "it has a container inside itself",
+        "binbytes of 2147483647 bytes": "it ends early",
+        "tuples doubled": "its shared values unfold to far more than the file",
+        "list in itself": "it has more than 64 containers in each other",
         "deep tuple as key": "it has a key or set member that is a value of type tuple",
         "arrays of one text": "it copies the same bytes again and again",
         "many marks": "it takes more than 200000 steps",
@@ -366,7 +364,20 @@ def test_refusals_say_what_is_wrong(corpus: list[dict[str, Any]]) -> None:
 
 def test_nothing_in_a_file_runs(corpus: list[dict[str, Any]]) -> None:
     assert [row["name"] for row in corpus[:-1] if row["traces"]] == []
-    assert [m for m in corpus[-1]["imported"] if not m.startswith("encodings.")] == []
+    # NumPy compiles the header of a .npy file to a literal, and does not execute it.
+    assert [
+        (row["name"], row["events"])
+        for row in corpus[:-1]
+        if [e for e in row["events"] if row["read"] != "npy" or not e.startswith("compile ")]
+    ] == []
+    assert corpus[-1]["imported"] == []
+    assert corpus[-1]["unchanged"]
+
+
+def test_what_is_read_of_an_odd_file_is_plain_data(corpus: list[dict[str, Any]]) -> None:
+    read = [row for row in corpus[:-1] if row["outcome"] == "read"]
+    assert len(read) >= len(HARMLESS)
+    assert [(row["name"], row["strange"]) for row in read if row["strange"]] == []
 
 
 def test_memory_and_time_are_bounded(corpus: list[dict[str, Any]]) -> None:
@@ -375,7 +386,9 @@ def test_memory_and_time_are_bounded(corpus: list[dict[str, Any]]) -> None:
     assert slow == []  # of processor time; measured worst 0.27 s
 
 
-def test_the_canary_sings_for_pythons_own_unpickler(tmp_path: Path) -> None:
+def test_canary_and_hook_see_what_pythons_own_unpickler_runs(tmp_path: Path) -> None:
     rows = run_corpus(tmp_path, "control")
     assert {row["name"] for row in rows} == set(LIVE)
     assert [row["name"] for row in rows if row["traces"] != ["canary"]] == []
+    for row in rows:
+        assert [e for e in row["events"] if not e.startswith("pickle.")], row

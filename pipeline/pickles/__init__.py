@@ -1,1 +1,0 @@
-"""Pickles read without running anything in them; see ``read``."""

@@ -1,0 +1,88 @@
+"""``python -m train run --multirun``: a run for every point of a grid, and one table at the end."""
+
+import dataclasses
+import gc
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.app.cli import USER_ERRORS, GridPoint, sentence
+from pipeline.app.files import replace_file
+from pipeline.app.words import say
+from train.run import main as run
+
+INTERRUPTED = 130
+"""Exit code of a run that a signal stopped; the grid stops with it."""
+_SHOWN = ("loss", "validation/mpjpe_mm", "validation/pa_mpjpe_mm", "meter/samples_per_s")
+
+
+def main(points: Sequence[GridPoint]) -> int:
+    """Train every configuration, one after another, each in a folder of its own.
+
+    The folders lie in run_dir, named by number and values; without run_dir in
+    runs/<date>-<time>-multirun. The same command with the same run_dir goes on with what is not
+    finished. A configuration that fails is reported in the table and does not stop the others;
+    the exit code is 1 then, and 130 after a signal.
+    """
+    base = points[0].config.run_dir or f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}-multirun"
+    rows: list[dict[str, Any]] = []
+    code = 0
+    for number, point in enumerate(points):
+        folder = Path(base).expanduser() / folder_name(number, point.chosen)
+        say(f"multirun {number + 1}/{len(points)}: {folder}")
+        row: dict[str, Any] = {**point.chosen, "folder": str(folder)}
+        try:
+            ended = run(dataclasses.replace(point.config, run_dir=str(folder)))
+            row |= last_values(folder)
+        except USER_ERRORS as error:
+            ended, row["failed"] = 1, sentence(error)
+        rows.append(row)
+        gc.collect()  # before the next one measures how much memory there is
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if ended == INTERRUPTED:
+            code = ended
+            break
+        code = max(code, ended)
+    path = Path(base).expanduser() / "multirun.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(rows, indent=2) + "\n").encode())
+    Console(soft_wrap=True).print(table(rows, list(points[0].chosen)))
+    for row in rows:
+        if "failed" in row:
+            say(f"failed: {row['folder']}: {row['failed']}")
+    say(f"written: {path}")
+    return code
+
+
+def folder_name(number: int, chosen: dict[str, str]) -> str:
+    """Return a folder's name: the number and the values, without what a path does not like."""
+    words = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items()]
+    safe = "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(words))
+    return f"{number:02d}_{safe}"[:120]
+
+
+def last_values(folder: Path) -> dict[str, float]:
+    """Return the newest value of each number that the table shows, from the run's log."""
+    found: dict[str, float] = {}
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found |= {name: row[name] for name in ("step", *_SHOWN) if name in row}
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]], swept: Sequence[str]) -> Table:
+    """Return the runs, a row each: what was chosen, and what came out."""
+    shown = [name for name in _SHOWN if any(name in row for row in rows)]
+    sheet = Table(*swept, "step", *(name.rpartition("/")[2] for name in shown), "folder")
+    for row in rows:
+        values = [f"{row[name]:.4g}" if name in row else "-" for name in ("step", *shown)]
+        end = "failed" if "failed" in row else Path(row["folder"]).name
+        sheet.add_row(*(row[key] for key in swept), *values, end)
+    return sheet
