@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 if not jaxtyping.config.jaxtyping_disable:  # the environment's JAXTYPING_DISABLE
-    shapes.install({"pipeline", "preprocess", "model", "train", "benchmarks"})
+    shapes.install({"pipeline", "model"})
 
 # The first call imports 500 modules; without this the first test to compare tensors pays for it.
 torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
