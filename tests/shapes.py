@@ -106,7 +106,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         if _is_off or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if not made:
-            made.append(jaxtyped(typechecker=None)(beartype(conf=LIKE_MYPY)(function)))
-        return made[0](*args, **kwargs)
+            made.append(beartype(conf=LIKE_MYPY)(function))
+        with jaxtyped("context"):
+            return made[0](*args, **kwargs)
 
     return call

@@ -108,7 +108,7 @@ def recolour(
     erase_xyxy: Int32[Tensor, "m 4"],
     form: InputFormat,
     *,
-    out: Float[Tensor, "m 3 s s"],
+    out: Float[Tensor, "m 3 s s"] | UInt8[Tensor, "m 3 s s"],
 ) -> None:
     """Write the normalised pixels to ``out``: the float half of the module's formulas.
 

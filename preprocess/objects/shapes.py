@@ -234,7 +234,7 @@ def _merged(
     )
 
 
-def _outward(mesh: Mesh) -> Int64[np.ndarray, "f 3"]:
+def _outward(mesh: Mesh) -> Shaped[np.ndarray, "f 3"]:
     """Return the faces, neighbours turned alike, and all of them so that they point outward.
 
     Within a connected patch the majority (by area) keeps its sense, so that a cavity stays one. The

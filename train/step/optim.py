@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # no __all__
 from torch import nn
 
 from train.config import OptimConfig
@@ -28,11 +29,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Learning rates are tensors, so that a captured step can be replayed with new ones.
     """
     require_known(model, config)
-    depth = _layers(model)
+    layer_shares = _layer_shares(model, config.layer_decay)
     groups: dict[GroupRule, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(rule_of(name, parameter, depth, config), []).append(parameter)
+            groups.setdefault(rule_of(name, parameter, layer_shares, config), []).append(parameter)
     device = next(model.parameters()).device
     return torch.optim.AdamW(
         [
@@ -60,7 +61,7 @@ def add_parameter(
 
 
 def rule_of(
-    name: str, parameter: nn.Parameter, depth: dict[str, int], config: OptimConfig
+    name: str, parameter: nn.Parameter, layer_shares: dict[int, float], config: OptimConfig
 ) -> GroupRule:
     """Return how a parameter is trained.
 
@@ -77,7 +78,7 @@ def rule_of(
     if named:
         share = config.shares[max(named, key=len)]
     if is_backbone:
-        share *= config.layer_decay ** (max(depth.values()) - _layer_of(name, depth))
+        share *= layer_shares.get(id(parameter), 1.0)
     return GroupRule(lr_share=share, weight_decay=0.0 if plain else config.weight_decay)
 
 
@@ -97,27 +98,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"].fill_(lr * group["lr_share"])
 
 
-def _layers(model: nn.Module) -> dict[str, int]:
-    """Return the number of every layer of the backbone, from the input on; 0 is the stem."""
-    backbone = getattr(model, "backbone", None)
-    found: dict[str, int] = {"": 0}
+def _layer_shares(model: nn.Module, layer_decay: float) -> dict[int, float]:
+    """Return the ``id`` of every trained parameter of the backbone, and its layer's share.
+
+    The layers are timm's own for this purpose. The highest one has 1, and so has the norm above it.
+    """
+    backbone = next(
+        (module for module in model.modules() if hasattr(module, "pretrained_cfg")), None
+    )
     if backbone is None:
-        return found
-    for name, module in backbone.named_modules():
-        is_stack = isinstance(module, nn.Sequential | nn.ModuleList)
-        last = name.rpartition(".")[2]
-        if is_stack and (last in ("blocks", "layers", "stages") or last.startswith("layer")):
-            for child, _ in module.named_children():
-                found[f"backbone.{name}.{child}."] = len(found)
-    return found
-
-
-def _layer_of(name: str, depth: dict[str, int]) -> int:
-    inside = [layer for prefix, layer in depth.items() if prefix and name.startswith(prefix)]
-    if inside:
-        return max(inside)
-    last_norm = "norm" in name.split(".")[1] or name.split(".")[1] in ("fc_norm", "head")
-    return max(depth.values()) if last_norm else 0
+        return {}
+    groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
+    return {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def parameters_of(

@@ -162,7 +162,7 @@ def test_decoder_gives_its_threads_back() -> None:
     next(decoded)
     assert num_threads() > before
     decoded.close()
-    for _ in range(200):  # a thread that was joined may still be listed for a moment
+    for _ in range(3000):  # a thread that was joined may still be listed for a moment
         if num_threads() <= before:
             return
         time.sleep(0.01)

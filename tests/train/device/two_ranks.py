@@ -1,18 +1,20 @@
-"""What ``test_distributed`` runs on one rank or two: python two_ranks.py STORE OUT."""
+"""What ``test_distributed`` runs on one rank or two."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.network import Inputs, Network
 from model.parts.backbone import freeze_batch_norm
 from model.prediction import HandPrediction, Prediction
+from pipeline.app.cli import front_door
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig
 from pipeline.loader import Loader
+from train.__main__ import COMMANDS
 from train.config import OptimConfig, Precision, RunConfig
 from train.device.distributed import Ranks, joined_ranks, most_of
 from train.step.out_of_memory import NoMemoryError
@@ -22,11 +24,11 @@ from train.step.step import TrainState, build_state, enter_stage, train_step
 CPU = torch.device("cpu")
 
 
-class Toy(nn.Module):
+class Toy(Network):
     """Joints from an image, in any precision; ``frozen`` has BatchNorms that are fixed maps."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__()
+        super().__init__(input_px=32, num_hands=1)
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 5, stride=4),
             nn.BatchNorm2d(8) if kind == "frozen" else nn.GroupNorm(2, 8),
@@ -42,8 +44,8 @@ class Toy(nn.Module):
             norm.running_mean.normal_(0, 0.1)
             freeze_batch_norm(self.backbone)
 
-    def forward(self, image: Any, *_: Any) -> Prediction:
-        out = self.mlp(self.backbone(image.to(self.mlp.weight.dtype)))
+    def forward(self, inputs: Inputs) -> Prediction:
+        out = self.mlp(self.backbone(inputs.image.to(self.mlp.weight.dtype)))
         place = torch.tensor([0.0, 0.0, 0.5], dtype=out.dtype)
         joints = out.view(-1, 1, 21, 3) * 0.1 + place
         return Prediction(hands=HandPrediction(joints_3d=joints))
@@ -73,8 +75,9 @@ class Memory:
 
 def state_of(kind: str, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> TrainState:
     torch.manual_seed(3)
-    model: Any = Toy(kind).to(dtype)
-    state = build_state(model, config, config.pipeline.batch_size // ranks.world, ranks)
+    state = build_state(
+        Toy(kind).to(dtype), config, config.pipeline.batch_size // ranks.world, ranks
+    )
     (stage,) = resolve_stages(config, lambda _: 1)
     enter_stage(state, stage, config)
     return state
@@ -112,7 +115,7 @@ def short_of_memory(config: RunConfig, store: str, ranks: Ranks) -> dict[str, to
     return weights
 
 
-def main(store: str, out: Path) -> None:
+def gradients_and_weights(store: str, out: Path) -> int:
     config = RunConfig(
         steps=20,
         precision=Precision.fp32,
@@ -141,10 +144,11 @@ def main(store: str, out: Path) -> None:
                 train_step(state, in_dtype(next(batches), torch.float64), config, stage)
             found[f"weights {kind}"] = dict(state.model.state_dict())
         found["weights short"] = short_of_memory(config, store, ranks)
+        found["weights short"] = short_of_memory(config, store, ranks)
         if ranks.is_first:
             torch.save(found, out)
-            print("done")  # noqa: T201
+    return 0
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+def command(*words: str) -> int:
+    return front_door("python -m train", COMMANDS, words)
