@@ -62,6 +62,12 @@ def config_class(family: str) -> type[ModelConfig]:
     if family not in FAMILIES:
         raise ValueError(f"model={family!r} is no model family; there are {', '.join(FAMILIES)}")
     found: type[ModelConfig] = imported(FAMILIES[family].config)
+    own = found().family
+    if own != family:
+        raise ValueError(
+            f"{found.__name__} must have family: str = {family!r}, the name of its row in "
+            f"model.families; it has {own!r}"
+        )
     return found
 
 

@@ -88,7 +88,3 @@ class Network(nn.Module):
 
     def after_step(self) -> None:
         """Update what follows the weights after an optimiser step, on the device."""
-
-    def folded(self) -> "Network":
-        """Return the network to export: reparametrised weights folded into plain layers."""
-        return self

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class LabelGroup:
     """Labels that only some networks need: a dataclass of tensors with one row per sample.
 
-    A subclass (``pipeline.labels.{objects,contact,world}``) is named in its family's row of
+    A subclass (``pipeline.labels.{object_slots,contact,world}``) is named in its family's row of
     ``model.families``; then every batch has it: ``ContactLabels.of(batch)``.
     """
 

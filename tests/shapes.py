@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, ModuleType
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from beartype import BeartypeConf, beartype
@@ -100,6 +100,9 @@ def _is_array(annotation: Any) -> bool:
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` as one that raises if an array is not as it is annotated."""
     made: list[Callable[..., Any]] = []
+    for name, hint in function.__annotations__.items():
+        if hint is Self:  # beartype knows it within decorated classes only
+            function.__annotations__[name] = Any
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -224,7 +224,7 @@ class RunConfig:
     precision: Precision = Precision.auto
     """Arithmetic of the backbone; auto is bf16 where the processor computes it natively."""
     steps: int = 20_000
-    """Optimiser steps in all; with stages, they say."""
+    """Optimiser steps in all; not read where there are stages, whose lengths add up."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are evaluated; warmed up from 0."""
     log_every: int = 50

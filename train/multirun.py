@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,8 +30,18 @@ def main(points: Sequence[GridPoint]) -> int:
     runs/<date>-<time>-multirun. The same command with the same run_dir goes on with what is not
     finished. A configuration that fails is reported in the table and does not stop the others;
     the exit code is 1 then, and 130 after a signal.
+
+    Raises:
+        ValueError: If there are several ranks, or the grid is over the folders themselves.
     """
+    if "RANK" in os.environ:
+        raise ValueError("--multirun is for one process: start it without torchrun")
+    swept = sorted(points[0].chosen.keys() & {"run_dir", "resume"})
+    if swept:
+        raise ValueError(f"--multirun gives every run a folder of its own: give one {swept[0]}")
     base = points[0].config.run_dir or f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}-multirun"
+    table_file = Path(base).expanduser() / "multirun.json"
+    table_file.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     code = 0
     for number, point in enumerate(points):
@@ -40,9 +51,11 @@ def main(points: Sequence[GridPoint]) -> int:
         try:
             ended = run(dataclasses.replace(point.config, run_dir=str(folder)))
             row |= last_values(folder)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, RuntimeError) as error:  # RuntimeError: of torch, out of memory too
             ended, row["failed"] = 1, sentence(error)
         rows.append(row)
+        replace_file(table_file, (json.dumps(rows, indent=2) + "\n").encode())
+        torch.compiler.reset()  # or compiled code of all runs counts against one limit
         gc.collect()  # before the next one measures how much memory there is
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -50,14 +63,11 @@ def main(points: Sequence[GridPoint]) -> int:
             code = ended
             break
         code = max(code, ended)
-    path = Path(base).expanduser() / "multirun.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(rows, indent=2) + "\n").encode())
     Console(soft_wrap=True).print(table(rows, list(points[0].chosen)))
     for row in rows:
         if "failed" in row:
             say(f"failed: {row['folder']}: {row['failed']}")
-    say(f"written: {path}")
+    say(f"written: {table_file}")
     return code
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.batch import LabelGroup
 from pipeline.labels.interaction import interaction
 from pipeline.store.reader import Store
-from pipeline.store.schema import CONTACT_FAR
+from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, IN_CONTACT_M
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +36,16 @@ class ContactLabels(LabelGroup):
     def load(
         cls, store: Store, row: Int64[Tensor, " n"], slot: Int64[Tensor, "n h"], first_object: int
     ) -> Self:
-        """Return the labels of rows of a store."""
+        """Return the labels of rows of a store; hands officially out of view have none."""
         r, s = row.numpy()[:, None], slot.numpy()
         kind, is_known = interaction(store, row.numpy())
+        in_view = torch.from_numpy(store.label("official_valid")[r, s])
         return cls(
             dist=torch.from_numpy(store.label("contact_dist")[r, s]),
             slot=torch.from_numpy(store.label("contact_object")[r, s]).long(),
-            has_contact=torch.from_numpy(store.label("has_contact")[r, s]),
+            has_contact=torch.from_numpy(store.label("has_contact")[r, s]) & in_view,
             interaction=torch.from_numpy(kind).gather(1, slot),
-            has_interaction=torch.from_numpy(is_known).gather(1, slot),
+            has_interaction=torch.from_numpy(is_known).gather(1, slot) & in_view,
         )
 
     @classmethod
@@ -62,5 +63,5 @@ class ContactLabels(LabelGroup):
 
 
 def in_contact(dist: UInt8[Tensor, "*b 778"]) -> Bool[Tensor, "*b 778"]:
-    """Return which vertices touch: at most 12 steps, 3 mm, as the store's ``in_contact``."""
-    return dist <= 12
+    """Return which vertices touch: within ``IN_CONTACT_M``, as the store's ``in_contact``."""
+    return dist <= round(IN_CONTACT_M / CONTACT_STEP_M)

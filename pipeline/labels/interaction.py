@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 
-from model.hand import NUM_HANDS
 from pipeline.store.reader import Store
 
 REACH: Final = 2
@@ -90,12 +89,12 @@ def _in_world(
     """Return the origin of each hand's object and its wrist, world frame, metres; NaN unknown."""
     T = store.label("T_world_from_cam")[rows].astype(np.float64)
     T = np.where(store.label("has_world")[rows][:, None, None], T, np.nan)
-    index = np.arange(len(rows))[:, None]
-    posed = store.label("has_object")[rows][index, slot.clip(0)] & (slot >= 0)
-    origin = store.label("object_pose")[rows][index, slot.clip(0), :, 3].astype(np.float64)
+    each = rows[:, None], slot.clip(0)
+    posed = store.label("has_object")[each] & (slot >= 0)
+    origin = store.label("object_pose")[(*each, slice(None), 3)].astype(np.float64)
     origin = np.where(posed[..., None], origin, np.nan)
-    wrist = store.label("joints_3d")[rows][:, :NUM_HANDS, 0].astype(np.float64)
-    wrist = np.where(store.label("joint_valid")[rows][:, :, 0, None], wrist, np.nan)
+    wrist = store.label("joints_3d")[rows, :, 0].astype(np.float64)
+    wrist = np.where(store.label("joint_valid")[rows, :, 0, None], wrist, np.nan)
     origin, wrist = (
         np.einsum("nij,nhj->nhi", T[:, :3, :3], points) + T[:, None, :3, 3]
         for points in (origin, wrist)

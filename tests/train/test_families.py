@@ -12,11 +12,15 @@ from model.regressor.config import RegressorConfig, Scene
 from pipeline.app.cli import UsageError, compose
 from tests.conftest import SampleStore
 from tests.train.toy.config import ToyConfig
+from tests.train.toy.losses import aperture
 from tests.train.toy.net import ToyNet
-from train.config import EvaluateConfig, RunConfig
+from train.config import EvaluateConfig, OptimConfig, RunConfig
 from train.evaluate.evaluate import main as evaluate
+from train.losses.config import LossConfig
+from train.losses.plan import Group, plan_losses
 from train.run import main as run
 from train.state.config_io import from_plain, to_plain
+from train.step.optim import build_optimizer
 
 ROOT = Path(__file__).parents[2]
 ROW = Family(
@@ -131,4 +135,28 @@ def test_configurations_from_before_the_families_are_read() -> None:
     plain = {**to_plain(RunConfig(resume="x")), "model": old}
     expected = RegressorConfig(scene=Scene.hand_object)
     assert from_plain(RunConfig, plain).model == expected
-    assert torch.get_default_dtype() is torch.float32
+
+
+def test_the_hooks_of_a_network_are_called(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(ToyNet, "after_step", lambda _: steps.append(1))
+    monkeypatch.setattr(ToyNet, "no_weight_decay", lambda _: frozenset({"linear.weight"}))
+    assert run(words(freihand, tmp_path, "steps=3")) == 0
+    assert len(steps) == 3
+    network = ToyNet(ToyConfig(), input_px=32, mano=None)
+    groups = build_optimizer(network, OptimConfig(weight_decay=0.5)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0}
+
+
+def test_a_term_without_a_weight_and_a_row_of_another_name_are_defects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nameless = Group(names=("aperture",), compute=aperture)
+    monkeypatch.setattr("tests.train.toy.losses.GROUPS", (nameless,))
+    with pytest.raises(AssertionError, match=r"without a default weight in their Group: \['apert"):
+        plan_losses(LossConfig(), torch.device("cpu"), family="toy")
+    monkeypatch.setitem(FAMILIES, "toy2", ROW)
+    with pytest.raises(ValueError, match=r"ToyConfig must have family: str = 'toy2'"):
+        config_class("toy2")

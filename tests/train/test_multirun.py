@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import train.multirun
 from pipeline.app.cli import UsageError, front_door, grid
 from tests.conftest import SampleStore
 from train.__main__ import COMMANDS
@@ -73,3 +75,36 @@ def test_other_commands_have_no_grid(capsys: pytest.CaptureFixture[str]) -> None
     asked = ["evaluate", "--multirun", "run=a,b", "store=x"]
     assert front_door("python -m train", COMMANDS, asked) == 2
     assert "--multirun is for training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "sentence"),
+    [
+        (["run_dir=a,b"], {}, "--multirun gives every run a folder of its own: give one run_dir"),
+        (["steps=1,2"], {"RANK": "0"}, "--multirun is for one process"),
+    ],
+)
+def test_what_a_grid_cannot_be_is_one_sentence(
+    words: list[str],
+    environment: dict[str, str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert front_door("python -m train", COMMANDS, ["run", "--multirun", "store=x", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_run_without_memory_is_a_row_of_the_table(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(config: RunConfig) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(train.multirun, "run", run_out)
+    points = list(grid(RunConfig, [*SMALL, "store=x", f"run_dir={tmp_path}", "batch_size=8,16"]))
+    assert train.multirun.main(points) == 1
+    rows = json.loads((tmp_path / "multirun.json").read_text())
+    assert [row["failed"] for row in rows] == ["CUDA out of memory."] * 2

@@ -138,6 +138,8 @@ def plan_losses(
     groups = groups_of(family)
     own = own_terms(groups)
     weights = weights_of(config, own)
+    unweighted = {name for group in groups for name in group.names} - {*TERMS, *own, "contact"}
+    assert not unweighted, f"terms without a default weight in their Group: {sorted(unweighted)}"
     limits = None
     if "joint_limits" in weights and joints_rest is not None:
         low, high = (angles.to(device) for angles in limits_rad())

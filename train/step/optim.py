@@ -8,6 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # no __all__
 from torch import nn
 
+from model.network import Network
 from train.config import OptimConfig
 
 NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "temporal.distance")
@@ -30,10 +31,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """
     require_known(model, config)
     layer_shares = _layer_shares(model, config.layer_decay)
+    undecayed = model.no_weight_decay() if isinstance(model, Network) else frozenset()
     groups: dict[GroupRule, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(rule_of(name, parameter, layer_shares, config), []).append(parameter)
+            groups.setdefault(rule_of(name, parameter, layer_shares, undecayed, config), []).append(
+                parameter
+            )
     device = next(model.parameters()).device
     return torch.optim.AdamW(
         [
@@ -61,17 +65,21 @@ def add_parameter(
 
 
 def rule_of(
-    name: str, parameter: nn.Parameter, layer_shares: dict[int, float], config: OptimConfig
+    name: str,
+    parameter: nn.Parameter,
+    layer_shares: dict[int, float],
+    undecayed: frozenset[str],
+    config: OptimConfig,
 ) -> GroupRule:
     """Return how a parameter is trained.
 
-    Parameters with fewer than two axes (biases, norms), position embeddings and tokens do not
-    decay. The learning rate is multiplied by the share of the longest of ``shares`` that names the
-    parameter or a module around it; without one the backbone has ``backbone_lr``, the rest 1. Each
-    layer of the backbone has ``layer_decay`` times the rate of the layer above it besides (as BEiT
-    and MAE are fine-tuned).
+    Parameters with fewer than two axes (biases, norms), position embeddings, tokens and what the
+    network names do not decay. The learning rate is multiplied by the share of the longest of
+    ``shares`` that names the parameter or a module around it; without one the backbone has
+    ``backbone_lr``, the rest 1. Each layer of the backbone has ``layer_decay`` times the rate of
+    the layer above it besides (as BEiT and MAE are fine-tuned).
     """
-    plain = parameter.ndim < 2 or name.endswith(NOT_DECAYED)
+    plain = parameter.ndim < 2 or name.endswith(NOT_DECAYED) or name in undecayed
     is_backbone = name.startswith("backbone.")
     named = [prefix for prefix in config.shares if f"{name}.".startswith(f"{prefix}.")]
     share = config.backbone_lr if is_backbone else 1.0

@@ -260,6 +260,7 @@ def update(
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    state.model.after_step()
     note_fault(state.fault, bad > 0, terms, batch.sample_id.flatten(), state.clock)
     update_average(state.average, state.clock, config.ema_decay)
     state.clock += 1
@@ -283,6 +284,7 @@ def take_more_parts(state: TrainState, batch_size: int) -> None:
         )
     state.accumulate = parts
     state.optimizer.zero_grad(set_to_none=True)
+    state.model.after_step()
     if state.clock.is_cuda:
         torch.cuda.empty_cache()
 
