@@ -1,4 +1,4 @@
-"""The nine arrays of a MANO model from its pickle or a ``.npz``, dense and checked.
+"""Load the nine arrays of a MANO model from its pickle or a ``.npz``, dense and validated.
 
 The pickles of MANO v1.2 were written by Python 2 and hold a ``chumpy`` expression (``shapedirs``)
 and a SciPy matrix (``J_regressor``). Neither library reads them here: the few arrays in their
@@ -31,7 +31,7 @@ def mano_from_pickle(data: bytes, *, name: str) -> Arrays:
 
     Args:
         data: Content of the file.
-        name: What errors call it.
+        name: Name of the file in error messages.
 
     Raises:
         PickleError: If the pickle is broken or holds more than plain data.
@@ -48,7 +48,7 @@ def mano_from_npz(data: bytes, *, name: str) -> Arrays:
 
     Args:
         data: Content of the file.
-        name: What errors call it.
+        name: Name of the file in error messages.
 
     Raises:
         PickleError: If an array holds more than plain data.

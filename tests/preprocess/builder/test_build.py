@@ -492,7 +492,7 @@ def test_make_sample_names_the_next_command(
     out = tmp_path / "raw data"
     assert make_sample.main(SampleConfig(out=str(out), num=1, num_eval=1, workers=1)) == 0
     text = capsys.readouterr().out
-    assert "stand-in for freihand" in text
+    assert "synthetic freihand" in text
     words = shlex.split(text.split("next: ")[1])
     assert words[:4] == ["python", "-m", "preprocess", "build-cache"]
     options = BuildConfig(**dict(word.split("=", 1) for word in words[4:]))  # type: ignore[arg-type]
