@@ -87,7 +87,7 @@ def _code_again(data: bytes, size_hw: tuple[int, int], sampling: str, folder: Pa
 
 
 def _described(data: bytes, size_hw: tuple[int, int], sampling: str) -> Any:
-    """Return what ``jpeglib.read_dct`` would, which decodes the file once to describe it."""
+    """Return what ``jpeglib.read_dct`` would, without the decode it does to describe the file."""
     factors = np.array(_FACTORS[sampling], np.int32)
     # Every component covers the image, at its share of the samples, in blocks of 8.
     blocks = -(-np.array(size_hw) * factors // (8 * factors.max(0)))

@@ -95,7 +95,7 @@ def import_mano(config: ImportManoConfig) -> ImportReport:
     """
     path, out = Path(config.path).expanduser(), Path(config.out).expanduser()
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out={str(out)!r} is no folder; choose another path")
+        raise ValueError(f"out={str(out)!r} is not a folder; choose another path")
     md5: dict[str, str] = {}
     with ExitStack() as stack:
         found = _pick(list(_search(path, out, stack)), path)

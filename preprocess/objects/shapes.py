@@ -171,7 +171,7 @@ def _read(name: str, path: Path) -> tuple[Float64[np.ndarray, "v 3"], Int64[np.n
 
     kind = path.suffix.lower()
     if kind not in MESH_FORMATS:
-        raise _unusable(name, path, f"is no mesh that is read here ({', '.join(MESH_FORMATS)})")
+        raise _unusable(name, path, f"is not a supported mesh format ({', '.join(MESH_FORMATS)})")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -196,7 +196,7 @@ def _read_part(file: ObjectFile, root: Path, num_vertices: int) -> Int8[np.ndarr
     try:
         values = np.asarray(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "is no JSON list of numbers"
+        reason = getattr(error, "strerror", None) or "is not a JSON list of numbers"
         raise _unusable(file.name, path, f"cannot be used ({reason})") from error
     if values.shape != (num_vertices,) or not np.isin(values, (0, 1)).all():
         raise _unusable(

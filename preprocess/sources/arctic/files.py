@@ -296,7 +296,7 @@ def finite_array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
         found = f"shape {array.shape}" if array.shape != shape else "NaN or infinity"
         raise SourceError(
             f"{NAME}: {where} must hold finite numbers of shape {shape}, found {found}; download "
-            "the file again"
+            "download the file again"
         )
     return array
 
@@ -307,6 +307,6 @@ def _require_rigid(T: np.ndarray, where: str) -> None:
     bad = np.flatnonzero((off > _ROTATION_TOLERANCE) | (np.linalg.det(R) < 0))
     if len(bad):
         raise SourceError(
-            f"{NAME}: {where}[{bad[0]}] is no rotation ({len(bad)} of {len(T)} are not); download "
-            "the file again"
+            f"{NAME}: {where}[{bad[0]}] is not a rotation ({len(bad)} of {len(T)} are wrong); "
+            "download the file again"
         )

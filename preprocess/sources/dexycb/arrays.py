@@ -85,7 +85,7 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     expected = f"a uint16 picture of {WIDTH} x {HEIGHT} pixels"
     if image is None:
-        refuse(path, [f"it is no picture, expected {expected}"])
+        refuse(path, [f"it is not an image, expected {expected}"])
     elif image.dtype != np.uint16 or image.shape != (HEIGHT, WIDTH):
         refuse(path, [f"it is {image.dtype} of shape {image.shape}, expected {expected}"])
     return np.asarray(image)
@@ -130,7 +130,7 @@ def _read_npz(
         raise SourceError(f"{NAME}: cannot read {path} ({error.strerror})") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OverflowError) as error:
         raise SourceError(
-            f"{NAME}: {path} is no zip file, or is cut off; unpack the official file again"
+            f"{NAME}: {path} is not a zip file, or is cut off; unpack the official file again"
         ) from error
     refuse(path, problems)
     return arrays

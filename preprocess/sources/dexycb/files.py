@@ -238,5 +238,5 @@ def refuse(path: Path, problems: list[str]) -> None:
 
 def _bad(path: Path, problem: str) -> SourceError:
     return SourceError(
-        f"{NAME}: {path} is no official file: {problem}; unpack the official file again"
+        f"{NAME}: {path} is not an official file: {problem}; unpack the official file again"
     )

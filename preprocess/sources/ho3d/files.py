@@ -184,7 +184,7 @@ def _read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
     is_rigid = np.abs(R @ R.T - np.eye(3)).max() < _RIGID and np.linalg.det(R) > 0
     if not is_rigid or np.abs(T[3] - [0, 0, 0, 1]).max() > _RIGID:
         raise SourceError(
-            f"{NAME}: {path} is no camera pose ({len(values)} numbers); expected a rigid 4 x 4 "
+            f"{NAME}: {path} is not a camera pose ({len(values)} numbers); expected a rigid 4 x 4 "
             "matrix, unpack the calibration again"
         )
     return T

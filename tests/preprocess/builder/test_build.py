@@ -410,10 +410,10 @@ def test_foreign_files_are_never_removed(truth: FreihandTruth, tmp_path: Path) -
     zarr.create_group(tmp_path / "other.zarr", attributes={"mine": 1})
     with pytest.raises(StoreError, match=r"is no Handloom store"):
         build(config(truth, out=str(tmp_path / "other.zarr"), overwrite=True), console=QUIET)
-    with pytest.raises(StoreError, match=r"is no folder"):
+    with pytest.raises(StoreError, match=r"is not a folder"):
         build(config(truth, out=str(out / "thesis.txt")), console=QUIET)
     (tmp_path / "link").symlink_to(out)
-    with pytest.raises(StoreError, match=r"is no folder"):
+    with pytest.raises(StoreError, match=r"is not a folder"):
         build(config(truth, out=str(tmp_path / "link"), overwrite=True), console=QUIET)
     assert (out / "thesis.txt").read_text() == "years"
 
