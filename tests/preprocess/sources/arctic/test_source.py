@@ -388,7 +388,7 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
         (_drop("meta/misc.json"), r"has no meta/misc.json"),
         (_edit_misc("ioi_offset", "3"), r"s01.ioi_offset must be a whole number, got '3'"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
-        (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rotation"),
+        (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),
         (_drop("raw_seqs/s01/box_use_01.egocam.dist.npy"), r"egocam.dist.npy cannot be read"),
         (_drop("meta/object_vtemplates/box/parts.json"), r"has no .*box/parts.json"),
