@@ -78,7 +78,7 @@ def arctic_picture(size_hw: tuple[int, int], rng: np.random.Generator) -> Pixels
 
 
 def arctic_files(config: PreprocessBenchConfig, folder: Path) -> dict[str, Files]:
-    """Write frames in ARCTIC's sizes, of a static (``still``) and an egocentric (``head``) camera."""
+    """Write frames in ARCTIC's sizes, of a ``still`` camera and of the ``head`` camera."""
     rng, num = np.random.default_rng(config.seed), max(1, config.num // 50)
     views: dict[str, tuple[tuple[int, int], Lens | None]] = {
         "still": (STILL_HW, None),
