@@ -115,7 +115,7 @@ SMALL: Final = (
 
 
 def sample_store(suite: Suite, dataset: str) -> tuple[Path, Path]:
-    """Return a store of a rendered stand-in and its MANO stand-in."""
+    """Return a store of a synthetic dataset and its synthetic MANO files."""
     from preprocess.builder.build import build
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample

@@ -222,7 +222,8 @@ class Truth:
     ``theta`` [48] absolute, ``transl`` [3], ``beta`` [10] and ``root_rest`` [3] belong to the model
     as shipped; ``vertices`` [778, 3], ``joints_3d`` [21, 3] in standard order with manopth's
     fingertips; all NaN without a hand. ``labelled``: the hand's labels are in the files.
-    ``T_cam_from_obj`` [n, 4, 4] by slot of ``plan.ycb_ids``; ``posed`` bool [n]: the pose is in the files.
+    ``T_cam_from_obj`` [n, 4, 4] by slot of ``plan.ycb_ids``; ``posed`` bool [n]: the pose is in the
+    files.
     """
 
     plan: GraspPlan

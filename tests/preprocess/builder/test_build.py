@@ -171,7 +171,7 @@ def test_interhand_survives(tmp_path: Path) -> None:
 
 
 def test_the_rendered_sample_builds(tmp_path: Path) -> None:
-    """The stand-in dataset, written by other code of ours, decodes to its own vertices."""
+    """The synthetic dataset, written by separate code, decodes to its own vertices."""
     write_sample("freihand", tmp_path / "raw", 1, 0, num_eval=1, workers=1)
     report = build(
         BuildConfig(

@@ -139,7 +139,7 @@ def test_hands_decode_to_the_true_vertices_as_shipped(tiny: Tiny) -> None:
 
 
 def test_both_parts_of_the_object_are_where_they_are(tiny: Tiny) -> None:
-    """The lid turned by -angle about z in our frame of the object gives the true vertices."""
+    """The lid rotated by -angle about z in our object frame gives the true vertices."""
     for i, row in rows_with_labels(tiny):
         pose, angle = tiny.labels.object_pose[i, 0], tiny.labels.object_arti_rad[i, 0]
         np.testing.assert_allclose(pose, row.T_cam_from_obj[:3], atol=1e-6)
