@@ -5,8 +5,9 @@
 Compiles to machine code as a launch would, with the ptxas in Triton's wheel, and reads the resource
 usage with its cuobjdump. Memory on the thread's stack means register spilling.
 
-``python -m benchmarks.kernels`` prints the same as JSON, a few variants only, for the tests: they
-run in Triton's interpreter, which cannot compile, so it takes another process.
+``python -m benchmarks.kernels 80 90`` prints the same of these targets as JSON, a few variants
+only, for the tests: they run in Triton's interpreter, which cannot compile, so it takes another
+process.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -292,4 +294,5 @@ def compile_one(variant: Variant, capability: int) -> Build:
 
 
 if __name__ == "__main__":
-    print(json.dumps([dataclasses.asdict(build) for build in compile_all(few_variants())]))
+    found = compile_all(few_variants(), [int(target) for target in sys.argv[1:]])
+    print(json.dumps([dataclasses.asdict(build) for build in found]))

@@ -40,11 +40,19 @@ class BackboneConfig(ModelConfig):
     silent fall-back: say model.pretrained=false to train from scratch."""
     weights: str | None = None
     """Local file with the backbone's weights; null asks the hub."""
-    checkpoint_activations: bool = False
-    """Compute the backbone's activations again in the backward pass instead of keeping them: much
-    less memory, about a third more time."""
+    checkpoint_activations: bool | int | float = 0.0
+    """Fraction of the backbone's blocks, 0 to 1, from the input on, whose activations are computed
+    again in the backward pass instead of kept; true is 1, false 0. All of them: much less memory,
+    about a third more time; 0.5: half of the blocks. Between 0 and 1 the backbone must be made of
+    blocks, as ViTs and ResNets are."""
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self.checkpoint_activations = float(self.checkpoint_activations)
+        if not 0 <= self.checkpoint_activations <= 1:
+            raise ValueError(
+                "model.checkpoint_activations must lie in [0, 1], got "
+                f"{self.checkpoint_activations:g}"
+            )
         if self.weights is not None and not self.pretrained:
             raise ValueError("model.weights needs model.pretrained=true, got false")

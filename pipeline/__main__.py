@@ -14,13 +14,13 @@ COMMANDS = (
     Command(
         name="plan",
         module="pipeline.memory",
-        config="pipeline.command_config:PlanConfig",
+        config="pipeline.config:PlanConfig",
         summary="say what of a store fits on a device, without having the device",
     ),
     Command(
         name="bench",
         module="pipeline.bench",
-        config="pipeline.command_config:BenchConfig",
+        config="pipeline.config:BenchConfig",
         summary="measure each stage from the store to the batch",
     ),
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LabelGroup:
 class Batch:
     """One batch; every field is on the same device."""
 
-    image: Float[Tensor, "*b 3 s s"]
+    image: Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]
     """RGB, normalised with the mean and deviation in the config; 0..255 as uint8."""
     K: Float[Tensor, "*b 3 3"]
     """Intrinsics of the input pixels; the upper left 2x2 block may be full."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.app.words import say
-from pipeline.command_config import BenchConfig
+from pipeline.config import BenchConfig
 from pipeline.loader import Loader
 from pipeline.store.reader import open_store
 from pipeline.view import split_rows

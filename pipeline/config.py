@@ -7,7 +7,7 @@ Treat every config as read-only once it is built. A change of one value is
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import ClassVar, Final
 
 from omegaconf import MISSING
 
@@ -241,7 +241,8 @@ class PipelineConfig:
     weight: float = 1.0
     """Share of store in every batch, relative to the weights in mix."""
     batch_size: int = 64
-    """Samples per step (windows, where window.length > 1), over all ranks."""
+    """Samples per step (windows, where window.length > 1), over all ranks. python -m train run
+    batch_size=auto takes as many as fit."""
     seed: int = 0
     """Decides order and augmentation."""
     input_px: int = 224
@@ -278,6 +279,70 @@ class PipelineConfig:
                 raise ValueError(f"{name} must have 3 values (red, green, blue), got {values}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+
+# --- commands of ``python -m pipeline`` ---------------------------------------------------------
+
+_ALIASES = {
+    "store": "pipeline.store",
+    "split": "pipeline.split",
+    "subset": "pipeline.subset",
+    "weight": "pipeline.weight",
+    "mix": "pipeline.mix",
+    "batch_size": "pipeline.batch_size",
+    "size_px": "pipeline.cache.size_px",
+    "codec": "pipeline.cache.codec",
+    "window": "pipeline.window",
+    "input_px": "pipeline.input_px",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanConfig:
+    """What fits on a device. Treat as read-only."""
+
+    ALIASES: ClassVar[dict[str, str]] = _ALIASES
+
+    device_gib: float | None = None
+    """Memory of the device, GiB; null shows cards of 24, 48, 80 and 141 GB side by side."""
+    model_gib: float = 8.0
+    """Peak of the training step without the cache, GiB: weights, gradients, optimiser, activations;
+    5 % are added. train run logs it."""
+    world: int = 1
+    """Devices that share the samples."""
+    num_samples: int | None = None
+    """Plan as if the store had so many: a small build shows what the whole dataset needs."""
+    pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
+
+    def __post_init__(self) -> None:
+        if (self.device_gib is not None and self.device_gib <= 0) or self.model_gib < 0:
+            raise ValueError(
+                f"device_gib must be positive and model_gib not negative, got {self.device_gib} "
+                f"and {self.model_gib}"
+            )
+        if self.world < 1:
+            raise ValueError(f"world must be at least 1, got {self.world}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+
+
+@dataclass(kw_only=True, slots=True)
+class BenchConfig:
+    """Rates per stage. Treat as read-only."""
+
+    ALIASES: ClassVar[dict[str, str]] = _ALIASES
+
+    device: str = "cpu"
+    """cpu or cuda."""
+    seconds: float = 3.0
+    """Time measured per stage, after a warm-up."""
+    pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
+        if self.seconds <= 0:
+            raise ValueError(f"seconds must be positive, got {self.seconds}")
 
 
 def _check_subset(key: str, value: float) -> None:

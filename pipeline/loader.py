@@ -40,10 +40,10 @@ from pipeline.order.parts import (
     Part,
     content_of,
     describe_sample,
-    held,
     names_of,
     open_parts,
     order_of,
+    rank_samples,
 )
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable, concatenated, table_to, upload
@@ -115,8 +115,8 @@ class Loader:
                 self._order.check()  # before the long fill
             self._batch_size = max(1, config.batch_size // world)
             items = self._order.owned() if training else self._order.share()
-            self._held = held(items, self._parts)
-            self._has_windows = self._held.place.shape[1] > 1
+            self._samples = rank_samples(items, self._parts)
+            self._has_windows = self._samples.place.shape[1] > 1
             self._load(model_bytes)
             on_error.pop_all()
         self._epoch, self._step = 0, 0
@@ -124,7 +124,7 @@ class Loader:
     def _load(self, model_bytes: int) -> None:
         """Put labels and, if they fit, pixels on the device."""
         config, cache = self.config, self._cache
-        num_samples = sum(len(view) for view in self._held.views)
+        num_samples = sum(len(view) for view in self._samples.views)
         plan = memory.plan_memory(
             memory.demand_of(self._parts, config, num_samples, self._groups),
             device_bytes=memory.available_bytes(self.device),
@@ -134,7 +134,7 @@ class Loader:
         memory.require_room(plan, cache, training=self.training)
         log.info("%s", plan.sentence())
         views = [
-            (part.store, view) for part, view in zip(self._parts, self._held.views, strict=True)
+            (part.store, view) for part, view in zip(self._parts, self._samples.views, strict=True)
         ]
         stores = [store for store, _ in views]
         self.objects = load_objects(stores, self.device)
@@ -148,7 +148,7 @@ class Loader:
             ]
         )
         groups = load_groups(self._groups, views, config.view.kind, first)
-        view = concatenated(self._held.views)
+        view = concatenated(self._samples.views)
         self.resident: resident.Resident | None = None
         """The pixels on the device; None where they are streamed."""
         self._frames: Frames | None = None
@@ -204,7 +204,7 @@ class Loader:
         """Return the batches of an epoch (training) or of the split (evaluation)."""
         if self.training:
             return self._order.steps_per_epoch()
-        return math.ceil(len(self._held.items) / self._batch_size)
+        return math.ceil(len(self._samples.items) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the current state on: without end in training, else once."""
@@ -286,7 +286,7 @@ class Loader:
         """Return one line about what is held."""
         names, held = names_of(self.config), self.resident
         if held is None:
-            num = sum(len(view) for view in self._held.views)
+            num = sum(len(view) for view in self._samples.views)
             return f"{num} samples of {names}, decoded as they are needed"
         return (
             f"cached {len(held.pixels)} samples of {names}: {decimal(held.pixels.nbytes)} on "
@@ -362,7 +362,7 @@ class Loader:
             yield from self._order.batches(e, step if e == epoch else 0)
 
     def _in_order(self) -> Iterator[Int64[Tensor, " b"]]:
-        return iter(torch.split(self._held.items, self._batch_size))
+        return iter(torch.split(self._samples.items, self._batch_size))
 
     def _located(
         self, items: Iterator[Int64[Tensor, " b"]]
@@ -375,10 +375,10 @@ class Loader:
                 yield plan, self.resident.pixels, plan.place
             return
         mine, ahead = itertools.tee(items)
-        frames_per_item = self._held.place.shape[1]
+        frames_per_item = self._samples.place.shape[1]
         crops = stream_crops(
             self._frames,
-            (self._held.place[item].flatten() for item in ahead),
+            (self._samples.place[item].flatten() for item in ahead),
             self._cache,
             self._batch_size * frames_per_item,
             self.device,
@@ -398,7 +398,7 @@ class Loader:
         """Yield each batch's samples on the device, some steps in one copy."""
         while some := list(itertools.islice(items, STEPS_AT_ONCE)):
             item = torch.cat(some)
-            place, is_real = self._held.place[item], self._held.is_real[item]
+            place, is_real = self._samples.place[item], self._samples.is_real[item]
             if not self._has_windows:
                 place = place[:, 0]
             yield from self._assembler.plans(
@@ -414,5 +414,5 @@ class Loader:
             "num_samples": list(order.sizes) if order.is_mixture else order.sizes[0],
             "batch_size": order.batch_size,
             "weights": list(order.weights) if order.is_mixture else None,
-            "window_length": self._held.place.shape[1],
+            "window_length": self._samples.place.shape[1],
         }

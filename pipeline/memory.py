@@ -21,10 +21,9 @@ from rich.table import Table
 from pipeline.app.machine import read_host_memory
 from pipeline.app.words import say
 from pipeline.batch import LabelGroup
-from pipeline.command_config import PlanConfig
-from pipeline.config import CacheCodec, CacheConfig, PipelineConfig
+from pipeline.config import CacheCodec, CacheConfig, PipelineConfig, PlanConfig
+from pipeline.decode.buffers import PREFETCH
 from pipeline.decode.codec import Codec, bytes_per_sample
-from pipeline.decode.source import PREFETCH
 from pipeline.labels.table import load_groups, load_labels
 from pipeline.order.parts import Part, open_parts
 from pipeline.view import samples_at

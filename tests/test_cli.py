@@ -12,8 +12,7 @@ import pytest
 from omegaconf import MISSING
 
 from pipeline.app.cli import UsageError, compose, field_docs, front_door
-from pipeline.command_config import PlanConfig
-from pipeline.config import MixPart
+from pipeline.config import MixPart, PlanConfig
 from preprocess.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent

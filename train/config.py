@@ -75,6 +75,10 @@ class OptimConfig:
     """Learning rate of the backbone, as a share of the head's."""
     layer_decay: float = 1.0
     """Learning rate of a layer of the backbone over that of the layer above it; 1 = all equal."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Learning rate of modules as a share of the peak, by the beginning of their parameters' names,
+    for example {temporal: 0.5, backbone.layer4: 0.1}; the longest name that fits counts, the rest
+    stays at 1. In the backbone it stands in the place of backbone_lr; layer_decay multiplies it."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
 
@@ -91,6 +95,14 @@ class OptimConfig:
         for name in ("backbone_lr", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in (0, 1], got {getattr(self, name)}")
+        for name, share in self.shares.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"optim.shares.{name} must lie in (0, 1], got {share}")
+        if "backbone" in self.shares and self.backbone_lr != 1.0:
+            raise ValueError(
+                "optim.shares.backbone and optim.backbone_lr are the same share: give one of them, "
+                f"got {self.shares['backbone']} and {self.backbone_lr}"
+            )
         if self.cycle_steps < 1 or self.cycle_growth < 1:
             raise ValueError(
                 "optim.cycle_steps and optim.cycle_growth must be at least 1, got "
@@ -113,9 +125,16 @@ class StageConfig:
     augment: float = 1.0
     """Strength: all ranges of pipeline.augment times this."""
     freeze: list[str] = field(default_factory=list)
-    """Modules that are not trained, for example [backbone]."""
+    """Modules that are not trained, for example [backbone]; or"""
+    train: list[str] = field(default_factory=list)
+    """the only modules that are, for example [mlp, backbone.layer4]: all others are frozen. Both
+    empty trains everything. Frozen modules compute as in evaluation."""
     loss: dict[str, float] = field(default_factory=dict)
     """Weights of loss terms that differ, for example {theta: 1.0}."""
+    ramp: float = 0.0
+    """Share of the stage, 0 to 1, over which the weights of the loss terms go in a straight line
+    from those of the stage before (the first stage: from those of loss) to its own; 0 = at once. A
+    term that is on at either end is computed all the stage long."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -126,6 +145,13 @@ class StageConfig:
             )
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"a stage's lr must be positive, got {self.lr}")
+        if self.freeze and self.train:
+            raise ValueError(
+                "a stage says freeze=[what is not trained] or train=[what alone is trained], not "
+                f"both; got freeze=[{', '.join(self.freeze)}] and train=[{', '.join(self.train)}]"
+            )
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"a stage's ramp must lie in [0, 1], got {self.ramp}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,14 +205,15 @@ class RunConfig:
         "batch_size": "pipeline.batch_size",
         "seed": "pipeline.seed",
     }
+    SPELLINGS: ClassVar[dict[str, str]] = {"pipeline.batch_size=auto": "auto_batch_size=true"}
 
     run_dir: str | None = None
     """Folder of the run; null makes runs/<date>-<time>. A folder that holds a checkpoint of the
     same configuration is continued."""
     resume: str | None = None
     """Folder of a run to continue with its own configuration; store is not needed then. Only steps,
-    *_every, keep_checkpoints, threads, device, mano and store may be given beside it; one that is
-    set to its default counts as not given."""
+    *_every, keep_checkpoints, threads, accumulate, debug, device, mano and store may be given
+    beside it; one that is set to its default counts as not given."""
     init: str | None = None
     """Folder of a run, or of weights, to begin with: every tensor of the same name and shape is
     taken over, what is left begins anew. For fine-tuning, or windows after single frames."""
@@ -212,12 +239,24 @@ class RunConfig:
     """CPU threads of torch; 0 leaves torch's choice."""
     accumulate: int = 1
     """Parts that a batch is split into, one forward and backward after another: less memory, the
-    same step (but for BatchNorm in training mode)."""
+    same step (but for BatchNorm in training mode). Where the device's memory does not suffice, the
+    run doubles it by itself, takes the same batch again and says so; a resumed run keeps that."""
+    auto_batch_size: bool = False
+    """What batch_size=auto says: before anything is loaded, steps on blank batches find the most
+    samples whose step stays below 90 % of the device's free memory (of the machine's on a CPU), and
+    that number becomes batch_size, in the manifest and in a resumed run as well. What is left is
+    the cache's: a large store is then streamed, so give a number where it is to be resident. The
+    learning rate is not scaled. Stages with a batch_size of their own keep it."""
     compile: bool = True
     """Compile network and losses on a GPU with torch.compile."""
     graph: bool = False
     """Replay the whole step as one CUDA graph on a GPU: for small networks, whose launches cost
     more than their work. One process only."""
+    debug: bool = False
+    """Look for what goes wrong: eager losses, no compile and no graph, torch's anomaly detection,
+    the norm of each loss term's gradient in the log (grad_norm/NAME), and a stop at the first value
+    that is not finite: the batch is written to RUN/debug, and step, term and samples are named.
+    Many times slower; on a CPU the same weights. One process only."""
     probe: bool = False
     """Train on one batch again and again, without data: the ceiling that the loader is measured
     against. Nothing is saved."""

@@ -3,7 +3,7 @@
 The device is read only at log points; everything between them is queued without waiting.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from model.draw import write_picture
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.config import RunConfig
-from train.device.distributed import average_
+from train.device.distributed import average_, most_of
 from train.device.stop import stop_on_signal
 from train.evaluate.validate import as_scalars, metric_of, score
 from train.state.checkpoint import (
@@ -25,8 +25,10 @@ from train.state.checkpoint import (
     save_checkpoint,
 )
 from train.state.weights import write_weights
+from train.step.debug import DebugStep
 from train.step.fault import raise_fault
 from train.step.graph import GraphedStep
+from train.step.ramp import weights_at
 from train.step.stages import Stage, stage_at
 from train.step.step import StepOutput, TrainState, enter_stage, predict, train_step
 from train.watch.log import RunLog
@@ -56,8 +58,9 @@ def train(state: TrainState, run: Run) -> bool:
     """
     config, log, end = run.config, run.log, run.stages[-1].end
     with stop_on_signal(state.ranks) as stop, Meters(state, config) as meters:
-        take_step = GraphedStep() if config.graph and state.clock.is_cuda else train_step
+        take_step = step_of(state, run)
         costs: dict[str, float] = {}
+        parts = state.accumulate
         stage: Stage | None = None
         batches: Iterator[Batch] = iter(())
         while state.step < end and not stop.asked_by_any(state.step):
@@ -74,11 +77,17 @@ def train(state: TrainState, run: Run) -> bool:
                 batch = next(batches)
             with meters.stage("step"):
                 output = take_step(state, batch, config, stage)
+            if state.accumulate != parts:
+                parts = state.accumulate
+                log.say(f"out of memory: accumulate={parts} from step {state.step - 1} on")
             meters.add(batch.sample_id.numel())
             last = state.step == end
 
             if state.step % config.log_every == 0 or last:
                 values = read(state, output)  # waits for the device
+                if stage.ramp:
+                    weights = weights_at(stage, state.step - 1)
+                    values |= {f"weight/{name}": value for name, value in weights.items()}
                 costs = meters.read()
                 named = {f"meter/{name}": value for name, value in costs.items()}
                 log.scalars(state.step, values | named)
@@ -110,6 +119,15 @@ def train(state: TrainState, run: Run) -> bool:
     return True
 
 
+def step_of(
+    state: TrainState, run: Run
+) -> Callable[[TrainState, Batch, RunConfig, Stage], StepOutput]:
+    """Return how the run takes its steps."""
+    if run.config.debug:
+        return DebugStep(run.folder, run.loader)
+    return GraphedStep() if run.config.graph and state.clock.is_cuda else train_step
+
+
 def validate(state: TrainState, run: Run) -> Score:
     """Score the averaged weights on the held-out samples, and log what was found."""
     assert run.validation is not None
@@ -122,6 +140,7 @@ def validate(state: TrainState, run: Run) -> Score:
 def save(state: TrainState, run: Run, scored: Score | None, *, last: bool) -> None:
     """Write a checkpoint, and the weights if it is the best; only the last one must not fail."""
     config = run.config
+    state.accumulate = most_of(state.accumulate, state.ranks)
     if not state.ranks.is_first or config.probe:
         return
     try:
@@ -156,6 +175,9 @@ def read(state: TrainState, output: StepOutput) -> dict[str, float]:
     if state.log_variance is not None:
         learned = dict(zip(state.losses.terms, state.log_variance.tolist(), strict=True))
         numbers |= {f"log_variance/{name}": learned[name] for name in terms.names}
+    if output.term_norms is not None:
+        norms = zip(terms.names, output.term_norms.tolist(), strict=True)
+        numbers |= {f"grad_norm/{name}": norm for name, norm in norms}
     return numbers | {"grad_norm": float(output.grad_norm), "lr": float(output.lr)}
 
 

@@ -18,7 +18,14 @@ from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
 from train.device.device import choose_device
-from train.device.distributed import Ranks, gathered, joined_ranks, local_device, shared
+from train.device.distributed import (
+    Ranks,
+    all_gather,
+    joined_ranks,
+    local_device,
+    most_of,
+    shared,
+)
 from train.evaluate.validate import shared_with_training, validation_pipeline
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
@@ -26,7 +33,9 @@ from train.state.config_io import to_plain
 from train.state.mean_pose import measure_mean_pose
 from train.state.resume import continue_from
 from train.state.weights import weights_folder
-from train.step.peak import step_bytes
+from train.step.batch_size import resolve_batch_size
+from train.step.optim import require_known
+from train.step.peak import measure_need
 from train.step.stages import require_trainable, resolve_stages, stage_at
 from train.step.step import TrainState, build_state
 from train.watch.log import NoLog, RunLog
@@ -53,7 +62,11 @@ def main(config: RunConfig) -> int:
             raise ValueError(
                 f"graph=true is for one process, got {ranks.world} ranks; leave it out"
             )
-        steps = gathered(None if payload is None else int(payload["step"]), ranks)
+        if config.debug and ranks.world > 1:
+            raise ValueError(
+                f"debug=true is for one process, got {ranks.world} ranks; start it without torchrun"
+            )
+        steps = all_gather(None if payload is None else int(payload["step"]), ranks)
         if len(set(steps)) > 1:
             raise ValueError(
                 f"the ranks found checkpoints of different steps ({steps}): run_dir must be one "
@@ -76,13 +89,17 @@ def _run(
     joint_sets = joint_sets_of(config.pipeline)
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
+    require_known(model, config.optim)
 
+    found = ""
+    if config.auto_batch_size and payload is None:
+        config, found = resolve_batch_size(config, model, ranks)
     groups = label_groups(config.model.family)
     open_loader = functools.partial(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
     )
-    needed = step_bytes(model, config, world=ranks.world)
-    loader = stack.enter_context(open_loader(config.pipeline, model_bytes=needed))
+    need = measure_need(model, config, world=ranks.world)
+    loader = stack.enter_context(open_loader(config.pipeline, model_bytes=need.bytes))
     stages = resolve_stages(config, loader.steps_per_epoch)
     for one in stages:  # now, not when its turn comes
         loader.check(one.pipeline)
@@ -95,6 +112,7 @@ def _run(
     state = build_state(
         model, config, stage.pipeline.batch_size // ranks.world, ranks, loader.objects
     )
+    state.accumulate = most_of(need.accumulate, ranks)
     facts = RunFacts(
         run_id=shared(new_run_id(), ranks) if payload is None else payload["run_id"],
         config=to_plain(config),
@@ -111,7 +129,7 @@ def _run(
     validation = None
     if config.validation.split is not None:
         held_out = validation_pipeline(config)
-        beside = needed + loader.held_bytes
+        beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
 
     if ranks.is_first:
@@ -122,6 +140,12 @@ def _run(
         (run_dir / "manifest.json").write_text(text, encoding="utf-8")
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
         log.say(_summary(state, loader, device, mean_pose, run_dir) + begun)
+        if found:
+            log.say(found)
+        if state.accumulate > config.accumulate:
+            log.say(
+                f"out of memory before: accumulate={state.accumulate} from step {state.step} on"
+            )
         for warning in [] if validation is None else shared_with_training(loader, validation):
             log.say(f"warning: {warning}")
         try:

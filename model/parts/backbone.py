@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.config import BackboneConfig
+from model.parts.recompute import checkpoint_activations
 
 GRID_CHANNELS: Final = 64
 """Channels that each cell of a grid readout keeps."""
@@ -55,7 +56,7 @@ def build_backbone(
     if config.pretrained:
         freeze_batch_norm(backbone)
     if config.checkpoint_activations:
-        checkpoint_activations(backbone, config.backbone)
+        checkpoint_activations(backbone, config.backbone, config.checkpoint_activations)
     for weight in backbone.parameters():
         if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -80,21 +81,6 @@ def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:
         return timm.create_model(name, img_size=input_px, **options)
     except TypeError:
         return timm.create_model(name, **options)
-
-
-def checkpoint_activations(backbone: Any, name: str) -> None:
-    """Keep no activations of the backbone's blocks for the backward pass.
-
-    Raises:
-        ValueError: If the model cannot do without them.
-    """
-    try:
-        backbone.set_grad_checkpointing(enable=True)
-    except (AttributeError, AssertionError) as error:
-        raise ValueError(
-            f"model.checkpoint_activations: {name!r} cannot compute activations again; use another "
-            "backbone or a smaller batch"
-        ) from error
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -147,8 +147,9 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     """Return ``schema`` filled from ``words`` (``key=value``), validated.
 
     A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
-    ``experiment``), short spellings of nested keys in ``ALIASES``, and fields whose class is chosen
-    by name in ``GROUPS`` (``model=NAME``; in YAML ``defaults: [override /model: NAME]``).
+    ``experiment``), short spellings of nested keys in ``ALIASES``, fields whose class is chosen by
+    name in ``GROUPS`` (``model=NAME``; in YAML ``defaults: [override /model: NAME]``), and in
+    ``SPELLINGS`` words that are not of an option's type with what they stand for.
 
     Raises:
         UsageError: For an unknown key, group or value, a missing required value, a type error.
@@ -165,6 +166,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     chosen = chosen_groups(schema, words)
     options = {option.key: option for option in _options(schema, classes=chosen)}
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
+    spellings: dict[str, str] = getattr(schema, "SPELLINGS", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     groups = set(chosen)
     overrides = [
@@ -172,6 +174,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         for word in words
         if word.partition("=")[0] not in groups
     ]
+    overrides = [spellings.get(override, override) for override in overrides]
     store = ConfigStore.instance()
     node = OmegaConf.structured(schema)
     defaults: list[Any] = ["schema"]

@@ -9,7 +9,7 @@ bilinear when it enlarges, and repeats the border pixel outside the frame.
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Final
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -18,12 +18,9 @@ from nvidia.dali.backend import ReleaseUnusedMemory
 from torch import Tensor
 
 from pipeline.config import CacheConfig
+from pipeline.decode.buffers import KEPT_DECODED, PREFETCH, READ_AHEAD
 from pipeline.decode.read_ahead import read_ahead
-from pipeline.decode.source import PREFETCH, EncodedBatch
-
-KEPT_BATCHES: Final = 2
-"""Decoded batches kept on a GPU until what was queued with them is done: DALI uses their memory
-again as soon as nobody holds them."""
+from pipeline.decode.source import EncodedBatch
 
 
 def decode_crops(
@@ -56,7 +53,7 @@ def decode_crops(
     """
     device_id = torch.empty(0, device=device).get_device()  # -1 = CPU; "cuda" has no index yet
     on_gpu = device_id >= 0
-    ahead = read_ahead(batches)
+    ahead = read_ahead(batches, READ_AHEAD)
     hardware = {}
     if on_gpu:
         hardware = {
@@ -87,7 +84,7 @@ def decode_crops(
             yield crops
             if stream is not None:
                 in_use.append((torch.cuda.current_stream(device).record_event(), crops))
-                if len(in_use) > KEPT_BATCHES:
+                if len(in_use) > KEPT_DECODED:
                     in_use.popleft()[0].synchronize()
     finally:
         for event, _ in in_use:

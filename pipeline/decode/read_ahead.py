@@ -3,14 +3,12 @@
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-DEPTH: Final = 4
-"""Batches read ahead of the one that is asked for: about 13 MB of JPEGs of 50 KB."""
 
 
-def read_ahead(items: Iterator[T], depth: int = DEPTH) -> Generator[T]:
+def read_ahead(items: Iterator[T], depth: int) -> Generator[T]:
     """Yield ``items`` in order, produced ``depth`` ahead in a thread.
 
     An error of ``items`` is raised in its place. The thread has ended when this iterator ends, is

@@ -1,22 +1,21 @@
 """The cache: every sample's crop on the device, filled once by the decoder."""
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.config import CacheConfig, OnBadImage
+from pipeline.config import CacheConfig
+from pipeline.decode.buffers import PREFETCH
 from pipeline.decode.codec import Codec, Pixels, allocate, write
+from pipeline.decode.errors import first_undecodable, raise_if_out_of_memory, skip_or_raise
 from pipeline.decode.graph import decode_crops
 from pipeline.decode.source import (
-    PREFETCH,
-    EncodedBatch,
     ImagePlan,
     are_whole_frames,
     describe_row,
@@ -24,17 +23,11 @@ from pipeline.decode.source import (
     largest_frame,
     plan_images,
 )
-from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable, upload
 
-log = logging.getLogger(__name__)
 Progress = Callable[[int, int, int], None]
 """Told (images done, their encoded bytes, images in all)."""
-
-
-class BadImageError(StoreCorruptError):
-    """An image has the bytes that were stored, but they do not decode."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,35 +111,15 @@ def _fill_view(
                     row, plan = plan.row[:num], plan[num:]
                     yield row, None
         except RuntimeError as error:
-            require_memory(error)
+            raise_if_out_of_memory(error)
             # The decoder says neither which image nor, read ahead, exactly which batch.
             near = plan[: (1 + PREFETCH) * config.decode_batch]
             bad = _find_bad_image(store, view, near, config, pixels.device)
             if bad is None:
                 raise
-            require_skipping(describe_row(store, view, int(near.row[bad])), config, error)
+            skip_or_raise(describe_row(store, view, int(near.row[bad])), config, error)
             yield near.row[bad : bad + 1], near.sample[bad][near.sample[bad] >= 0]
             plan = plan[np.delete(np.arange(len(plan.row)), bad)]
-
-
-def require_memory(error: RuntimeError) -> None:
-    """Raise an error that is not an image's: memory that ran out."""
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
-        raise error
-
-
-def require_skipping(what: str, config: CacheConfig, error: Exception) -> None:
-    """Log that the image ``what`` is skipped.
-
-    Raises:
-        BadImageError: If configuration forbids it.
-    """
-    if config.on_bad_image is OnBadImage.stop:
-        raise BadImageError(
-            f"{what} cannot be decoded; restore the file and rebuild the store, or train without "
-            "it: cache.on_bad_image=skip"
-        ) from error
-    log.warning("%s cannot be decoded; skipped", what)
 
 
 def _write(
@@ -167,25 +140,3 @@ def _find_bad_image(
     """Return the first image that does not decode alone."""
     alone = (encoded_batches(store, view, plan[i : i + 1], 1) for i in range(len(plan.row)))
     return first_undecodable(alone, config, plan.sample.shape[1], device)
-
-
-def first_undecodable(
-    images: Iterable[Iterator[EncodedBatch]],
-    config: CacheConfig,
-    num_crops: int,
-    device: torch.device,
-) -> int | None:
-    """Return which of some images, a batch each, is the first that does not decode."""
-    for i, one in enumerate(images):
-        try:
-            for _ in decode_crops(
-                one,
-                replace(config, decode_threads=1),
-                num_crops=num_crops,
-                batch_size=1,
-                device=device,
-            ):
-                pass
-        except RuntimeError:
-            return i
-    return None

@@ -4,24 +4,20 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from model.geometry.crop import invert, to_corner_origin
-from pipeline.decode.read_ahead import DEPTH
+from pipeline.decode.buffers import KEPT_ENCODED
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable
 
 EncodedBatch = tuple[list[NDArray[np.uint8]], *tuple[NDArray[np.float32], ...]]
 """JPEG bytes of each image, then per crop its start [b, 2] and end [b, 2] (y, x)."""
-PREFETCH: Final = 2
-"""Batches that the decoder takes ahead."""
-KEPT_BATCHES: Final = DEPTH + PREFETCH + 2
-"""Batches kept alive behind the decoder, which reads them in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +71,9 @@ def squares(
 
 def are_whole_frames(
     store: Store,
-    rows: Int64[np.ndarray, " m"],
-    start: Float32[np.ndarray, "*m 2"],
-    end: Float32[np.ndarray, "*m 2"],
+    rows: Int64[np.ndarray, "*#m"],
+    start: Float32[np.ndarray, "*#m 2"],
+    end: Float32[np.ndarray, "*#m 2"],
     cache_px: int,
 ) -> bool:
     """Whether every crop is its frame as it is, so that nothing has to be resized."""
@@ -93,7 +89,7 @@ def encoded_batches(
     Raises:
         StoreCorruptError: If the bytes on disk changed; names the samples.
     """
-    alive: deque[EncodedBatch] = deque(maxlen=KEPT_BATCHES)
+    alive: deque[EncodedBatch] = deque(maxlen=KEPT_ENCODED)
     jpegs = store.scan(plan.row)
     for begin in range(0, len(plan.row), batch_size):
         part = plan[begin : begin + batch_size]

@@ -17,10 +17,10 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.config import CacheConfig
+from pipeline.decode.buffers import KEPT_ENCODED
+from pipeline.decode.errors import first_undecodable, raise_if_out_of_memory, skip_or_raise
 from pipeline.decode.graph import decode_crops
-from pipeline.decode.resident import first_undecodable, require_memory, require_skipping
 from pipeline.decode.source import (
-    KEPT_BATCHES,
     EncodedBatch,
     are_whole_frames,
     describe_row,
@@ -108,14 +108,14 @@ def stream_crops(
                         decoded[torch.tensor(black)] = 0
                     yield decoded
         except RuntimeError as error:
-            require_memory(error)
+            raise_if_out_of_memory(error)
             bad = _find_bad(frames, list(ahead), config, device, skipped)
             if bad is None:
                 raise
             batches = itertools.chain(list(ahead), batches)
             ahead.clear()
             store, view = frames.views[frames.number[bad]]
-            require_skipping(describe_row(store, view, int(frames.row[bad])), config, error)
+            skip_or_raise(describe_row(store, view, int(frames.row[bad])), config, error)
             skipped.add(bad)
         else:
             return
@@ -128,7 +128,7 @@ def _encoded(
     skipped: set[int],
 ) -> Iterator[EncodedBatch]:
     """Yield the JPEGs of every batch, checked; those to skip are another of the batch."""
-    alive: deque[EncodedBatch] = deque(maxlen=KEPT_BATCHES)
+    alive: deque[EncodedBatch] = deque(maxlen=KEPT_ENCODED)
     for index in batches:
         ahead.append(index)
         chosen = index.numpy()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.gather.augment import AugmentParams
@@ -76,7 +76,7 @@ def prepare_output(
     form: InputFormat,
     device: torch.device,
     out: Tensor | None,
-) -> Float[Tensor, "*b 3 s s"]:
+) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return ``out``, or a new tensor, once the shapes are known to fit.
 
     Raises:

@@ -65,7 +65,7 @@ def gather_eager(
     form: InputFormat,
     *,
     out: Tensor | None = None,
-) -> Float[Tensor, "*b 3 s s"]:
+) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return what ``gather`` does, in plain torch; on a GPU it waits for the device."""
     image = prepare_output(index, params, form, pixels.device, out)
     flat_index, params = index.flatten(), _per_sample(params, index)
@@ -108,7 +108,7 @@ def recolour(
     erase_xyxy: Int32[Tensor, "m 4"],
     form: InputFormat,
     *,
-    out: Float[Tensor, "m 3 s s"],
+    out: Float[Tensor, "m 3 s s"] | UInt8[Tensor, "m 3 s s"],
 ) -> None:
     """Write the normalised pixels to ``out``: the float half of the module's formulas.
 

@@ -141,7 +141,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class RankSamples:
     """What one rank holds: the samples of its items, and where each item's frames are in them."""
 
     views: tuple[ViewTable, ...]
@@ -201,7 +201,7 @@ def order_of(
     )
 
 
-def held(items: Int64[Tensor, " m"], parts: tuple[Part, ...]) -> Held:
+def rank_samples(items: Int64[Tensor, " m"], parts: tuple[Part, ...]) -> RankSamples:
     """Return what a rank with these items holds; frames that its windows share are held once."""
     place = torch.cat([torch.full_like(part.windows.index, -1) for part in parts])
     is_real = torch.cat([part.windows.is_real for part in parts])
@@ -214,7 +214,7 @@ def held(items: Int64[Tensor, " m"], parts: tuple[Part, ...]) -> Held:
         views.append(samples_at(part.view, samples))
         num_samples += len(samples)
         start += len(part)
-    return Held(views=tuple(views), place=place, is_real=is_real, items=items)
+    return RankSamples(views=tuple(views), place=place, is_real=is_real, items=items)
 
 
 def describe_sample(parts: tuple[Part, ...], sample_id: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int16, Int64, UInt8
+from jaxtyping import Bool, Float64, Int16, Int32, Int64, UInt8
 
 from model.hand import LEFT, NUM_HANDS, NUM_VERTICES, RIGHT
 from model.mano.convert import rest_root
@@ -212,6 +212,6 @@ def _in_part_frame(
     return np.asarray(seen)
 
 
-def _id_of(labels: LabelStack, slot: Int16[np.ndarray, "n 2"]) -> Int64[np.ndarray, "n 2"]:
+def _id_of(labels: LabelStack, slot: Int16[np.ndarray, "n 2"]) -> Int32[np.ndarray, "n 2"]:
     """Return the object id in each slot; arbitrary if the slot is empty."""
     return np.take_along_axis(labels.object_id, slot.astype(np.int64), axis=1)

@@ -128,6 +128,6 @@ def outside_image(
     return gone
 
 
-def _all_finite(*values: Float[np.ndarray, "n 2 k"]) -> Bool[np.ndarray, "n 2"]:
+def _all_finite(*values: Float[np.ndarray, "n 2 _"]) -> Bool[np.ndarray, "n 2"]:
     finite: Bool[np.ndarray, "n 2"] = np.isfinite(np.concatenate(values, axis=-1)).all(-1)
     return finite

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int8, Int64
+from jaxtyping import Float16, Float32, Float64, Int8, Int64, Shaped
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
 
@@ -236,7 +236,7 @@ def _merged(
     )
 
 
-def _outward(mesh: Mesh) -> Int64[np.ndarray, "f 3"]:
+def _outward(mesh: Mesh) -> Shaped[np.ndarray, "f 3"]:
     """Orient the faces consistently and outward.
 
     Within a connected patch the majority by area keeps its orientation, so that a cavity stays one.
@@ -259,9 +259,9 @@ def _outward(mesh: Mesh) -> Int64[np.ndarray, "f 3"]:
 
 
 def _face_vectors(
-    vertices: Float64[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]
+    vertices: Float64[np.ndarray, "v 3"], faces: Shaped[np.ndarray, "f 3"]
 ) -> Float64[np.ndarray, "f 3"]:
-    """Return face normals with a length of twice the face area."""
+    """Return normals of length twice the face area; ``faces`` may have any integer type."""
     a, b, c = np.moveaxis(vertices[faces], 1, 0)
     return np.asarray(np.cross(b - a, c - a))
 

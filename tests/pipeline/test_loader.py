@@ -31,7 +31,7 @@ from pipeline.config import (
     ViewKind,
     WindowConfig,
 )
-from pipeline.decode.resident import BadImageError
+from pipeline.decode.errors import BadImageError
 from pipeline.loader import Loader
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import open_store
@@ -661,7 +661,7 @@ def num_files() -> int:
 def settled(before: tuple[int, int]) -> tuple[int, int]:
     """Threads and files now: a thread that was joined may still be listed for a moment."""
     gc.collect()
-    for _ in range(200):
+    for _ in range(3000):
         if (num_threads(), num_files()) == before:
             break
         time.sleep(0.01)

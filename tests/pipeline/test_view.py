@@ -8,8 +8,14 @@ import torch
 
 from model.geometry.crop import apply
 from pipeline.app.cli import compose
-from pipeline.command_config import PlanConfig
-from pipeline.config import AugmentConfig, CacheConfig, PipelineConfig, ViewConfig, ViewKind
+from pipeline.config import (
+    AugmentConfig,
+    CacheConfig,
+    PipelineConfig,
+    PlanConfig,
+    ViewConfig,
+    ViewKind,
+)
 from pipeline.loader import Loader
 from pipeline.memory import main as plan
 from pipeline.store.errors import StoreError

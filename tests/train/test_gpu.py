@@ -21,7 +21,7 @@ from train.run import main as run
 from train.state.checkpoint import read_checkpoint
 from train.state.mean_pose import measure_mean_pose
 from train.step.graph import GraphedStep
-from train.step.peak import step_bytes
+from train.step.peak import measure_need
 from train.step.stages import Stage, resolve_stages
 from train.step.step import TrainState, build_state, train_step
 
@@ -174,7 +174,7 @@ def test_a_step_has_a_measured_peak(freihand: SampleStore, tmp_path: Path) -> No
     model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = torch.cuda.get_rng_state()
-    peak = step_bytes(model, settings)
+    peak = measure_need(model, settings).bytes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.cuda.get_rng_state(), drawn)
     weights = sum(p.nbytes for p in model.parameters())

@@ -8,7 +8,7 @@ process whatever the number of ranks.
 
 import os
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -86,7 +86,7 @@ def shared(value: T, ranks: Ranks) -> T:
     return values[0]
 
 
-def gathered(value: T, ranks: Ranks) -> list[T]:
+def all_gather(value: T, ranks: Ranks) -> list[T]:
     """Return every rank's value, on every rank."""
     if ranks.world == 1:
         return [value]
@@ -110,6 +110,15 @@ def any_(flag: Tensor, ranks: Ranks) -> Tensor:
     return flag
 
 
+def most_of(number: int, ranks: Ranks) -> int:
+    """Return the largest of the ranks' numbers; this waits for the other ranks."""
+    if ranks.world == 1:
+        return number
+    on_nccl = dist.get_backend() == "nccl"
+    held = torch.tensor(number, device=torch.device("cuda" if on_nccl else "cpu"))
+    return int(any_(held, ranks))
+
+
 def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Return the model with averaged gradients; alone, the model itself.
 
@@ -130,6 +139,24 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # constants: BatchNorm is frozen or refused
     )
+
+
+def without_averaging(net: nn.Module) -> AbstractContextManager[None]:
+    """Let gradients of this rank add up, to be averaged with those that follow.
+
+    Without effect on a model that ``parallel`` has not wrapped.
+    """
+    wrapped: AbstractContextManager[None] = getattr(net, "no_sync", nullcontext)()
+    return wrapped
+
+
+def has_begun_to_average(net: nn.Module) -> bool:
+    """Return whether a backward pass of a model of ``parallel`` ended in the middle."""
+    try:
+        net._check_reducer_finalized()  # type: ignore[operator]  # noqa: SLF001 - there is no other
+    except RuntimeError:
+        return True
+    return False
 
 
 def require_same_statistics(model: nn.Module, trained: Set[str], ranks: Ranks) -> None:

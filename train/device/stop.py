@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from train.device.distributed import ALONE, Ranks, gathered
+from train.device.distributed import ALONE, Ranks, all_gather
 
 ASK_EVERY: Final = 16
 """Steps between questions to the other ranks: each one waits for the device."""
@@ -27,7 +27,7 @@ class Stop:
             return self.asked
         if step % ASK_EVERY:
             return False
-        found = next(filter(None, gathered(self.name, self.ranks)), "")
+        found = next(filter(None, all_gather(self.name, self.ranks)), "")
         if found:  # a signal of this very moment, not yet in found, is told next time
             self.name, self.asked = found, True
         return bool(found)

@@ -7,7 +7,6 @@ the gather's output, far above what the order of float32 sums may change.
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Final
 
 import torch
@@ -24,7 +23,7 @@ from pipeline.gather.reference import gather_eager
 from pipeline.gather.select import gather
 from pipeline.labels.prepare import prepare_eager
 from pipeline.labels.table import LabelTable
-from pipeline.view import ViewTable, table_to
+from pipeline.view import ViewTable, column_names, table_to
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, error, ok
 
@@ -156,13 +155,13 @@ def _table_error(ours: GatherParams | Batch, theirs: GatherParams | Batch) -> fl
     ``A_q16`` may be off by one unit of 2^-16 pixels, by the last bit of the sine.
     """
     worst = 0.0
-    for column in fields(theirs):
-        a, b = getattr(ours, column.name), getattr(theirs, column.name)
-        if column.name == "image":
+    for name in column_names(theirs):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        if name == "image":
             continue
         if b.is_floating_point():
             worst = max(worst, difference(a, b))
-        elif a.shape != b.shape or (a.int() - b.int()).abs().max() > (column.name == "A_q16"):
+        elif a.shape != b.shape or (a.int() - b.int()).abs().max() > (name == "A_q16"):
             return math.inf
     return worst
 

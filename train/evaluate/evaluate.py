@@ -30,7 +30,13 @@ from train.config import EvaluateConfig, Protocol
 from train.device.device import backbone_dtype, choose_device
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
 from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
-from train.evaluate.protocols.gathered import Gathered, How, gather, gathered, unpredicted
+from train.evaluate.protocols.collected import (
+    Collected,
+    ReportContext,
+    collect,
+    empty_collection,
+    unpredicted,
+)
 from train.evaluate.protocols.report import Report, as_json, show, write_json
 from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
@@ -126,11 +132,11 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     with contextlib.closing(open_store(pipeline.store)) as store:
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
         provided = provided_by(model, pipeline, dtype)
-        held = _collected(store, pipeline, config, provided, mano)
+        collected = _collected(store, pipeline, config, provided, mano)
         # Beside hands alone stands the mean pose; a scene needs its means in the same protocol.
-        held_mean = None
-        if held is not None and held.scenes is not None:
-            held_mean = _collected(store, pipeline, config, provided, mano)
+        collected_mean = None
+        if collected is not None and collected.scenes is not None:
+            collected_mean = _collected(store, pipeline, config, provided, mano)
         groups = label_groups(trained.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
@@ -149,19 +155,21 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
                 add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
-                if held is not None:
-                    gather(held, prediction, batch, truth)
-                if held_mean is not None:
-                    gather(held_mean, predict_mean(model, mean_pose, batch), batch, None)
+                if collected is not None:
+                    collect(collected, prediction, batch, truth)
+                if collected_mean is not None:
+                    collect(collected_mean, predict_mean(model, mean_pose, batch), batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
-        how = How(strict=config.strict, crop=crop, camera=CAMERA, device=device)
-        report = None if held is None else on_store.official_report(held, how)
-        mean_report = None if held_mean is None else on_store.official_report(held_mean, how)
+        context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
+        report = None if collected is None else on_store.official_report(collected, context)
+        mean_report = (
+            None if collected_mean is None else on_store.official_report(collected_mean, context)
+        )
 
         scores = mean_scores = None
-        if held is None or _has_scores(ours):
+        if collected is None or _has_scores(ours):
             scores, mean_scores = ours.summary(), baseline.summary()
         record: dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -194,8 +202,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         elif report is not None:
             say(f"no official score: {report}")
         # Last: scores stay when there is no room for an export.
-        if held is not None and config.export is not None:
-            held.protocol.export(held, Path(config.export).expanduser())
+        if collected is not None and config.export is not None:
+            collected.protocol.export(collected, Path(config.export).expanduser())
             say(f"exported: {config.export}")
     return 0
 
@@ -221,7 +229,7 @@ def _collected(
     config: EvaluateConfig,
     provided: frozenset[str],
     mano: ManoModels | None,
-) -> Gathered | None:
+) -> Collected | None:
     """Return empty buffers for the official protocol's predictions, None where there is none.
 
     Raises:
@@ -244,13 +252,13 @@ def _collected(
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
-    held = gathered(
+    collected = empty_collection(
         protocol, store, config.split, view.sample_id, truth, is_single=is_single, mano=mano
     )
-    lacking = unpredicted(held)
+    lacking = unpredicted(collected)
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")
-    return held
+    return collected
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:

@@ -16,7 +16,7 @@ from pipeline.config import Boundary, PipelineConfig, WindowConfig
 from pipeline.loader import Loader
 from pipeline.order.parts import Part
 from train.config import RunConfig, ValidationConfig
-from train.device.distributed import ALONE, Ranks, gathered
+from train.device.distributed import ALONE, Ranks, all_gather
 from train.evaluate.metrics.errors import ErrorSums
 from train.evaluate.metrics.hand import HandScores, HandSums, ScoreAccumulator
 from train.step.mesh import decode_labels
@@ -147,7 +147,7 @@ def _subjects(part: Part) -> set[str]:
 def _over_ranks(sums: HandSums | None, ranks: Ranks) -> HandSums | None:
     if ranks.world == 1:
         return sums
-    everywhere = [one for one in gathered(_on_host(sums), ranks) if one is not None]
+    everywhere = [one for one in all_gather(_on_host(sums), ranks) if one is not None]
     return functools.reduce(_added, everywhere) if everywhere else None
 
 

@@ -193,7 +193,8 @@ HAWOR: Final = {
 def weights_of(config: LossConfig, own: Mapping[str, float] | None = None) -> dict[str, float]:
     """Return the weight of every term that is on, by name: of ``TERMS``, then of ``own``.
 
-    ``own``: default weights of the terms that only the model family has.
+    ``own``: default weights of the terms that only the model family has; None: ``loss.extra`` has
+    all of them, as in a ``Stage``.
 
     Raises:
         ValueError: If ``loss.extra`` has a term that is not the family's.
@@ -201,7 +202,9 @@ def weights_of(config: LossConfig, own: Mapping[str, float] | None = None) -> di
     preset = PRESETS[config.preset]
     given = {name: getattr(config, name) for name in TERMS}
     weights = {name: preset.get(name, 0.0) if w is None else w for name, w in given.items()}
-    if own is not None:
+    if own is None:
+        weights |= config.extra
+    else:
         unknown = sorted(config.extra.keys() - own.keys())
         if unknown:
             there = ", ".join(own) or "none"

@@ -28,6 +28,7 @@ from model.mean_pose import MeanPose
 from pipeline.app.files import sync
 from train.config import CheckpointChoice, RunConfig
 from train.state.config_io import from_plain
+from train.step.ema import load_average
 from train.step.step import TrainState
 
 FOLDER: Final = "checkpoints"
@@ -97,6 +98,7 @@ def payload_of(state: TrainState, loader_state: dict[str, Any], facts: RunFacts)
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "accumulate": state.accumulate,
         "log_variance": None if state.log_variance is None else state.log_variance.detach(),
         "loader": loader_state,
         "rng": rng_state(),
@@ -213,7 +215,8 @@ def restore(
             "ones with store=... and mano=..., or start a new run in another run_dir"
         )
     state.model.load_state_dict(payload["model"])
-    state.ema.load_state_dict(payload["ema"])
+    state.average = load_average(state.ema, state.model, payload["ema"])
+    state.accumulate = max(state.accumulate, int(payload.get("accumulate", 1)))
     if state.log_variance is not None:
         with torch.no_grad():
             state.log_variance.copy_(payload["log_variance"])

@@ -16,7 +16,7 @@ from model.mean_pose import MeanPose
 from model.network import Network
 from pipeline.batch import Batch
 from pipeline.loader import Loader
-from train.device.distributed import ALONE, Ranks, gathered
+from train.device.distributed import ALONE, Ranks, all_gather
 from train.step.mesh import decode_hands
 
 
@@ -54,7 +54,7 @@ def measure_mean_pose(loader: Loader, model: Network, ranks: Ranks = ALONE) -> M
     sums = _Sums()
     for windows in loader.label_batches():
         _add(sums, windows.frames(), model)
-    everywhere = gathered((sums.total, sums.count), ranks)
+    everywhere = all_gather((sums.total, sums.count), ranks)
     whole = _Sums(
         total=_added([total for total, _ in everywhere]),
         count=_added([count for _, count in everywhere]),

@@ -1,5 +1,6 @@
 """Which run a configuration continues, and what may change on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ FREE_KEYS: Final = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "threads",
+        "accumulate",
+        "debug",
         "device",
         "mano",
         "pipeline.store",
@@ -45,7 +48,11 @@ def continue_from(config: RunConfig, say: Say) -> tuple[RunConfig, dict[str, Any
     if config.run_dir is None or not has_checkpoints(Path(config.run_dir)):
         return config, None
     payload = read_checkpoint(Path(config.run_dir), say=say)
-    old, new = flat(to_plain(config_of(payload))), flat(to_plain(config))
+    found = config_of(payload)  # refuses the keys of another version with a sentence
+    if config.auto_batch_size and found.auto_batch_size:
+        size = found.pipeline.batch_size
+        config = replace(config, pipeline=replace(config.pipeline, batch_size=size))
+    old, new = flat(to_plain(found)), flat(to_plain(config))
     shown = _changed(old, new, old.keys() | new.keys())
     if shown:
         raise ValueError(
@@ -75,7 +82,8 @@ def _merged(config: RunConfig, payload: dict[str, Any], run_dir: str) -> RunConf
         for group in groups:
             holder = holder[group]
         holder[name] = new[key]
-    return from_plain(RunConfig, plain | {"run_dir": run_dir, "resume": None})
+    rest = {"run_dir": run_dir, "resume": None, "debug": config.debug}
+    return from_plain(RunConfig, plain | rest)
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

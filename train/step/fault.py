@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loader import Loader
-from train.device.distributed import Ranks, gathered
+from train.device.distributed import Ranks, all_gather
 from train.losses.plan import MAX_TERMS
 from train.losses.total import LossTerms
 
@@ -68,7 +68,7 @@ def raise_fault(fault: Fault, ranks: Ranks, loader: Loader) -> None:
         return
     found = zip(fault.sample_id.tolist(), fault.bad_terms.tolist(), strict=True)
     mine = [(i, bits) for i, bits in found if i >= 0]
-    all_found = [one for share in gathered(mine, ranks) for one in share]
+    all_found = [one for share in all_gather(mine, ranks) for one in share]
     ids = [i for i, _ in all_found]
     named = f"samples {ids[:8]}" if ids else "no sample alone is to blame (gradient overflow)"
     terms = [n for k, n in enumerate(fault.names) if any(bits >> k & 1 for _, bits in all_found)]

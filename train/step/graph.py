@@ -13,19 +13,31 @@ import torch
 
 from pipeline.batch import Batch
 from train.config import RunConfig
+from train.step.out_of_memory import retried
 from train.step.stages import Stage
-from train.step.step import StepOutput, TrainState, before_step, device_step, train_step
+from train.step.step import (
+    StepOutput,
+    TrainState,
+    before_step,
+    device_step,
+    take_more_parts,
+    train_step,
+)
 
 WARM_STEPS: Final = 3
 """Eager steps before the capture: they make the optimiser's state and choose algorithms."""
 
 
 class GraphedStep:
-    """``train_step``, captured once per stage after a few eager steps."""
+    """``train_step``, captured once per stage after a few eager steps.
+
+    It is captured again with more parts of the batch where memory runs out.
+    """
 
     def __init__(self) -> None:
         self._stage: Stage | None = None
         self._warm = 0
+        self._accumulate = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
         self._output: StepOutput | None = None
@@ -34,15 +46,21 @@ class GraphedStep:
         self, state: TrainState, batch: Batch, config: RunConfig, stage: Stage
     ) -> StepOutput:
         """Take one optimiser step; the output is overwritten by the next one."""
-        if stage is not self._stage:
-            self._stage, self._warm = stage, 0
-            self._graph = self._batch = self._output = None
+        return retried(
+            lambda: self._step(state, batch, config, stage),
+            lambda: take_more_parts(state, len(batch)),
+        )
+
+    def _step(self, state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
+        if stage is not self._stage or state.accumulate != self._accumulate:
+            self._stage, self._accumulate, self._warm = stage, state.accumulate, 0
+            self._forget()
         if self._warm < WARM_STEPS:
             self._warm += 1
             return self._on_the_side(state, batch, config, stage)
         before_step(state, config, stage)
         if self._graph is None:
-            self._capture(state, batch, config, stage)
+            self._capture(state, batch, config)
         assert self._graph is not None
         assert self._batch is not None
         assert self._output is not None
@@ -65,10 +83,14 @@ class GraphedStep:
         here.wait_stream(side)
         return output
 
-    def _capture(self, state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> None:
+    def _forget(self) -> None:
+        self._graph = self._batch = self._output = None
+
+    def _capture(self, state: TrainState, batch: Batch, config: RunConfig) -> None:
         self._batch = batch.mapped(torch.Tensor.clone)
         state.optimizer.zero_grad(set_to_none=True)  # gradients get memory of the graph
         torch.cuda.synchronize(state.clock.device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._output = device_step(state, self._batch, config)
+        self._graph = graph

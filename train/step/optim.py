@@ -1,10 +1,12 @@
-"""Parameter groups and averaged weights."""
+"""The optimiser and its groups of parameters."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # no __all__
+from torch import nn
 
 from train.config import OptimConfig
 
@@ -26,11 +28,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     Learning rates are tensors, so that a captured step can be replayed with new ones.
     """
-    depth = _layers(model)
+    require_known(model, config)
+    layer_shares = _layer_shares(model, config.layer_decay)
     groups: dict[GroupRule, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(rule_of(name, parameter, depth, config), []).append(parameter)
+            groups.setdefault(rule_of(name, parameter, layer_shares, config), []).append(parameter)
     device = next(model.parameters()).device
     return torch.optim.AdamW(
         [
@@ -58,20 +61,35 @@ def add_parameter(
 
 
 def rule_of(
-    name: str, parameter: nn.Parameter, depth: dict[str, int], config: OptimConfig
+    name: str, parameter: nn.Parameter, layer_shares: dict[int, float], config: OptimConfig
 ) -> GroupRule:
     """Return how a parameter is trained.
 
     Parameters with fewer than two axes (biases, norms), position embeddings and tokens do not
-    decay. The backbone has ``backbone_lr`` times the learning rate, and each of its layers
-    ``layer_decay`` times that of the layer above it (as BEiT and MAE are fine-tuned).
+    decay. The learning rate is multiplied by the share of the longest of ``shares`` that names the
+    parameter or a module around it; without one the backbone has ``backbone_lr``, the rest 1. Each
+    layer of the backbone has ``layer_decay`` times the rate of the layer above it besides (as BEiT
+    and MAE are fine-tuned).
     """
     plain = parameter.ndim < 2 or name.endswith(NOT_DECAYED)
-    share = 1.0
-    if name.startswith("backbone."):
-        layer = _layer_of(name, depth)
-        share = config.backbone_lr * config.layer_decay ** (max(depth.values()) - layer)
+    is_backbone = name.startswith("backbone.")
+    named = [prefix for prefix in config.shares if f"{name}.".startswith(f"{prefix}.")]
+    share = config.backbone_lr if is_backbone else 1.0
+    if named:
+        share = config.shares[max(named, key=len)]
+    if is_backbone:
+        share *= layer_shares.get(id(parameter), 1.0)
     return GroupRule(lr_share=share, weight_decay=0.0 if plain else config.weight_decay)
+
+
+def require_known(model: nn.Module, config: OptimConfig) -> None:
+    """Refuse shares of what the model does not have.
+
+    Raises:
+        ValueError: Names the share, with the nearest name.
+    """
+    for _ in parameters_of(model, list(config.shares), "optim.shares"):
+        pass
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -80,56 +98,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"].fill_(lr * group["lr_share"])
 
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, step: Tensor, decay: float) -> None:
-    """Move the averaged weights towards the model; buffers are copied.
+def _layer_shares(model: nn.Module, layer_decay: float) -> dict[int, float]:
+    """Return the ``id`` of every trained parameter of the backbone, and its layer's share.
 
-    The decay grows as (1 + step) / (10 + step), so that the first steps do not linger.
-
-    Args:
-        ema: The averaged model.
-        model: The trained one.
-        step: From 0, on the device: a replayed graph reads it again.
-        decay: Largest decay.
+    The layers are timm's own for this purpose. The highest one has 1, and so has the norm above it.
     """
-    weight = 1.0 - torch.clamp((1.0 + step) / (10.0 + step), max=decay)
-    averaged: list[Tensor] = list(ema.parameters())
-    trained: list[Tensor] = list(model.parameters())
-    moves = torch._foreach_sub(trained, averaged)  # noqa: SLF001 - torch's own optimisers' way
-    torch._foreach_mul_(moves, weight)
-    torch._foreach_add_(averaged, moves)
-    if buffers := list(ema.buffers()):
-        torch._foreach_copy_(buffers, list(model.buffers()))
-
-
-def _layers(model: nn.Module) -> dict[str, int]:
-    """Return the number of every layer of the backbone, from the input on; 0 is the stem."""
-    backbone = getattr(model, "backbone", None)
-    found: dict[str, int] = {"": 0}
+    backbone = next(
+        (module for module in model.modules() if hasattr(module, "pretrained_cfg")), None
+    )
     if backbone is None:
-        return found
-    for name, module in backbone.named_modules():
-        is_stack = isinstance(module, nn.Sequential | nn.ModuleList)
-        last = name.rpartition(".")[2]
-        if is_stack and (last in ("blocks", "layers", "stages") or last.startswith("layer")):
-            for child, _ in module.named_children():
-                found[f"backbone.{name}.{child}."] = len(found)
-    return found
+        return {}
+    groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
+    return {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
-def _layer_of(name: str, depth: dict[str, int]) -> int:
-    inside = [layer for prefix, layer in depth.items() if prefix and name.startswith(prefix)]
-    if inside:
-        return max(inside)
-    last_norm = "norm" in name.split(".")[1] or name.split(".")[1] in ("fc_norm", "head")
-    return max(depth.values()) if last_norm else 0
-
-
-def parameters_of(model: nn.Module, prefixes: list[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of the modules that ``prefixes`` name.
+def parameters_of(
+    model: nn.Module, prefixes: Sequence[str], key: str = "freeze"
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of the modules that ``prefixes``, the value of ``key``, name.
 
     Raises:
-        ValueError: If a name has no parameter; lists what there is.
+        ValueError: If a name has no parameter; lists what there is, with the nearest name.
     """
     for prefix in prefixes:
         named = [
@@ -138,6 +127,18 @@ def parameters_of(model: nn.Module, prefixes: list[str]) -> Iterator[tuple[str, 
             if name == prefix or name.startswith(f"{prefix}.")
         ]
         if not named:
-            known = sorted({name.partition(".")[0] for name, _ in model.named_parameters()})
-            raise ValueError(f"no parameters in a module {prefix!r}; there are {', '.join(known)}")
+            names = [name for name, _ in model.named_parameters()]
+            known = sorted({name.partition(".")[0] for name in names})
+            near = difflib.get_close_matches(prefix, modules_with(names), n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{key}: no parameters in a module {prefix!r}; there are {', '.join(known)}{hint}"
+            )
         yield from named
+
+
+def modules_with(names: Sequence[str]) -> list[str]:
+    """Return the parameters' names and those of all modules around them, outer ones first."""
+    parts = (name.split(".") for name in names)
+    found = {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)}
+    return sorted(found, key=lambda name: (name.count("."), name))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ class Stage:
     pipeline: PipelineConfig
     loss: LossConfig
     freeze: tuple[str, ...]
+    train: tuple[str, ...]
+    """If there are any, the only modules that are trained."""
+    ramp: float
+    """Share of it over which the weights of the losses go from ``ramp_from`` to ``loss``."""
+    ramp_from: LossConfig
 
     @property
     def steps(self) -> int:
@@ -53,11 +58,11 @@ def resolve_stages(
     """
     if not config.stages:
         whole = StageConfig(steps=config.steps)
-        return (_filled("train", whole, 0, config, steps_per_epoch),)
+        return (_filled("train", whole, None, config, steps_per_epoch),)
     stages: list[Stage] = []
     for name, stage in config.stages.items():
-        begin = stages[-1].end if stages else 0
-        stages.append(_filled(name, stage, begin, config, steps_per_epoch))
+        before = stages[-1] if stages else None
+        stages.append(_filled(name, stage, before, config, steps_per_epoch))
     return tuple(stages)
 
 
@@ -66,13 +71,42 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
     return next((stage for stage in stages if step < stage.end), stages[-1])
 
 
+def frozen_by(model: nn.Module, stage: Stage) -> tuple[str, ...]:
+    """Return the modules, and parameters outside of them, that a stage does not train.
+
+    Of ``train`` it is the complement: the largest modules that hold nothing of what is trained.
+
+    Raises:
+        ValueError: If the stage names a module that is not there; lists what there is.
+    """
+    key = f"stages.{stage.name}"
+    if not stage.train:
+        list(parameters_of(model, stage.freeze, f"{key}.freeze"))
+        return stage.freeze
+    trained = {name for name, _ in parameters_of(model, stage.train, f"{key}.train")}
+    return tuple(_complement(model, "", trained))
+
+
+def _complement(module: nn.Module, path: str, trained: Set[str]) -> Iterator[str]:
+    for name, _ in module.named_parameters(path, recurse=False):
+        if name not in trained:
+            yield name
+    for name, child in module.named_children():
+        inside = f"{path}.{name}" if path else name
+        parameters = {own for own, _ in child.named_parameters(inside)}
+        if parameters & trained:
+            yield from _complement(child, inside, trained)
+        elif parameters:
+            yield inside
+
+
 def freeze(model: nn.Module, names: tuple[str, ...], trainable: frozenset[str]) -> None:
     """Train the parameters ``trainable`` but for those of the named modules.
 
     Raises:
         ValueError: If a module is not there; lists what there is.
     """
-    frozen = {name for name, _ in parameters_of(model, list(names))}
+    frozen = {name for name, _ in parameters_of(model, names)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable and name not in frozen)
 
@@ -84,10 +118,11 @@ def require_trainable(model: nn.Module, stage: Stage, ranks: Ranks) -> None:
         ValueError: If a frozen module is not there, nothing is left, or a BatchNorm would see
             other statistics on every rank.
     """
-    frozen = {name for name, _ in parameters_of(model, list(stage.freeze))}
+    frozen = {name for name, _ in parameters_of(model, frozen_by(model, stage))}
     left = trainable_names(model) - frozen
     if not left:
-        raise ValueError(f"stages.{stage.name}.freeze leaves nothing to train")
+        key = "train" if stage.train else "freeze"
+        raise ValueError(f"stages.{stage.name}.{key} leaves nothing to train")
     require_same_statistics(model, left, ranks)
 
 
@@ -97,7 +132,10 @@ def trainable_names(model: nn.Module) -> frozenset[str]:
 
 
 def training_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
-    """Put a model into training mode, but its frozen modules into that of evaluation."""
+    """Put a model into training mode, but its frozen modules into that of evaluation.
+
+    This walks over all modules: call it where modes change, not in every step.
+    """
     model.train()
     for name, module in model.named_modules():
         if name in frozen:
@@ -107,7 +145,7 @@ def training_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 def _filled(
     name: str,
     stage: StageConfig,
-    begin: int,
+    before: Stage | None,
     config: RunConfig,
     steps_per_epoch: Callable[[PipelineConfig], int],
 ) -> Stage:
@@ -124,15 +162,24 @@ def _filled(
         there = ", ".join((*TERMS, *own))
         raise ValueError(f"stages.{name}.loss has no term {unknown[0]!r}; there are {there}")
     shared: dict[str, Any] = {term: stage.loss[term] for term in stage.loss if term in TERMS}
-    extra = config.loss.extra | {term: stage.loss[term] for term in stage.loss if term in own}
-    loss = dataclasses.replace(config.loss, **shared, extra=extra)
+    given = {term: stage.loss[term] for term in stage.loss if term in own}
+    whole = dataclasses.replace(config.loss, extra=own | config.loss.extra)
+    loss = dataclasses.replace(whole, **shared, extra=whole.extra | given)
+    ramp_from = whole if before is None else before.loss
+    if stage.ramp and config.loss.uncertainty:
+        raise ValueError(
+            f"stages.{name}.ramp={stage.ramp:g} and loss.uncertainty=true both change the weights "
+            "of the losses; leave one of them out"
+        )
+    on = weights_of(loss) | (weights_of(ramp_from) if stage.ramp else {})
     for term, least in FRAMES_OF.items():
-        if weights_of(loss).get(term, 0.0) > 0 and pipeline.window.length < least:
+        if term in on and pipeline.window.length < least:
             raise ValueError(
                 f"loss.{term} needs windows of at least {least} frames: pipeline.window.length is "
                 f"{pipeline.window.length}"
             )
     steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch(pipeline)))
+    begin = 0 if before is None else before.end
     return Stage(
         name=name,
         begin=begin,
@@ -141,6 +188,9 @@ def _filled(
         pipeline=pipeline,
         loss=loss,
         freeze=tuple(stage.freeze),
+        train=tuple(stage.train),
+        ramp=stage.ramp,
+        ramp_from=ramp_from,
     )
 
 

@@ -2,12 +2,12 @@
 
 A step whose loss or gradient is not finite changes no weight: the fused optimiser skips it on the
 device (``found_inf``), and what went wrong is kept there until the next log point or checkpoint,
-which stops the run.
+which stops the run. A step that runs out of memory is taken again in more parts.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,26 @@ from pipeline.batch import Batch
 from pipeline.labels.objects import ObjectModels
 from train.config import RunConfig
 from train.device.device import backbone_dtype
-from train.device.distributed import ALONE, Ranks, any_, average_, parallel
+from train.device.distributed import (
+    ALONE,
+    Ranks,
+    any_,
+    average_,
+    has_begun_to_average,
+    parallel,
+    without_averaging,
+)
+from train.losses.config import Impl, LossConfig
 from train.losses.plan import LossPlan, plan_losses
 from train.losses.total import LossTerms, total_loss
+from train.step.ema import Average, evaluation_copy, follow, update_average
 from train.step.fault import Fault, no_fault, note_fault
 from train.step.mesh import decode_labels
-from train.step.optim import add_parameter, build_optimizer, set_learning_rate, update_ema
+from train.step.optim import add_parameter, build_optimizer, set_learning_rate
+from train.step.out_of_memory import NoMemoryError, more_parts, retried
+from train.step.ramp import Ramp, loss_of, ramp_of, set_weights
 from train.step.schedule import learning_rate
-from train.step.stages import Stage, freeze, trainable_names, training_mode
+from train.step.stages import Stage, freeze, frozen_by, trainable_names, training_mode
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,10 +50,17 @@ class TrainState:
     net: nn.Module
     """The model as it is called: compiled, and with gradients averaged over ranks."""
     ema: Network
+    """The averaged model; what it shares with ``model``, ``train.step.ema`` says."""
+    average: Average
+    """What of ``ema`` is averaged in this stage."""
     optimizer: torch.optim.AdamW
     total_loss: Callable[..., tuple[Tensor, LossTerms]]
     """As it is called: ``train.losses.total.total_loss``, compiled."""
+    family: str
+    """Row of ``model.families``, whose loss groups are computed."""
     losses: LossPlan
+    ramp: Ramp | None
+    """Of the weights in ``losses``, where the stage has one."""
     log_variance: nn.Parameter | None
     """Of each of ``losses.terms``, where the run learns them."""
     objects: ObjectModels | None
@@ -53,6 +72,11 @@ class TrainState:
     ranks: Ranks
     clock: Tensor
     """``step`` on the device."""
+    accumulate: int
+    """Parts of a batch; more than configured once memory has run out."""
+    has_stepped: bool = False
+    """Whether ``net`` has taken a step since it was wrapped for ranks: in the first one, in which
+    the gradients that come are learned, every part has to be averaged."""
     step: int = 0
 
 
@@ -65,6 +89,8 @@ class StepOutput:
     grad_norm: Tensor
     lr: Tensor
     """Of the head."""
+    term_norms: Tensor | None = None
+    """[t], norm of the gradient of every term; only where debug=true asks for it."""
 
 
 def build_state(
@@ -89,33 +115,53 @@ def build_state(
     if config.loss.uncertainty:
         log_variance = nn.Parameter(torch.zeros(len(losses.terms), device=device))
         add_parameter(optimizer, log_variance, config.optim)
+    training_mode(model, ())
+    ema = evaluation_copy(model)
     return TrainState(
         model=model,
         net=model,
-        ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
+        ema=ema,
+        average=follow(ema, model),
         optimizer=optimizer,
         total_loss=total_loss,
         log_variance=log_variance,
+        family=config.model.family,
         losses=losses,
+        ramp=None,
         objects=objects,
         fault=no_fault(batch_size * config.pipeline.window.length, device),
         dtype=backbone_dtype(config.precision, device),
         trainable=trainable,
         ranks=ranks,
         clock=torch.zeros((), dtype=torch.int64, device=device),
+        accumulate=config.accumulate,
     )
 
 
 def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
-    """Freeze what the stage freezes, wrap the model for ranks and compiler, plan the losses."""
-    freeze(state.model, stage.freeze, state.trainable)
-    state.net = parallel(state.model, state.ranks)
-    if config.compile and state.clock.device.type == "cuda":
+    """Prepare all that stays the same from step to step of a stage.
+
+    Freezes what the stage freezes, sets the modes of the modules, finds what is averaged, wraps the
+    model for ranks and compiler, plans the losses.
+
+    Raises:
+        ValueError: If the stage names a module that is not there; lists what there is.
+    """
+    frozen = frozen_by(state.model, stage)
+    freeze(state.model, frozen, state.trainable)
+    training_mode(state.model, frozen)
+    state.average = follow(state.ema, state.model)
+    state.net, state.has_stepped = parallel(state.model, state.ranks), False
+    if config.compile and not config.debug and state.clock.device.type == "cuda":
         state.net = torch.compile(state.net)  # type: ignore[assignment]
         state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
-    rest = _joints_rest(state.model)
-    family = config.model.family
-    state.losses = plan_losses(stage.loss, state.clock.device, rest, state.objects, family=family)
+    loss = loss_of(stage)
+    if config.debug:
+        loss = dataclasses.replace(loss, impl=Impl.eager)
+    state.losses = plan_of(state, loss)
+    state.ramp = ramp_of(stage, state.losses)
+    if state.ramp is not None:
+        set_weights(state.ramp, state.step - stage.begin)
     local = stage.pipeline.batch_size // state.ranks.world * stage.pipeline.window.length
     state.fault = no_fault(local, state.clock.device)
 
@@ -133,6 +179,12 @@ def inputs_of(windows: Batch, *, image: Tensor | None = None) -> Inputs:
         object_id=batch.object_id,
         num_frames=windows.num_frames,
     )
+
+
+def plan_of(state: TrainState, loss: LossConfig) -> LossPlan:
+    """Return the plan of these losses for the model and the objects of a run."""
+    device, rest = state.clock.device, _joints_rest(state.model)
+    return plan_losses(loss, device, rest, state.objects, family=state.family)
 
 
 def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
@@ -154,30 +206,53 @@ def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction:
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:
-    """Take one optimiser step and return what happened, without waiting for the device."""
+    """Take one optimiser step and return what happened, without waiting for the device.
+
+    Raises:
+        NoMemoryError: If the batch does not fit even in parts of one sample.
+    """
     before_step(state, config, stage)
-    output = device_step(state, batch, config)
+    loss, terms = retried(
+        lambda: backward(state, batch), lambda: take_more_parts(state, len(batch))
+    )
+    output = update(state, batch, config, loss, terms)
     state.step += 1
     return output
 
 
 def before_step(state: TrainState, config: RunConfig, stage: Stage) -> None:
-    """Set what a step reads from the host: learning rates and modes."""
+    """Set what a step reads from the host: learning rates, and weights that are on a ramp."""
     within = state.step - stage.begin
     lr = learning_rate(within, stage.steps, config.optim, peak=stage.lr)
     set_learning_rate(state.optimizer, lr)
-    training_mode(state.model, stage.freeze)
+    if state.ramp is not None and within < state.ramp.steps + 1:
+        set_weights(state.ramp, within)
 
 
 def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutput:
     """Do a step's work on the device; a CUDA graph of it can be replayed."""
+    loss, terms = backward(state, batch)
+    return update(state, batch, config, loss, terms)
+
+
+def backward(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """Add up the gradient of a batch, part by part; return loss and terms of the batch."""
     losses, terms = [], []
-    for part in _parts(batch, config.accumulate):
-        loss, some = losses_of(state, part)
-        torch.autograd.backward(loss * (len(part) / len(batch)))
+    parts = list(parts_of(batch, state.accumulate))
+    for number, part in enumerate(parts, start=1):
+        silent = number < len(parts) and state.has_stepped
+        with without_averaging(state.net) if silent else nullcontext():
+            loss, some = losses_of(state, part)
+            torch.autograd.backward(loss * (len(part) / len(batch)))
         losses.append(loss.detach() * (len(part) / len(batch)))
         terms.append(some)
-    loss, merged = torch.stack(losses).sum(), _merged(terms)
+    return torch.stack(losses).sum(), merged(terms)
+
+
+def update(
+    state: TrainState, batch: Batch, config: RunConfig, loss: Tensor, terms: LossTerms
+) -> StepOutput:
+    """Clip the gradient and change the weights by it, and the averaged ones."""
     if state.log_variance is not None and state.log_variance.grad is not None:
         average_(state.log_variance.grad, state.ranks)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
@@ -185,23 +260,54 @@ def device_step(state: TrainState, batch: Batch, config: RunConfig) -> StepOutpu
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    note_fault(state.fault, bad > 0, merged, batch.sample_id.flatten(), state.clock)
-    update_ema(state.ema, state.model, state.clock, config.ema_decay)
+    note_fault(state.fault, bad > 0, terms, batch.sample_id.flatten(), state.clock)
+    update_average(state.average, state.clock, config.ema_decay)
     state.clock += 1
+    state.has_stepped = True
     lr = state.optimizer.param_groups[-1]["lr"]
-    return StepOutput(loss=loss, terms=merged, grad_norm=grad_norm.detach(), lr=lr)
+    return StepOutput(loss=loss, terms=terms, grad_norm=grad_norm.detach(), lr=lr)
+
+
+def take_more_parts(state: TrainState, batch_size: int) -> None:
+    """Prepare to take a batch of this rank again that the memory did not suffice for.
+
+    Raises:
+        NoMemoryError: If there is no other way to take it.
+    """
+    parts = more_parts(state.accumulate, batch_size, state.step)
+    if state.ranks.world > 1 and (not state.has_stepped or has_begun_to_average(state.net)):
+        raise NoMemoryError(
+            f"rank {state.ranks.rank} ran out of memory in step {state.step} while gradients were "
+            f"being averaged; give the same command with accumulate={parts}: the run goes on from "
+            "its last checkpoint"
+        )
+    state.accumulate = parts
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.clock.is_cuda:
+        torch.cuda.empty_cache()
 
 
 def losses_of(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
     """Return the scalar to minimise and its terms."""
+    return predicted_losses(state, batch)(state.losses)
+
+
+def predicted_losses(
+    state: TrainState, batch: Batch
+) -> Callable[[LossPlan], tuple[Tensor, LossTerms]]:
+    """Run the network on a batch; return how it is scored by a plan."""
     frames, num_frames = batch.frames(), batch.num_frames
     prediction = predict(state.net, batch, state.dtype)
     mesh = None
     if state.losses.needs_mesh and state.model.mano is not None:
         mesh = decode_labels(state.model.mano, frames)
-    return state.total_loss(
-        prediction, frames, mesh, state.losses, state.log_variance, num_frames=num_frames
-    )
+
+    def loss_by(plan: LossPlan) -> tuple[Tensor, LossTerms]:
+        return state.total_loss(
+            prediction, frames, mesh, plan, state.log_variance, num_frames=num_frames
+        )
+
+    return loss_by
 
 
 def _joints_rest(model: Network) -> Tensor | None:
@@ -209,7 +315,7 @@ def _joints_rest(model: Network) -> Tensor | None:
     return None if model.mano is None else model.mano.joints_rest
 
 
-def _parts(batch: Batch, number: int) -> Iterator[Batch]:
+def parts_of(batch: Batch, number: int) -> Iterator[Batch]:
     """Yield the batch in ``number`` parts of equal or nearly equal length."""
     if number == 1:
         yield batch
@@ -219,7 +325,7 @@ def _parts(batch: Batch, number: int) -> Iterator[Batch]:
             yield batch.rows(int(rows[0]), int(rows[-1]) + 1)
 
 
-def _merged(terms: list[LossTerms]) -> LossTerms:
+def merged(terms: list[LossTerms]) -> LossTerms:
     """Return the terms of a batch from those of its parts."""
     return dataclasses.replace(
         terms[0],

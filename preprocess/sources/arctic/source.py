@@ -264,7 +264,7 @@ def _splits(
     found: Sequence[_Found],
     first: Int64[np.ndarray, " k"],
     protocols: Mapping[str, Mapping[str, list[str]] | None],
-) -> dict[str, Int64[np.ndarray, " k"]]:
+) -> dict[str, Int64[np.ndarray, " _"]]:
     """Return the official splits and their subsets, in the order of the official code."""
     splits: dict[str, np.ndarray] = {}
     place = {f.name: i for i, f in enumerate(found)}

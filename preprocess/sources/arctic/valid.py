@@ -86,7 +86,7 @@ def distorted(points: Float64[np.ndarray, "*n 3"], lens: Lens) -> Float64[np.nda
 
 
 def _inside(
-    seen: Float64[np.ndarray, "*n 2"], box: Float64[np.ndarray, "*n 4"]
+    seen: Float64[np.ndarray, "*n 2"], box: Float64[np.ndarray, "*#n 4"]
 ) -> Bool[np.ndarray, "*n"]:
     inside = (seen >= box[..., :2]) & (seen <= box[..., 2:])
     return np.asarray(inside.all(-1))

@@ -140,5 +140,5 @@ def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == "None")
 
 
-def _finite(*arrays: Float64[np.ndarray, " k"]) -> bool:
+def _finite(*arrays: Float64[np.ndarray, "..."]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)

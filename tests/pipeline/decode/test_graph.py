@@ -14,6 +14,7 @@ from PIL import Image
 
 from model.geometry.crop import invert, square_crop_affine, to_corner_origin
 from pipeline.config import CacheConfig
+from pipeline.decode.buffers import KEPT_ENCODED, PREFETCH
 from pipeline.decode.graph import decode_crops
 from pipeline.decode.source import EncodedBatch
 from tests.pipeline.hand_store import HEIGHT, WIDTH, frame, jpeg
@@ -161,7 +162,7 @@ def test_decoder_gives_its_threads_back() -> None:
     next(decoded)
     assert num_threads() > before
     decoded.close()
-    for _ in range(200):  # a thread that was joined may still be listed for a moment
+    for _ in range(3000):  # a thread that was joined may still be listed for a moment
         if num_threads() <= before:
             return
         time.sleep(0.01)
@@ -181,3 +182,22 @@ def test_crops_stay_valid_after_the_decoder_moved_on() -> None:
     kept = list(decode_crops(batches(), config(40), num_crops=1, batch_size=1, device=CPU))
     for (batch,), image in zip(kept, images, strict=True):
         np.testing.assert_array_equal(batch[0].numpy(), image[10:50, 20:60])
+
+
+def test_what_is_made_ahead_is_kept_until_it_is_decoded() -> None:
+    """Of every batch made, those older than ``KEPT_ENCODED`` were given back before."""
+    data, corner = np.frombuffer(jpeg(frame(0)), np.uint8), np.zeros((1, 2), np.float32)
+    made, given = 0, 0
+    ahead: list[int] = []
+
+    def batches() -> Iterator[EncodedBatch]:
+        nonlocal made
+        for made in range(1, 41):
+            ahead.append(made - given)
+            yield [data], corner, corner + 50
+
+    for _ in decode_crops(batches(), config(16), num_crops=1, batch_size=1, device=CPU):
+        given += 1
+        time.sleep(0.002)  # a slow consumer: everything runs as far ahead as it may
+    assert given == 40
+    assert PREFETCH < max(ahead) < KEPT_ENCODED

@@ -28,7 +28,7 @@ def test_it_is_as_far_ahead_as_asked_and_no_further() -> None:
 
 
 def test_none_and_empty_items_do_not_end_it() -> None:
-    assert list(read_ahead(iter([None, 0, [], None]))) == [None, 0, [], None]
+    assert list(read_ahead(iter([None, 0, [], None]), 2)) == [None, 0, [], None]
 
 
 def test_an_error_comes_in_its_place() -> None:
@@ -37,7 +37,7 @@ def test_an_error_comes_in_its_place() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    items = read_ahead(failing())
+    items = read_ahead(failing(), 4)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
@@ -45,10 +45,10 @@ def test_an_error_comes_in_its_place() -> None:
 
 def test_the_thread_ends_with_it() -> None:
     before = threading.active_count()
-    items = read_ahead(counted(9, []))
+    items = read_ahead(counted(9, []), 4)
     next(items)
     assert threading.active_count() == before + 1
     items.close()
     assert threading.active_count() == before
-    list(read_ahead(counted(9, [])))
+    list(read_ahead(counted(9, []), 4))
     assert threading.active_count() == before

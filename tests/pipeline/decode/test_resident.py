@@ -10,7 +10,8 @@ import torch
 
 from pipeline.config import CacheConfig, OnBadImage, ViewConfig, ViewKind
 from pipeline.decode.codec import Codec, encode
-from pipeline.decode.resident import BadImageError, Resident, fill
+from pipeline.decode.errors import BadImageError
+from pipeline.decode.resident import Resident, fill
 from pipeline.decode.source import are_whole_frames, encoded_batches, plan_images
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store, open_store

@@ -24,11 +24,11 @@ def test_a_signal_asks_once() -> None:
 def test_ranks_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def gathered(name: str, ranks: Ranks) -> list[str]:
+    def all_gather(name: str, ranks: Ranks) -> list[str]:
         asked.append(name)
         return [name, "SIGTERM"]
 
-    monkeypatch.setattr(stopping, "gathered", gathered)
+    monkeypatch.setattr(stopping, "all_gather", all_gather)
     stop = Stop(ranks=Ranks(world=2))
     assert not stop.asked_by_any(ASK_EVERY + 1)
     assert asked == []
@@ -39,12 +39,12 @@ def test_ranks_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_signal_while_the_ranks_talk_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = Stop(ranks=Ranks(world=2))
 
-    def gathered(name: str, ranks: Ranks) -> list[Any]:
+    def all_gather(name: str, ranks: Ranks) -> list[Any]:
         if not stop.name:  # the handler runs as soon as the collective returns
             stop.asked, stop.name = True, "SIGTERM"
         return [name, ""]
 
-    monkeypatch.setattr(stopping, "gathered", gathered)
+    monkeypatch.setattr(stopping, "all_gather", all_gather)
     assert not stop.asked_by_any(ASK_EVERY)  # nobody knew when they talked
     assert stop.asked_by_any(2 * ASK_EVERY)
     assert stop.name == "SIGTERM"

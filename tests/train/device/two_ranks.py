@@ -1,31 +1,34 @@
-"""What ``test_distributed`` runs on one rank or two: python two_ranks.py STORE OUT."""
+"""What ``test_distributed`` runs on one rank or two."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.network import Inputs, Network
 from model.parts.backbone import freeze_batch_norm
 from model.prediction import HandPrediction, Prediction
+from pipeline.app.cli import front_door
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig
 from pipeline.loader import Loader
+from train.__main__ import COMMANDS
 from train.config import OptimConfig, Precision, RunConfig
-from train.device.distributed import Ranks, joined_ranks
+from train.device.distributed import Ranks, joined_ranks, most_of
+from train.step.out_of_memory import NoMemoryError
 from train.step.stages import resolve_stages
 from train.step.step import TrainState, build_state, enter_stage, train_step
 
 CPU = torch.device("cpu")
 
 
-class Toy(nn.Module):
+class Toy(Network):
     """Joints from an image, in any precision; ``frozen`` has BatchNorms that are fixed maps."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__()
+        super().__init__(input_px=32, num_hands=1)
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 5, stride=4),
             nn.BatchNorm2d(8) if kind == "frozen" else nn.GroupNorm(2, 8),
@@ -41,17 +44,40 @@ class Toy(nn.Module):
             norm.running_mean.normal_(0, 0.1)
             freeze_batch_norm(self.backbone)
 
-    def forward(self, image: Any, *_: Any) -> Prediction:
-        out = self.mlp(self.backbone(image.to(self.mlp.weight.dtype)))
+    def forward(self, inputs: Inputs) -> Prediction:
+        out = self.mlp(self.backbone(inputs.image.to(self.mlp.weight.dtype)))
         place = torch.tensor([0.0, 0.0, 0.5], dtype=out.dtype)
         joints = out.view(-1, 1, 21, 3) * 0.1 + place
         return Prediction(hands=HandPrediction(joints_3d=joints))
 
 
+class Memory:
+    """Runs out at one of the places in a Toy: of more than ``room`` samples, or at a visit."""
+
+    def __init__(self, net: Toy, place: str) -> None:
+        self.room, self.visit, self.seen = 10**9, 0, 0
+        layer = net.backbone[2]
+        if place == "forward":
+            layer.register_forward_hook(lambda _, __, out: self.check(out))
+        elif place == "backward begins":
+            net.mlp.register_full_backward_pre_hook(lambda _, gradient: self.check_first(gradient))
+        else:  # in its middle: the gradient of mlp is there already
+            layer.register_full_backward_hook(lambda _, __, gradient: self.check_first(gradient))
+
+    def check_first(self, values: Any) -> None:
+        self.check(values[0])
+
+    def check(self, value: torch.Tensor) -> None:
+        self.seen += 1
+        if len(value) > self.room or self.seen == self.visit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def state_of(kind: str, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> TrainState:
     torch.manual_seed(3)
-    model: Any = Toy(kind).to(dtype)
-    state = build_state(model, config, config.pipeline.batch_size // ranks.world, ranks)
+    state = build_state(
+        Toy(kind).to(dtype), config, config.pipeline.batch_size // ranks.world, ranks
+    )
     (stage,) = resolve_stages(config, lambda _: 1)
     enter_stage(state, stage, config)
     return state
@@ -62,7 +88,34 @@ def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
     return dataclasses.replace(cast, image=batch.image)
 
 
-def main(store: str, out: Path) -> None:
+def short_of_memory(config: RunConfig, store: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Take 20 steps, in which rank 1 runs out of memory three times: before it averages gradients.
+
+    Afterwards it does so in the middle of that, in a step that it takes alone.
+    """
+    state = state_of("vit", config, ranks, torch.float64)
+    (stage,) = resolve_stages(config, lambda _: 1)
+    batches = iter(Loader(config.pipeline, device=CPU, rank=ranks.rank, world=ranks.world))
+    net: Any = state.model
+    places = {3: ("forward", 4), 6: ("backward begins", 2)}
+    for step in range(20):
+        if ranks.rank == 1 and step in places:
+            place, room = places[step]
+            Memory(net, place).room = room
+        train_step(state, in_dtype(next(batches), torch.float64), config, stage)
+    weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+    most = most_of(state.accumulate, ranks)
+    print(f"rank {ranks.rank}: accumulate={state.accumulate}, at most {most}", flush=True)  # noqa: T201
+    if ranks.rank == 1:
+        Memory(net, "in the middle of backward").visit = 4  # of four parts the last, which averages
+        try:
+            train_step(state, in_dtype(next(batches), torch.float64), config, stage)
+        except NoMemoryError as error:
+            print(error, flush=True)  # noqa: T201
+    return weights
+
+
+def gradients_and_weights(store: str, out: Path) -> int:
     config = RunConfig(
         steps=20,
         precision=Precision.fp32,
@@ -90,10 +143,12 @@ def main(store: str, out: Path) -> None:
             for _ in range(20):
                 train_step(state, in_dtype(next(batches), torch.float64), config, stage)
             found[f"weights {kind}"] = dict(state.model.state_dict())
+        found["weights short"] = short_of_memory(config, store, ranks)
+        found["weights short"] = short_of_memory(config, store, ranks)
         if ranks.is_first:
             torch.save(found, out)
-            print("done")  # noqa: T201
+    return 0
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+def command(*words: str) -> int:
+    return front_door("python -m train", COMMANDS, words)

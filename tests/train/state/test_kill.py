@@ -1,7 +1,6 @@
 """Trainings killed with SIGKILL at any moment and continued equal one that was left alone."""
 
 import json
-import multiprocessing
 import time
 from pathlib import Path
 from random import Random
@@ -16,21 +15,13 @@ from model.prediction import hands_of
 from model.pretrained import load_pretrained
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
+from tests.train.forked import start
 from tests.train.state.test_checkpoint import config, equal, steps_logged
-from train.config import RunConfig
 from train.run import main as run
 from train.state.checkpoint import read_checkpoint
 from train.step.step import predict
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "soak.jsonl"
-PROCESSES = multiprocessing.get_context("forkserver")  # imports torch once for all trainings
-
-
-def start(settings: RunConfig) -> Any:
-    PROCESSES.set_forkserver_preload(["train.run"])
-    process = PROCESSES.Process(target=run, args=(settings,))
-    process.start()
-    return process
 
 
 def last_step(run_dir: Path) -> int:
@@ -67,11 +58,11 @@ def test_killed_and_continued_equals_left_alone(
     words = [f"steps={steps}", "checkpoint_every=3", "keep_checkpoints=2", "threads=1"]
     alone = config(freihand, tmp_path / "alone", *words)
     killed = config(freihand, tmp_path / "killed", *words)
-    left = start(alone)
+    left = start(run, alone)
     for step in sorted(draw.sample(range(2, steps - 2), num_kills)):
-        kill_after(start(killed), tmp_path / "killed", step, draw.uniform(0, 0.05))
+        kill_after(start(run, killed), tmp_path / "killed", step, draw.uniform(0, 0.05))
         assert last_step(tmp_path / "killed") < steps
-    last = start(killed)
+    last = start(run, killed)
     for process in (left, last):
         process.join()
         assert process.exitcode == 0

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import train.loop
-from model.regressor.config import Head, RegressorConfig
+from model.regressor.config import Head, Readout, RegressorConfig
 from model.regressor.net import HandRegressor
 from pipeline.app.cli import compose
 from tests.conftest import SampleStore
@@ -236,3 +236,63 @@ def test_lower_layers_learn_slower(backbone: str) -> None:
     assert share[stem] == pytest.approx(0.5 * 0.8**layers)
     order = sorted(set(share.values()))
     assert order == [pytest.approx(0.5 * 0.8**k) for k in range(layers, -1, -1)] + [1.0]
+
+
+RESNET50 = {
+    **dict.fromkeys(("conv1", "bn1"), 16),
+    **{f"layer1.{i}": 15 - i for i in range(3)},
+    **{f"layer2.{i}": 12 - i for i in range(4)},
+    **{f"layer3.{i}": 8 - i for i in range(6)},
+    **{f"layer4.{i}": 2 - i for i in range(3)},
+}
+VIT_SMALL = {
+    **dict.fromkeys(("cls_token", "pos_embed", "patch_embed"), 12),
+    **{f"blocks.{i}": 11 - i for i in range(12)},
+    "norm": 0,
+}
+
+EFFICIENTNET = {
+    **dict.fromkeys(("conv_stem", "bn1"), 5),
+    **{f"blocks.{i}": 4 - i for i in range(5)},
+    **dict.fromkeys(("conv_head", "bn2"), 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    [
+        ("resnet50", RESNET50),
+        ("vit_small_patch16_224", VIT_SMALL),
+        ("vit_small_patch14_dinov2", VIT_SMALL),
+        # what stands behind the last block is the highest layer, not the stem
+        ("test_efficientnet", EFFICIENTNET),
+    ],
+)
+def test_layers_of_a_backbone(backbone: str, layers: dict[str, int]) -> None:
+    """``layers``: how many layers lie above each part."""
+    model = nn.ModuleDict({"backbone": timm.create_model(backbone, num_classes=0)})
+    left = {name: share for name, (share, _) in groups_of(model, layer_decay=0.5).items()}
+    assert left.keys() == {name for name, _ in model.named_parameters()}
+    for part, above in layers.items():
+        own = {n for n in left if f"{n}.".startswith(f"backbone.{part}.")}
+        assert own, part
+        assert {left.pop(name) for name in own} == {0.5**above}, part
+    assert not left
+
+
+def test_what_narrows_a_grid_learns_as_the_highest_layer() -> None:
+    settings = RegressorConfig(
+        backbone="resnet10t", pretrained=False, head=Head.joints, hidden=8, readout=Readout.grid
+    )
+    model = HandRegressor(settings, input_px=32, mano=None)
+    found = groups_of(model, backbone_lr=0.5, layer_decay=0.8)
+    assert found["backbone.1.weight"][0] == found["backbone.0.layer4.0.conv1.weight"][0] == 0.5
+    assert found["backbone.0.conv1.0.weight"][0] == pytest.approx(0.5 * 0.8**4)
+
+
+def test_a_backbone_without_layers_of_its_own_learns_slower_below() -> None:
+    model = nn.ModuleDict({"backbone": timm.create_model("pit_ti_224", num_classes=0)})
+    found = groups_of(model, layer_decay=0.5)
+    shares = [found[name][0] for name, _ in model.named_parameters()]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1] == 1

@@ -1,6 +1,5 @@
 """One step: accumulation, averaged weights, activations computed again."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from pipeline.batch import TENSORS, blank_batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
 from tests.train.test_run import config
-from train.step.optim import update_ema
-from train.step.peak import rehearse, step_bytes
+from train.step.peak import measure_need, rehearse
 from train.step.stages import resolve_stages
 from train.step.step import build_state, train_step
 
@@ -66,27 +64,6 @@ def test_activations_computed_again_give_the_same_gradient(
     assert all(torch.allclose(kept[0][n], again[0][n], rtol=1e-5, atol=1e-7) for n in kept[0])
 
 
-def test_averaged_weights_follow_the_formula() -> None:
-    g = torch.Generator().manual_seed(0)
-    model = torch.nn.BatchNorm1d(3)
-    ema = copy.deepcopy(model)
-    expected = ema.weight.detach().double().clone()
-    for step in range(30):
-        with torch.no_grad():
-            model.weight.copy_(torch.randn(3, generator=g))
-            mean_of(model).copy_(torch.randn(3, generator=g))
-        update_ema(ema, model, torch.tensor(step), 0.5)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.weight.detach().double()
-        assert torch.allclose(ema.weight.detach().double(), expected, atol=1e-6)
-        assert torch.equal(mean_of(ema), mean_of(model))
-
-
-def mean_of(norm: torch.nn.BatchNorm1d) -> torch.Tensor:
-    assert norm.running_mean is not None
-    return norm.running_mean
-
-
 def test_a_rehearsal_takes_real_steps_on_blank_batches(
     freihand: SampleStore, tmp_path: Path
 ) -> None:
@@ -96,7 +73,7 @@ def test_a_rehearsal_takes_real_steps_on_blank_batches(
     before = next(model.mlp.parameters()).clone()
     rehearse(model, settings)
     assert torch.isfinite(next(model.mlp.parameters())).all()
-    assert step_bytes(model, settings) == 0  # on a CPU nothing is measured
+    assert measure_need(model, settings).bytes == 0  # on a CPU nothing is measured
     assert before.shape == next(model.mlp.parameters()).shape
 
 

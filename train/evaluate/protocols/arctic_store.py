@@ -36,7 +36,7 @@ from train.evaluate.metrics.arctic import (
     score_pose,
 )
 from train.evaluate.protocols.arctic import report_of
-from train.evaluate.protocols.gathered import Gathered, How
+from train.evaluate.protocols.collected import Collected, ReportContext
 from train.evaluate.protocols.report import Report
 
 SPLITS = ("p1_val", "p2_val")
@@ -53,65 +53,71 @@ class Clip:
     """``s05_box_grab_01_1``: as the leaderboard's folders are called."""
     sequence: int
     place: Int64[np.ndarray, " f"]
-    """Where its frames are in ``Gathered``, in order."""
+    """Where its frames are in ``Collected``, in order."""
 
 
-def wanted(held: Gathered) -> Bool[np.ndarray, "n 2"]:
+def wanted(collected: Collected) -> Bool[np.ndarray, "n 2"]:
     """Return the hands of rows that the protocol scores anything of."""
-    store = held.store
-    scored = store.label("official_valid")[held.rows].any(1) & store.label("sample_ok")[held.rows]
+    store = collected.store
+    scored = (
+        store.label("official_valid")[collected.rows].any(1)
+        & store.label("sample_ok")[collected.rows]
+    )
     return np.repeat(scored[:, None], 2, 1)
 
 
-def report(held: Gathered, how: How) -> Report | str:
+def report(collected: Collected, context: ReportContext) -> Report | str:
     """Score all clips, or say what they lack."""
-    store, scenes = held.store, held.scenes
+    store, scenes = collected.store, collected.scenes
     assert scenes is not None
-    lacking = _lacking(held)
+    lacking = _lacking(collected)
     if lacking is not None:
         return lacking
-    layer = ManoLayer(scenes.mano).to(how.device)
-    own_layer = ManoLayer(_as_fitted(scenes.mano)).to(how.device)
-    scores, found = ArcticAccumulator(), list(clips(held))
+    layer = ManoLayer(scenes.mano).to(context.device)
+    own_layer = ManoLayer(_as_fitted(scenes.mano)).to(context.device)
+    scores, found = ArcticAccumulator(), list(clips(collected))
     known: tuple[int, Int64[np.ndarray, " f"], Nearest] | None = None
     for clip in tracked(found, len(found), "official protocol", "clips"):
-        rows = held.rows[clip.place]
+        rows = collected.rows[clip.place]
         shape = _shape(store, rows)
-        truth = true_scene(store, rows, shape, own_layer, how.device)
+        truth = true_scene(store, rows, shape, own_layer, context.device)
         frames = store.label("frame_idx")[rows]
         # Distances are the same from every camera.
         if known is None or known[0] != clip.sequence or not np.array_equal(known[1], frames):
             known = clip.sequence, frames, field_of(truth.pose)
-        pred = predicted_scene(held, clip.place, shape, layer, how.device)
-        scores.update(score_pose(pred, truth, strict=how.strict, field=known[2]))
+        pred = predicted_scene(collected, clip.place, shape, layer, context.device)
+        scores.update(score_pose(pred, truth, strict=context.strict, field=known[2]))
     return report_of(
         scores.summary(),
-        strict=how.strict,
-        num_frames=len(held.rows),
+        strict=context.strict,
+        num_frames=len(collected.rows),
         num_sequences=len(found),
-        crop=how.crop,
-        camera=how.camera,
-        warnings=_warnings(held),
+        crop=context.crop,
+        camera=context.camera,
+        warnings=_warnings(collected),
     )
 
 
-def export(held: Gathered, path: Path) -> None:
+def export(collected: Collected, path: Path) -> None:
     """Write ``predictions`` and ``truth``, a file per clip: what ``protocol=arctic`` reads.
 
     Raises:
         ValueError: If the truth of some rows is not whole.
     """
-    assert held.scenes is not None
-    lacking = _lacking(held)
+    assert collected.scenes is not None
+    lacking = _lacking(collected)
     if lacking is not None:
         raise ValueError(f"export: {lacking}")
     device = torch.device("cpu")
-    layer, own_layer = ManoLayer(held.scenes.mano), ManoLayer(_as_fitted(held.scenes.mano))
-    found = list(clips(held))
+    layer, own_layer = (
+        ManoLayer(collected.scenes.mano),
+        ManoLayer(_as_fitted(collected.scenes.mano)),
+    )
+    found = list(clips(collected))
     for clip in tracked(found, len(found), "export", "clips"):
-        rows = held.rows[clip.place]
-        shape = _shape(held.store, rows)
-        truth = true_scene(held.store, rows, shape, own_layer, device)
+        rows = collected.rows[clip.place]
+        shape = _shape(collected.store, rows)
+        truth = true_scene(collected.store, rows, shape, own_layer, device)
         more = {
             "is_valid": truth.is_valid.numpy(),
             "right_valid": truth.right_valid.numpy(),
@@ -119,7 +125,7 @@ def export(held: Gathered, path: Path) -> None:
             "part_ids": truth.part_ids.numpy(),
             "diameter_m": np.float64(truth.diameter_m),
         }
-        pose = predicted_scene(held, clip.place, shape, layer, device)
+        pose = predicted_scene(collected, clip.place, shape, layer, device)
         _write(path / "predictions" / f"{clip.name}.npz", pose, {})
         _write(path / "truth" / f"{clip.name}.npz", truth.pose, more)
 
@@ -137,16 +143,16 @@ def _as_fitted(mano: ManoModels) -> ManoModels:
     return dataclasses.replace(mano, left=mano.left_as_shipped)
 
 
-def clips(held: Gathered) -> Iterator[Clip]:
+def clips(collected: Collected) -> Iterator[Clip]:
     """Yield the clips of a split by sequence and camera."""
-    store = held.store
+    store = collected.store
     names = store.attributes.tables
-    keys = [store.label(f"{key}_idx")[held.rows] for key in ("frame", "camera", "sequence")]
+    keys = [store.label(f"{key}_idx")[collected.rows] for key in ("frame", "camera", "sequence")]
     order = np.lexsort(keys)
     _, camera, sequence = (key[order] for key in keys)
     begins = np.flatnonzero((np.diff(sequence) != 0) | (np.diff(camera) != 0)) + 1
     for place in np.split(order, begins):
-        row = held.rows[place[0]]
+        row = collected.rows[place[0]]
         folder = names["sequence"][store.label("sequence_idx")[row]].replace("/", "_")
         view = names["camera"][store.label("camera_idx")[row]]
         yield Clip(
@@ -155,14 +161,14 @@ def clips(held: Gathered) -> Iterator[Clip]:
 
 
 def predicted_scene(
-    held: Gathered,
+    collected: Collected,
     place: Int64[np.ndarray, " f"],
     shape: ObjectShape,
     layer: ManoLayer,
     device: torch.device,
 ) -> ArcticPose:
     """Return what was predicted of the frames at ``place``; NaN where nothing was."""
-    scenes = held.scenes
+    scenes = collected.scenes
     assert scenes is not None
 
     def at(name: str) -> Tensor:
@@ -177,8 +183,8 @@ def predicted_scene(
         )[0]
         for hand in (RIGHT, LEFT)
     ]
-    joints = torch.from_numpy(held.joints_3d[place]).to(device)
-    joints[~torch.from_numpy(held.seen[place]).to(device)] = torch.nan
+    joints = torch.from_numpy(collected.joints_3d[place]).to(device)
+    joints[~torch.from_numpy(collected.seen[place]).to(device)] = torch.nan
     return ArcticPose(
         joints_right=joints[:, RIGHT],
         joints_left=joints[:, LEFT],
@@ -266,24 +272,24 @@ def _slot(store: Store, rows: Int64[np.ndarray, " f"]) -> Int64[np.ndarray, " f"
     return np.asarray(store.label("has_object")[rows].argmax(1), np.int64)
 
 
-def _lacking(held: Gathered) -> str | None:
+def _lacking(collected: Collected) -> str | None:
     """Return a sentence about rows whose truth is not whole, if any."""
-    store, rows = held.store, held.rows
+    store, rows = collected.store, collected.rows
     has_hands = store.label("has_mano")[rows].all(1)
     has_object = store.label("has_object")[rows].any(1)
     for what, known in (("MANO parameters of both hands", has_hands), ("an object", has_object)):
         if not known.all():
             first = rows[~known][0]
             return (
-                f"{held.source}: {int((~known).sum())} of {len(rows)} rows lack {what} (first: row "
-                f"{first}), and the protocol follows whole sequences; build the store with "
-                "mano=FOLDER from the whole raw_seqs and meta"
+                f"{collected.source}: {int((~known).sum())} of {len(rows)} rows lack {what} "
+                f"(first: row {first}), and the protocol follows whole sequences; build the store "
+                "with mano=FOLDER from the whole raw_seqs and meta"
             )
     return None
 
 
-def _warnings(held: Gathered) -> tuple[str, ...]:
-    absent = int((~held.store.label("sample_ok")[held.rows]).sum())
+def _warnings(collected: Collected) -> tuple[str, ...]:
+    absent = int((~collected.store.label("sample_ok")[collected.rows]).sum())
     if not absent:
         return ()
-    return (f"{absent} of {len(held.rows)} rows have no readable image: they are not scored",)
+    return (f"{absent} of {len(collected.rows)} rows have no readable image: they are not scored",)

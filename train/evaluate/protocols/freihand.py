@@ -40,7 +40,7 @@ QUIRKS: Final = (
     ),
 )
 CHUNK: Final = 256
-Points = Float64[np.ndarray, "n k 3"]
+Points = Float64[np.ndarray, "n _ 3"]
 
 
 def score(predictions: Path, truth: Path, *, strict: bool) -> Report:

@@ -1,6 +1,6 @@
 """A dataset's official protocol on a store: which splits have one, and what it takes.
 
-``PROTOCOLS`` is the table: what ``train.evaluate.protocols.gathered`` collected becomes the report
+``PROTOCOLS`` is the table: what ``train.evaluate.protocols.collected`` collected becomes the report
 and the submission file of each dataset.
 
 Shape legend: n = rows of the split, m = hands.
@@ -17,9 +17,15 @@ from model.hand import LEFT, RIGHT, STANDARD_FROM_INTERHAND
 from pipeline.config import ViewKind
 from pipeline.store.reader import Store
 from train.evaluate.protocols import arctic_store, dexycb, freihand, ho3d, interhand26m
+from train.evaluate.protocols.collected import (
+    Collected,
+    MeshForm,
+    ReportContext,
+    SplitProtocol,
+    unpredicted,
+)
 from train.evaluate.protocols.files import write_two_lists
 from train.evaluate.protocols.freihand import Points
-from train.evaluate.protocols.gathered import Gathered, How, MeshForm, OnStore, unpredicted
 from train.evaluate.protocols.report import Report
 
 LABELLED_BOX: Final = "box of the labelled joints"
@@ -34,7 +40,7 @@ _SCENE: Final = _MESH | {"hands.theta_rotmat", "object.rotmat"}
 _NO_HANDEDNESS: Final = "handedness is given, not predicted: no score"
 
 
-def protocol_of(store: Store, split: str, provided: Collection[str]) -> OnStore | None:
+def protocol_of(store: Store, split: str, provided: Collection[str]) -> SplitProtocol | None:
     """Return the protocol of a split that a network which predicts ``provided`` can answer."""
     found = PROTOCOLS.get(store.attributes.dataset)
     if found is None or split not in found.splits or not found.requires <= set(provided):
@@ -59,124 +65,132 @@ def choices() -> str:
     return "; ".join(found)
 
 
-def _needs(protocol: OnStore) -> str:
+def _needs(protocol: SplitProtocol) -> str:
     if protocol.requires >= _SCENE:
         return " (needs meshes and an object: model.scene=hand_object)"
     return " (needs a mesh)" if protocol.requires >= _MESH else ""
 
 
-def official_report(held: Gathered, how: How) -> Report | str:
+def official_report(collected: Collected, context: ReportContext) -> Report | str:
     """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
 
     Raises:
         ValueError: If the predictions cannot be meant.
     """
-    return unpredicted(held) or held.protocol.report(held, how)
+    return unpredicted(collected) or collected.protocol.report(collected, context)
 
 
 # --- FreiHAND, HO-3D: joints and mesh of one right hand per image ---------------------------------
 
 
-def _right_hand(held: Gathered) -> Bool[np.ndarray, "n 2"]:
-    wanted = np.zeros_like(held.seen)
+def _right_hand(collected: Collected) -> Bool[np.ndarray, "n 2"]:
+    wanted = np.zeros_like(collected.seen)
     wanted[:, RIGHT] = True
     return wanted
 
 
-def _mesh_report(held: Gathered, how: How) -> Report | str:
-    form, meshes = held.protocol.mesh, held.meshes
+def _mesh_report(collected: Collected, context: ReportContext) -> Report | str:
+    form, meshes = collected.protocol.mesh, collected.meshes
     assert form is not None
     assert meshes is not None
     truth = (meshes.true_joints, meshes.true_vertices)
     unknown = ~np.logical_and(*(np.isfinite(points).all((1, 2)) for points in truth))
     if meshes.from_store and unknown.any():
+        first = collected.rows[unknown][0]
         return (
-            f"{held.source}: {int(unknown.sum())} of {len(unknown)} rows have no true joints "
-            f"or no true mesh in the store (first: row {held.rows[unknown][0]}), and the protocol "
+            f"{collected.source}: {int(unknown.sum())} of {len(unknown)} rows have no true joints "
+            f"or no true mesh in the store (first: row {first}), and the protocol "
             "scores both of every row; give truth=FOLDER, the dataset's evaluation_xyz.json and "
             "evaluation_verts.json"
         )
     return form.report(
-        *_official_points(held),
+        *_official_points(collected),
         *form.to_official(*truth),
-        source=held.source,
-        strict=how.strict,
-        crop=how.crop,
-        camera=f"{how.camera}; {meshes.source}",
+        source=collected.source,
+        strict=context.strict,
+        crop=context.crop,
+        camera=f"{context.camera}; {meshes.source}",
     )
 
 
-def _export_meshes(held: Gathered, path: Path) -> None:
-    write_two_lists(path, *_official_points(held))
+def _export_meshes(collected: Collected, path: Path) -> None:
+    write_two_lists(path, *_official_points(collected))
 
 
-def _official_points(held: Gathered) -> tuple[Points, Points]:
-    assert held.protocol.mesh is not None
-    assert held.meshes is not None
-    joints, vertices = held.joints_3d[:, RIGHT], held.meshes.vertices
-    return held.protocol.mesh.to_official(joints.astype(np.float64), vertices.astype(np.float64))
+def _official_points(collected: Collected) -> tuple[Points, Points]:
+    assert collected.protocol.mesh is not None
+    assert collected.meshes is not None
+    joints, vertices = collected.joints_3d[:, RIGHT], collected.meshes.vertices
+    return collected.protocol.mesh.to_official(
+        joints.astype(np.float64), vertices.astype(np.float64)
+    )
 
 
 # --- DexYCB: joints of the only hand of an image, images without one left out ---------------------
 
 
-def _labelled_hands(held: Gathered) -> Bool[np.ndarray, "n 2"]:
-    return np.asarray(held.store.label("has_joints")[held.rows])
+def _labelled_hands(collected: Collected) -> Bool[np.ndarray, "n 2"]:
+    return np.asarray(collected.store.label("has_joints")[collected.rows])
 
 
-def _dexycb_report(held: Gathered, how: How) -> Report | str:
-    place, slot = np.nonzero(_labelled_hands(held))
+def _dexycb_report(collected: Collected, context: ReportContext) -> Report | str:
+    place, slot = np.nonzero(_labelled_hands(collected))
     if not len(place):
-        return f"{held.source}: none of {len(held.rows)} rows has a hand with labelled joints"
+        num = len(collected.rows)
+        return f"{collected.source}: none of {num} rows has a hand with labelled joints"
     # In float32, as the toolkit scales its labels.
-    truth = held.store.label("joints_3d")[held.rows[place], slot] * np.float32(1000)
-    _, joints_mm = _dexycb_results(held)
+    truth = collected.store.label("joints_3d")[collected.rows[place], slot] * np.float32(1000)
+    _, joints_mm = _dexycb_results(collected)
     return dexycb.report(
-        joints_mm, truth.astype(np.float64), strict=how.strict, crop=how.crop, camera=how.camera
+        joints_mm,
+        truth.astype(np.float64),
+        strict=context.strict,
+        crop=context.crop,
+        camera=context.camera,
     )
 
 
-def _export_dexycb(held: Gathered, path: Path) -> None:
-    dexycb.write_results(path, *_dexycb_results(held))
+def _export_dexycb(collected: Collected, path: Path) -> None:
+    dexycb.write_results(path, *_dexycb_results(collected))
 
 
-def _dexycb_results(held: Gathered) -> tuple[Int64[np.ndarray, " m"], dexycb.Joints]:
+def _dexycb_results(collected: Collected) -> tuple[Int64[np.ndarray, " m"], dexycb.Joints]:
     """Return the position within the split and the joints, mm, of every image with a hand."""
-    place, slot = np.nonzero(_labelled_hands(held))
-    return place, held.joints_3d[place, slot].astype(np.float64) * 1000
+    place, slot = np.nonzero(_labelled_hands(collected))
+    return place, collected.joints_3d[place, slot].astype(np.float64) * 1000
 
 
 # --- InterHand2.6M: both hands of an image, those of one hand first -------------------------------
 
 
-def _no_hand(held: Gathered) -> Bool[np.ndarray, "n 2"]:
-    return np.zeros_like(held.seen)
+def _no_hand(collected: Collected) -> Bool[np.ndarray, "n 2"]:
+    return np.zeros_like(collected.seen)
 
 
-def _interhand_report(held: Gathered, how: How) -> Report:
+def _interhand_report(collected: Collected, context: ReportContext) -> Report:
     return interhand26m.report(
-        _interhand_predictions(held),
-        _interhand_truth(held),
-        strict=how.strict,
-        crop=how.crop,
-        camera=f"{how.camera}; {_NO_HANDEDNESS}",
+        _interhand_predictions(collected),
+        _interhand_truth(collected),
+        strict=context.strict,
+        crop=context.crop,
+        camera=f"{context.camera}; {_NO_HANDEDNESS}",
     )
 
 
-def _export_interhand(held: Gathered, path: Path) -> None:
-    pred = _interhand_predictions(held)
+def _export_interhand(collected: Collected, path: Path) -> None:
+    pred = _interhand_predictions(collected)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez(file, joints_mm=pred.joints_mm, hand_type=pred.hand_type)
 
 
-def _interhand_predictions(held: Gathered) -> interhand26m.Predictions:
+def _interhand_predictions(collected: Collected) -> interhand26m.Predictions:
     """Return both hands in InterHand's joint order, mm; the score of a hand is its presence.
 
     A view of both hands shows hands that are not there: the labels say which are.
     """
-    shown = held.seen & held.store.label("has_joints")[held.rows]
-    joints = held.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
+    shown = collected.seen & collected.store.label("has_joints")[collected.rows]
+    joints = collected.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
     joints = joints.reshape(len(joints), 42, 3)
     between = joints[:, interhand26m.LEFT_WRIST] - joints[:, interhand26m.RIGHT_WRIST]
     return interhand26m.Predictions(
@@ -184,12 +198,12 @@ def _interhand_predictions(held: Gathered) -> interhand26m.Predictions:
     )
 
 
-def _interhand_truth(held: Gathered) -> interhand26m.Truth:
-    store, rows = held.store, held.rows
+def _interhand_truth(collected: Collected) -> interhand26m.Truth:
+    store, rows = collected.store, collected.rows
     valid = store.label("joint_valid")[rows][:, :, _INTERHAND_FROM_STANDARD]
     joints = store.label("joints_3d")[rows][:, :, _INTERHAND_FROM_STANDARD]
     num = len(rows)
-    num_single = len(store.split(f"{held.split}_single"))
+    num_single = len(store.split(f"{collected.split}_single"))
     hand_type = np.where(valid[:, RIGHT].sum(1) >= valid[:, LEFT].sum(1), RIGHT, LEFT)
     hand_type[num_single:] = interhand26m.HAND_TYPES.index("interacting")
     K = store.label("K")[rows].astype(np.float64)
@@ -212,7 +226,7 @@ def _unchanged(joints: Points, vertices: Points) -> tuple[Points, Points]:
 
 
 PROTOCOLS: Final = {
-    "freihand": OnStore(
+    "freihand": SplitProtocol(
         splits=("evaluation",),
         crop=LABELLED_BOX,
         requires=_MESH,
@@ -221,7 +235,7 @@ PROTOCOLS: Final = {
         report=_mesh_report,
         export=_export_meshes,
     ),
-    "ho3d": OnStore(
+    "ho3d": SplitProtocol(
         splits=("evaluation",),
         crop="the dataset's handBoundingBox",
         requires=_MESH,
@@ -232,14 +246,14 @@ PROTOCOLS: Final = {
         report=_mesh_report,
         export=_export_meshes,
     ),
-    "dexycb": OnStore(
+    "dexycb": SplitProtocol(
         splits=tuple(f"s{setup}_{part}" for setup in range(4) for part in ("val", "test")),
         crop=LABELLED_BOX,
         wanted=_labelled_hands,
         report=_dexycb_report,
         export=_export_dexycb,
     ),
-    "interhand26m": OnStore(
+    "interhand26m": SplitProtocol(
         splits=("val", "test"),
         crop=f"annotated box of an image with one hand, else {LABELLED_BOX}",
         row_lists=("{split}_single", "{split}_interacting"),
@@ -247,7 +261,7 @@ PROTOCOLS: Final = {
         report=_interhand_report,
         export=_export_interhand,
     ),
-    "arctic": OnStore(
+    "arctic": SplitProtocol(
         splits=arctic_store.SPLITS,
         crop=LABELLED_BOX,
         requires=_SCENE,

@@ -32,7 +32,7 @@ from tests.train.evaluate.protocols.hands import MESH, SCENE
 from train.evaluate.protocols import arctic as files
 from train.evaluate.protocols import on_store
 from train.evaluate.protocols.arctic_store import clips
-from train.evaluate.protocols.gathered import Gathered, How, gather, gathered
+from train.evaluate.protocols.collected import Collected, ReportContext, collect, empty_collection
 from train.evaluate.protocols.report import Report
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def said(store: Store, batch: Batch, size: float) -> Prediction:
     )
 
 
-def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -> Gathered:
+def collect_split(store: Store, arctic: SampleStore, size: float, length: int = 1) -> Collected:
     config = PipelineConfig(
         store=str(store.path),
         split="p1_val",
@@ -112,7 +112,7 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
     assert protocol is not None
     sample_id = loader.parts[0].view.sample_id
     mano = load_mano(arctic.mano)
-    held = gathered(protocol, store, "p1_val", sample_id, is_single=False, mano=mano)
+    collected = empty_collection(protocol, store, "p1_val", sample_id, is_single=False, mano=mano)
     for windows in loader:
         batch = windows.frames()
         prediction = said(store, batch, size)
@@ -122,26 +122,26 @@ def collected(store: Store, arctic: SampleStore, size: float, length: int = 1) -
         assert obj is not None
         hands.joints_3d[wrong] += 1.0
         obj.transl[wrong] += 1.0
-        gather(held, prediction, batch, None)
-    return held
+        collect(collected, prediction, batch, None)
+    return collected
 
 
-def how(*, strict: bool = False) -> How:
-    return How(strict=strict, crop="c", camera="true", device=CPU)
+def how(*, strict: bool = False) -> ReportContext:
+    return ReportContext(strict=strict, crop="c", camera="true", device=CPU)
 
 
-def official(held: Gathered, *, strict: bool = False) -> Report:
-    report = on_store.official_report(held, how(strict=strict))
+def official(collected: Collected, *, strict: bool = False) -> Report:
+    report = on_store.official_report(collected, how(strict=strict))
     assert isinstance(report, Report)
     return report
 
 
-def write_truth(held: Gathered, folder: Path) -> None:
+def write_truth(collected: Collected, folder: Path) -> None:
     """Write the generator's truth in the form of ``train evaluate protocol=arctic``."""
     folder.mkdir()
-    store = held.store
-    for clip in clips(held):
-        rows = held.rows[clip.place]
+    store = collected.store
+    for clip in clips(collected):
+        rows = collected.rows[clip.place]
         truths = [drawn(store, int(row)) for row in rows]
         seen = store.label("official_valid")[rows] & store.label("sample_ok")[rows, None]
         points = np.stack([np.concatenate((truth.lid, truth.base)) for truth in truths])
@@ -183,18 +183,20 @@ def nearest(wanted: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def test_the_truth_scores_zero(store: Store, arctic: SampleStore) -> None:
-    held = collected(store, arctic, 0.0)
+    collected = collect_split(store, arctic, 0.0)
     # The fixed left model does not give the shipped left hand: that of the truth, for this test.
-    assert held.scenes is not None
-    mano = held.scenes.mano
+    assert collected.scenes is not None
+    mano = collected.scenes.mano
     shipped = dataclasses.replace(mano, left=mano.left_as_shipped)
-    layer, right = ManoLayer(shipped), torch.zeros(len(held.rows), dtype=torch.bool)
-    beta = store.label("beta_raw")[held.rows, 1]
-    wrist = (store.label("root_rest") + store.label("transl"))[held.rows, 1]
-    held.scenes.beta[:, 1] = beta
-    held.scenes.transl[:, 1] = wrist - layer.root_rest(torch.from_numpy(beta), right).numpy()
-    held = dataclasses.replace(held, scenes=dataclasses.replace(held.scenes, mano=shipped))
-    scores = official(held).official
+    layer, right = ManoLayer(shipped), torch.zeros(len(collected.rows), dtype=torch.bool)
+    beta = store.label("beta_raw")[collected.rows, 1]
+    wrist = (store.label("root_rest") + store.label("transl"))[collected.rows, 1]
+    collected.scenes.beta[:, 1] = beta
+    collected.scenes.transl[:, 1] = wrist - layer.root_rest(torch.from_numpy(beta), right).numpy()
+    collected = dataclasses.replace(
+        collected, scenes=dataclasses.replace(collected.scenes, mano=shipped)
+    )
+    scores = official(collected).official
     for name in ("aae", "mpjpe/ra/h", "mrrpe/r/l", "mrrpe/r/o", "acc/h", "acc/o"):
         assert scores[name] == pytest.approx(0, abs=1e-2), name
     assert scores["success_rate/0.05"] == pytest.approx(100)
@@ -204,13 +206,13 @@ def test_the_truth_scores_zero(store: Store, arctic: SampleStore) -> None:
 def test_noisy_scenes_score_as_their_files_do(
     store: Store, arctic: SampleStore, tmp_path: Path, length: int, *, strict: bool
 ) -> None:
-    held = collected(store, arctic, 0.02, length)
-    report = official(held, strict=strict)
-    held.protocol.export(held, tmp_path)
-    write_truth(held, tmp_path / "drawn")
+    collected = collect_split(store, arctic, 0.02, length)
+    report = official(collected, strict=strict)
+    collected.protocol.export(collected, tmp_path)
+    write_truth(collected, tmp_path / "drawn")
     expected = files.score(tmp_path / "predictions", tmp_path / "drawn", strict=strict)
     own = files.score(tmp_path / "predictions", tmp_path / "truth", strict=strict).official
-    assert report.num_samples == expected.num_samples == len(held.rows)
+    assert report.num_samples == expected.num_samples == len(collected.rows)
     assert report.scores["num_sequences"] == expected.scores["num_sequences"] == 8
     for name, value in expected.official.items():
         if value is None:
@@ -222,7 +224,7 @@ def test_noisy_scenes_score_as_their_files_do(
 
 
 def test_windows_score_as_single_frames(store: Store, arctic: SampleStore) -> None:
-    one, two = (official(collected(store, arctic, 0.02, n)).official for n in (1, 2))
+    one, two = (official(collect_split(store, arctic, 0.02, n)).official for n in (1, 2))
     assert one == two
 
 
@@ -244,18 +246,20 @@ class WithoutImages:
 
 
 def test_rows_without_an_image_are_told_and_not_scored(store: Store, arctic: SampleStore) -> None:
-    held = collected(store, arctic, 0.02)
-    whole = official(held)
-    assert held.scenes is not None
-    held.scenes.arti_rad[:2] = held.scenes.theta_rotmat[:2] = held.joints_3d[:2] = np.nan
+    collected = collect_split(store, arctic, 0.02)
+    whole = official(collected)
+    assert collected.scenes is not None
+    collected.scenes.arti_rad[:2] = collected.scenes.theta_rotmat[:2] = collected.joints_3d[:2] = (
+        np.nan
+    )
     with pytest.raises(ValueError, match="not finite"):
-        official(held)
-    poorer: Any = WithoutImages(store, held.rows[:2])
-    report = official(dataclasses.replace(held, store=poorer))
+        official(collected)
+    poorer: Any = WithoutImages(store, collected.rows[:2])
+    report = official(dataclasses.replace(collected, store=poorer))
     assert report.warnings == ("2 of 24 rows have no readable image: they are not scored",)
     assert report.official["aae"] != whole.official["aae"]
-    held.seen[2] = False
-    sentence = on_store.official_report(dataclasses.replace(held, store=poorer), how())
+    collected.seen[2] = False
+    sentence = on_store.official_report(dataclasses.replace(collected, store=poorer), how())
     assert isinstance(sentence, str)
     assert "1 of 19 rows cannot be predicted" in sentence
 

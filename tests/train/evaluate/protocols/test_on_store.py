@@ -23,8 +23,14 @@ from tests.reference import freihand as freihand_loops
 from tests.reference import ho3d as ho3d_loops
 from tests.train.evaluate.protocols.hands import JOINTS, MESH, points
 from train.evaluate.protocols import dexycb, freihand, ho3d, on_store
+from train.evaluate.protocols.collected import (
+    Collected,
+    ReportContext,
+    collect,
+    empty_collection,
+    unpredicted,
+)
 from train.evaluate.protocols.files import read_two_lists
-from train.evaluate.protocols.gathered import Gathered, How, gather, gathered, unpredicted
 from train.evaluate.protocols.report import Report
 
 CPU = torch.device("cpu")
@@ -100,7 +106,7 @@ def build(
     )
 
 
-def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathered:
+def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Collected:
     """Return the gathered predictions: the truth and ``noise`` times the case's noise."""
     config = PipelineConfig(
         store=str(case.store.path),
@@ -112,7 +118,9 @@ def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathere
     loader = Loader(config, device=CPU, training=False)
     protocol = on_store.protocol_of(case.store, case.split, MESH)
     assert protocol is not None
-    held = gathered(protocol, case.store, case.split, loader.parts[0].view.sample_id, truth)
+    collected = empty_collection(
+        protocol, case.store, case.split, loader.parts[0].view.sample_id, truth
+    )
     for batch in loader:
         row = (batch.sample_id // 2).numpy()
         R = batch.R_input_from_cam.double()
@@ -123,17 +131,17 @@ def predicted(case: Case, *, noise: float, truth: Path | None = None) -> Gathere
         joints = case.joints[row] + noise * case.joint_noise[row]
         vertices = case.vertices[row] + noise * case.vertex_noise[row]
         prediction = HandPrediction(joints_3d=seen(joints), vertices=seen(vertices))
-        gather(held, Prediction(hands=prediction), batch, seen(case.vertices[row]))
-    return held
+        collect(collected, Prediction(hands=prediction), batch, seen(case.vertices[row]))
+    return collected
 
 
-def official(held: Gathered) -> Report | str:
-    how = How(strict=False, crop=held.protocol.crop, camera="true", device=CPU)
-    return on_store.official_report(held, how)
+def official(collected: Collected) -> Report | str:
+    context = ReportContext(strict=False, crop=collected.protocol.crop, camera="true", device=CPU)
+    return on_store.official_report(collected, context)
 
 
-def scored(held: Gathered) -> Report:
-    report = official(held)
+def scored(collected: Collected) -> Report:
+    report = official(collected)
     assert isinstance(report, Report), report
     return report
 
@@ -169,12 +177,12 @@ def annotation(case: Case, folder: Path) -> Path:
 def test_true_dexycb_joints_score_zero_on_the_store_and_in_the_file(
     dex: Case, tmp_path: Path
 ) -> None:
-    held = predicted(dex, noise=0)
-    report = scored(held)
+    collected = predicted(dex, noise=0)
+    report = scored(collected)
     with_hand = [row for row in dex.rows if row % 5 != 4]
     assert {row % 2 for row in with_hand} == {0, 1}
     assert report.num_samples == len(with_hand) < len(dex.rows)
-    held.protocol.export(held, tmp_path / "out" / "results.txt")
+    collected.protocol.export(collected, tmp_path / "out" / "results.txt")
     index, joints = dexycb.read_results(tmp_path / "out" / "results.txt")
     assert index == [i for i, row in enumerate(dex.rows) if row % 5 != 4]
     np.testing.assert_allclose(joints, dex.joints[with_hand] * 1000, atol=1e-4)
@@ -188,8 +196,8 @@ def test_true_dexycb_joints_score_zero_on_the_store_and_in_the_file(
 def test_noisy_dexycb_joints_score_as_the_loops_on_the_store_and_in_the_file(
     dex: Case, tmp_path: Path
 ) -> None:
-    held = predicted(dex, noise=1)
-    report = scored(held)
+    collected = predicted(dex, noise=1)
+    report = scored(collected)
     rows = [row for row in dex.rows if row % 5 != 4]
     truth = dex.joints[rows] * 1000
     expected = dexycb_loops.score(truth, truth + dex.joint_noise[rows] * 1000)
@@ -198,7 +206,7 @@ def test_noisy_dexycb_joints_score_as_the_loops_on_the_store_and_in_the_file(
         found = report.official[name]
         assert found["mpjpe"] == pytest.approx(mean, rel=1e-5)
         assert found["auc"] == pytest.approx(auc, abs=1e-4)
-    held.protocol.export(held, tmp_path / "results.txt")
+    collected.protocol.export(collected, tmp_path / "results.txt")
     again = dexycb.score(tmp_path / "results.txt", annotation(dex, tmp_path), strict=False)
     assert numbers(again) == pytest.approx(numbers(report), rel=1e-6, abs=1e-4)
     assert report.crop == "box of the labelled joints"
@@ -271,10 +279,10 @@ def test_true_hands_score_zero_on_the_store_and_in_the_file(
     evaluated: tuple[str, Case, Path], tmp_path: Path
 ) -> None:
     dataset, case, truth = evaluated
-    held = predicted(case, noise=0, truth=truth)
-    held.protocol.export(held, tmp_path / "pred.json")
+    collected = predicted(case, noise=0, truth=truth)
+    collected.protocol.export(collected, tmp_path / "pred.json")
     protocol = {"freihand": freihand, "ho3d": ho3d}[dataset]
-    for report in (scored(held), protocol.score(tmp_path / "pred.json", truth, strict=False)):
+    for report in (scored(collected), protocol.score(tmp_path / "pred.json", truth, strict=False)):
         assert report.num_samples == len(case.rows)
         for name in ("mpjpe_mm", "mpvpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm"):
             assert report.scores[name] < 2e-4  # float32 at 600 mm
@@ -291,9 +299,9 @@ def test_noisy_hands_score_as_the_loops_on_the_store_and_in_the_file(
     evaluated: tuple[str, Case, Path], tmp_path: Path
 ) -> None:
     dataset, case, truth = evaluated
-    held = predicted(case, noise=1, truth=truth)
-    report = scored(held)
-    held.protocol.export(held, tmp_path / "pred.json")
+    collected = predicted(case, noise=1, truth=truth)
+    report = scored(collected)
+    collected.protocol.export(collected, tmp_path / "pred.json")
     protocol = {"freihand": freihand, "ho3d": ho3d}[dataset]
     again = protocol.score(tmp_path / "pred.json", truth, strict=False)
     assert again.official == pytest.approx(report.official, rel=1e-12)
@@ -314,8 +322,8 @@ def test_without_a_true_mesh_the_report_says_what_it_lacks(
     evaluated: tuple[str, Case, Path],
 ) -> None:
     _, case, _ = evaluated
-    held = predicted(case, noise=1)
-    sentence = official(held)
+    collected = predicted(case, noise=1)
+    sentence = official(collected)
     assert isinstance(sentence, str)
     assert "10 of 10 rows have no true joints or no true mesh in the store" in sentence
     assert "give truth=FOLDER" in sentence
@@ -343,12 +351,12 @@ def test_an_evaluation_row_without_a_box_is_named(tmp_path: Path) -> None:
         tmp_path / "s.zarr", "ho3d", "evaluation", right_hand, official_box=True, then=no_box
     )
     truth = write_truth(case, "ho3d", tmp_path / "truth")
-    held = predicted(case, noise=0, truth=truth)
-    lacking = unpredicted(held)
+    collected = predicted(case, noise=0, truth=truth)
+    lacking = unpredicted(collected)
     assert lacking is not None
     assert "1 of 10 rows cannot be predicted" in lacking
     assert f"row {ROWS[4]}" in lacking
-    assert official(held) == lacking
+    assert official(collected) == lacking
 
 
 def test_truth_that_does_not_fit_is_refused(

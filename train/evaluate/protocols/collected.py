@@ -35,7 +35,7 @@ class MeshForm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OnStore:
+class SplitProtocol:
     """How a store feeds the official protocol of its dataset."""
 
     splits: tuple[str, ...]
@@ -47,16 +47,16 @@ class OnStore:
     """None: joints alone are scored, or a scene."""
     requires: frozenset[str] = frozenset({"hands.joints_3d"})
     """Tensors of the prediction that it scores, by ``model.prediction.tensors_of``'s names."""
-    wanted: Callable[["Gathered"], Bool[np.ndarray, "n 2"]]
+    wanted: Callable[["Collected"], Bool[np.ndarray, "n 2"]]
     """Hands without which the official tool gives no score."""
-    report: Callable[["Gathered", "How"], Report | str]
+    report: Callable[["Collected", "ReportContext"], Report | str]
     """The report, or the sentence that says what it lacks."""
-    export: Callable[["Gathered", Path], None]
+    export: Callable[["Collected", Path], None]
     """Writes the predictions as the official tool reads them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class How:
+class ReportContext:
     """What a report names beside its numbers."""
 
     strict: bool
@@ -68,7 +68,7 @@ class How:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meshes:
-    """Predicted meshes and the true hands beside them, as in ``Gathered``."""
+    """Predicted meshes and the true hands beside them, as in ``Collected``."""
 
     vertices: Float32[np.ndarray, "n 778 3"]
     true_joints: Float64[np.ndarray, "n 21 3"]
@@ -82,7 +82,7 @@ class Meshes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenes:
-    """Predicted hands and object, as in ``Gathered``; NaN where there is no crop.
+    """Predicted hands and object, as in ``Collected``; NaN where there is no crop.
 
     Parameters instead of meshes: a hand takes a fourteenth of the memory.
     """
@@ -98,10 +98,10 @@ class Scenes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
+class Collected:
     """Predictions of a split; camera frame of the dataset, OpenCV axes, metres."""
 
-    protocol: OnStore
+    protocol: SplitProtocol
     store: Store
     split: str
     rows: Int64[np.ndarray, " n"]
@@ -122,8 +122,8 @@ class Gathered:
         return f"{self.store.path} split={self.split}"
 
 
-def gathered(
-    protocol: OnStore,
+def empty_collection(
+    protocol: SplitProtocol,
     store: Store,
     split: str,
     sample_id: Int64[Tensor, " m"],
@@ -131,7 +131,7 @@ def gathered(
     *,
     is_single: bool = True,
     mano: ManoModels | None = None,
-) -> Gathered:
+) -> Collected:
     """Return room for the predictions of a split, in the official order of its protocol.
 
     Args:
@@ -153,7 +153,7 @@ def gathered(
     row, slot = divmod(sample_id.numpy(), NUM_HANDS)
     for shown in (slot,) if is_single else range(NUM_HANDS):
         has_crop[row, shown] = True
-    return Gathered(
+    return Collected(
         protocol=protocol,
         store=store,
         split=split,
@@ -166,8 +166,8 @@ def gathered(
     )
 
 
-def gather(
-    held: Gathered,
+def collect(
+    collected: Collected,
     prediction: Prediction,
     batch: Batch,
     true_vertices: Float[Tensor, "b h 778 3"] | None,
@@ -178,7 +178,7 @@ def gather(
     """
     real = batch.is_real.cpu().numpy()
     row, slot = divmod(batch.sample_id.cpu().numpy()[real], NUM_HANDS)
-    place = held.sorter[np.searchsorted(held.rows, row, sorter=held.sorter)]
+    place = collected.sorter[np.searchsorted(collected.rows, row, sorter=collected.sorter)]
     back = batch.R_input_from_cam.double().mT
 
     def in_camera(points: Tensor) -> np.ndarray:
@@ -186,19 +186,19 @@ def gather(
 
     hands = hands_of(prediction)
     if hands.joints_3d.shape[1] == 1:
-        held.joints_3d[place, slot] = in_camera(hands.joints_3d[:, 0])
+        collected.joints_3d[place, slot] = in_camera(hands.joints_3d[:, 0])
     else:
         for hand in range(NUM_HANDS):
-            held.joints_3d[place, hand] = in_camera(hands.joints_3d[:, hand])
-    if held.meshes is not None:
+            collected.joints_3d[place, hand] = in_camera(hands.joints_3d[:, hand])
+    if collected.meshes is not None:
         assert hands.vertices is not None
-        held.meshes.vertices[place] = in_camera(hands.vertices[:, RIGHT])
-        if held.meshes.from_store:
+        collected.meshes.vertices[place] = in_camera(hands.vertices[:, RIGHT])
+        if collected.meshes.from_store:
             assert true_vertices is not None
             known = (batch.has_mano & batch.has_beta)[:, RIGHT].cpu().numpy()[real]
-            held.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, RIGHT])[known]
-    if held.scenes is not None:
-        _put_scene(held.scenes, place, prediction, real)
+            collected.meshes.true_vertices[place[known]] = in_camera(true_vertices[:, RIGHT])[known]
+    if collected.scenes is not None:
+        _put_scene(collected.scenes, place, prediction, real)
 
 
 def _put_scene(
@@ -239,21 +239,21 @@ def _scenes(num: int, mano: ManoModels | None) -> Scenes:
     )
 
 
-def unpredicted(held: Gathered) -> str | None:
+def unpredicted(collected: Collected) -> str | None:
     """Return a sentence about hands that the official tool wants and no crop shows, if any."""
-    wanted = held.protocol.wanted(held)
-    absent = np.flatnonzero((wanted & ~held.seen).any(1))
+    wanted = collected.protocol.wanted(collected)
+    absent = np.flatnonzero((wanted & ~collected.seen).any(1))
     if not len(absent):
         return None
+    num, first = int(wanted.any(1).sum()), collected.rows[absent[0]]
     return (
-        f"{held.source}: {len(absent)} of {int(wanted.any(1).sum())} rows cannot be predicted, "
-        f"they have no box of a hand or no readable image (first: row {held.rows[absent[0]]}); the "
-        "official tool wants every one"
+        f"{collected.source}: {len(absent)} of {num} rows cannot be predicted, they have no box of "
+        f"a hand or no readable image (first: row {first}); the official tool wants every one"
     )
 
 
 def _meshes(
-    protocol: OnStore, store: Store, rows: Int64[np.ndarray, " n"], truth: Path | None
+    protocol: SplitProtocol, store: Store, rows: Int64[np.ndarray, " n"], truth: Path | None
 ) -> Meshes | None:
     if protocol.mesh is None:
         if truth is not None:
