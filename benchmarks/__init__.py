@@ -1,1 +1,1 @@
-"""What it costs, measured."""
+"""Benchmarks of the store, loader, preprocessing, MANO layer, losses and training."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: what it costs, measured on this machine."""
+"""``python -m benchmarks``: the benchmark CLI."""
 
 import sys
 
@@ -15,43 +15,43 @@ COMMANDS = (
         name="store",
         module="benchmarks.store",
         config="benchmarks.config:StoreBenchConfig",
-        summary="read rates of the store beside tensorstore, zarr-python and a plain memory copy",
+        summary="read rates of the store against tensorstore, zarr-python and a plain memory copy",
     ),
     Command(
         name="preprocess",
         module="benchmarks.preprocess.run",
         config="benchmarks.config:PreprocessBenchConfig",
-        summary="images of a build: copied, recoded and transcoded, beside the bare library calls",
+        summary="image copying, recoding and transcoding of a build against bare library calls",
     ),
     Command(
         name="mano",
         module="benchmarks.mano",
         config="benchmarks.config:ManoBenchConfig",
-        summary="forward and backward of the MANO layer beside smplx's",
+        summary="forward and backward pass of the MANO layer against smplx's",
     ),
     Command(
         name="loader",
         module="benchmarks.loader.run",
         config="benchmarks.config:LoaderBenchConfig",
-        summary="batches per second beside DataLoader, WebDataset, SPDL and the machine's limits",
+        summary="batches per second against DataLoader, WebDataset, SPDL and hardware limits",
     ),
     Command(
         name="losses",
         module="benchmarks.losses",
         config="benchmarks.config:LossesBenchConfig",
-        summary="launches, bytes, time of the loss terms: eager, compiled, by Triton, in a graph",
+        summary="launches, bytes, time of the loss terms: eager, compiled, Triton, CUDA graph",
     ),
     Command(
         name="kernels",
         module="benchmarks.kernels",
         config="benchmarks.config:KernelsBenchConfig",
-        summary="registers of every Triton kernel on every GPU it is meant for; needs no GPU",
+        summary="register usage of every Triton kernel on every target GPU; needs no GPU",
     ),
     Command(
         name="gpu",
         module="benchmarks.gpu.run",
         config="benchmarks.config:GpuSuiteConfig",
-        summary="everything that needs a GPU, in one go under 9 minutes",
+        summary="all checks and benchmarks that need a GPU, in under 9 minutes",
     ),
     Command(
         name="readme",
@@ -69,7 +69,7 @@ COMMANDS = (
 
 
 def entry() -> int:
-    """Run one command from ``sys.argv``."""
+    """Run the command given in ``sys.argv``."""
     return front_door("python -m benchmarks", COMMANDS, sys.argv[1:])
 
 

@@ -1,4 +1,4 @@
-"""Options of the benchmarks. Imports nothing heavy."""
+"""Configuration of the benchmarks; a field's docstring is its ``--help`` text. Imports fast."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,20 +11,20 @@ BATCH: Final = 64
 
 @dataclass(kw_only=True, slots=True)
 class StoreBenchConfig:
-    """What is built and how long it is measured."""
+    """Settings of the store benchmark."""
 
     out: str = "build/bench"
     """Folder for the store; a ``store.zarr`` in it is replaced."""
     num: int = 4000
-    """Images."""
+    """Number of images."""
     seed: int = 0
-    """Of the images and of the order of random reads."""
+    """Random seed of the images and of the order of random reads."""
     results: str = "benchmarks/results/store.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 2.0
-    """Time measured per variant."""
+    """Measured time per variant, seconds."""
     repeats: int = 9
-    """Turns of each variant."""
+    """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
         if self.num < BATCH:
@@ -33,21 +33,21 @@ class StoreBenchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PreprocessBenchConfig:
-    """How many files, and how long they are measured."""
+    """Settings of the preprocessing benchmark."""
 
     out: str = "build/bench/preprocess"
     """Folder for files, copies and a store; replaced."""
     num: int = 4000
-    """Files passed through; a tenth as many are recoded, a fortieth transcoded, and a fiftieth
-    recoded of each of ARCTIC's two kinds."""
+    """Number of files for passthrough; a tenth as many are recoded, a fortieth transcoded, and a
+    fiftieth recoded for each of ARCTIC's two kinds of view."""
     seed: int = 0
-    """Of the pictures."""
+    """Random seed of the images."""
     results: str = "benchmarks/results/preprocess.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 8.0
-    """Time measured per variant."""
+    """Measured time per variant, seconds."""
     repeats: int = 9
-    """Turns of each variant."""
+    """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
         if self.num < NUM_SHARDS:
@@ -56,20 +56,21 @@ class PreprocessBenchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ManoBenchConfig:
-    """How many hands, and how long they are measured."""
+    """Settings of the MANO layer benchmark."""
 
     num: int = 512
-    """Hands per call."""
+    """Number of hands per call."""
     mano: str | None = None
-    """Folder of the MANO files; None looks at HANDLOOM_MANO, then takes the stand-in hand."""
+    """Folder of the MANO files. null: the environment variable HANDLOOM_MANO, else the synthetic
+    hand."""
     compiled: bool = True
-    """Measure under torch.compile too, which takes a minute or two to build on a CPU."""
+    """Also measure torch.compile; compiling takes a minute or two on a CPU."""
     results: str = "benchmarks/results/mano.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 5.0
-    """Time measured per variant."""
+    """Measured time per variant, seconds."""
     repeats: int = 15
-    """Turns of each variant."""
+    """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
         if self.num < 2:
@@ -78,24 +79,24 @@ class ManoBenchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoaderBenchConfig:
-    """How many images, and how long every contender is measured."""
+    """Settings of the data loader benchmark."""
 
     out: str = "build/bench/loader"
-    """Folder for the images as files, tars and a store; made once per num and seed."""
+    """Folder for the images as files, tars and a store; generated once per num and seed."""
     num: int = 4000
-    """Images of 256 px."""
+    """Number of 256 px images."""
     seed: int = 0
-    """Of the images and of their order."""
+    """Random seed of the images and of their order."""
     results: str = "benchmarks/results/loader.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 10.0
-    """Time measured per contender, at least one epoch in each of its turns."""
+    """Measured time per contender, seconds; each repeat is at least one epoch."""
     repeats: int = 7
-    """Turns of each contender."""
+    """Number of measurements per contender, interleaved."""
     steps: int = 40
-    """Steps of the busy consumer in each of its turns."""
+    """Steps of the busy consumer per repeat."""
     busy_ms: float = 100.0
-    """What a step keeps the consumer's core busy."""
+    """Time per step during which the consumer keeps its core busy, milliseconds."""
 
     def __post_init__(self) -> None:
         if self.num < 2 * BATCH:
@@ -104,57 +105,58 @@ class LoaderBenchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LossesBenchConfig:
-    """What is measured, and how long."""
+    """Settings of the loss benchmark."""
 
     compiled: bool = True
-    """Measure torch.compile too, which takes minutes to build on a CPU."""
+    """Also measure torch.compile; compiling takes minutes on a CPU."""
     results: str = "benchmarks/results/losses.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 3.0
-    """Time measured per variant and batch size."""
+    """Measured time per variant and batch size, seconds."""
     repeats: int = 9
-    """Turns of each variant."""
+    """Number of measurements per variant, interleaved."""
 
 
 @dataclass(kw_only=True, slots=True)
 class KernelsBenchConfig:
-    """The register table."""
+    """Settings of the register table."""
 
     results: str = "benchmarks/results/kernels.jsonl"
-    """File that the rows are appended to."""
+    """JSON Lines file to which the result rows are appended."""
 
 
 @dataclass(kw_only=True, slots=True)
 class GpuSuiteConfig:
-    """The one-command GPU suite."""
+    """Settings of the one-command GPU suite."""
 
     out: str = MISSING
-    """Folder for rows, logs and the synthetic store."""
+    """Output folder for result rows, logs and the synthetic store."""
     limit_s: float = 520.0
-    """Time for everything; sections that do not fit any more are reported as not run."""
+    """Time limit of the whole suite, seconds; sections that no longer fit are reported as not run.
+    """
     num: int = 4096
-    """Frames of the synthetic store (the CPU dry run takes 64)."""
+    """Number of frames in the synthetic store (the CPU dry run takes 64)."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ReadmeConfig:
-    """Where the generated tables go, and the rows that they show."""
+    """Settings of the generated documentation tables."""
 
     root: str = "."
     """Folder of README.md and docs/."""
     results: str = "benchmarks/results"
-    """Folder of the rows."""
+    """Folder of the result rows to show."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PictureConfig:
-    """The picture of README.md."""
+    """Settings of the README.md image."""
 
     out: str = "docs/images/sample.jpg"
-    """Picture to write."""
+    """Image file to write."""
     work: str = "build/picture"
-    """Folder for the synthetic datasets and their stores; what is there already is used again."""
+    """Folder for the synthetic datasets and their stores; existing ones are reused."""
     seed: int = 0
-    """Of the order and the augmentation."""
+    """Random seed of the sample order and the augmentation."""
     quality: int = 85
     """JPEG quality."""

@@ -1,4 +1,4 @@
-"""Tables of docs/ that the code itself declares: the store's arrays and flags, the loss terms."""
+"""Documentation tables generated from code: the store's arrays and flags, the loss terms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,7 @@ from train.losses.config import PRESETS, TERMS, LossConfig
 
 
 def store_table() -> str:
-    """Return every array of a store but those of its objects, in Markdown."""
+    """Return every array of a store except those of its objects, in Markdown."""
     jpegs = "JPEGs end to end; shards of whole rows, inner chunks of 256 KiB, no codec inside"
     rows = "row numbers of a split, in the dataset's official order"
     lines = [("`image/bytes`", "uint8, one axis", "byte", jpegs)]
@@ -45,7 +45,7 @@ def flags_table() -> str:
 
 
 def loss_table() -> str:
-    """Return the loss terms and the weight that each preset gives them, in Markdown."""
+    """Return the loss terms and their weights in each preset, in Markdown."""
     docs = field_docs(LossConfig)
     lines = [
         (f"`{term}`", docs[term], *(f"{PRESETS[p].get(term, 0.0):g}" for p in PRESETS))
@@ -68,5 +68,5 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a cell on one line; a bar inside would end it."""
+    """Format a table cell on one line, with ``|`` escaped."""
     return " ".join(text.split()).replace("|", "\\|")

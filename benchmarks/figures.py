@@ -1,6 +1,6 @@
-"""The figures that README.md and docs/ show: which row each one is, and how it reads.
+"""Figures shown in README.md and docs/: the result row behind each one and its format.
 
-A figure is the newest row of benchmarks/results that fits; without one it reads "not yet measured".
+A figure is the newest matching row of benchmarks/results; without one it reads "not yet measured".
 """
 
 import json
@@ -16,19 +16,19 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One line of a table: the newest row that fits, in words."""
+    """One line of a table: the newest matching row, formatted as text."""
 
     what: str
     bench: str
     variant: str
-    """Regular expression that a row's ``variant`` must match as a whole."""
+    """Regular expression that must match a row's whole ``variant``."""
     metric: str
     text: str = "{p50:,.0f} {unit}"
-    """How the row reads; its keys and those of its ``params``."""
+    """Format string of the row; fields are its keys and those of its ``params``."""
     aim: str = ""
 
     def value(self, rows: Rows) -> str:
-        """Return the newest row's text, or that there is none."""
+        """Return the newest row as text, or ``NOT_MEASURED``."""
         found = [
             row
             for row in rows
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """One line of the front page: a figure of ours and those measured beside it."""
+    """One line of the front page: a figure of ours and those it is compared with."""
 
     ours: Figure
     beside: tuple[Figure, ...]
@@ -61,7 +61,7 @@ def table(figures: Sequence[Figure], rows: Rows) -> str:
 
 
 def comparison_table(lines: Sequence[Comparison], rows: Rows) -> str:
-    """Return a table in Markdown of what was measured, and nothing else.
+    """Return a Markdown table of measured figures only.
 
     Raises:
         ValueError: If a figure has no row.

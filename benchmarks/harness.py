@@ -1,12 +1,12 @@
-"""Measure, record and show numbers: the same way in every benchmark.
+"""Shared harness of the benchmarks: measure, record and print numbers.
 
     times = measure_together({"ours": ours, "plain": plain}, min_time_s=2.0)
     rows = [record("store", name, "read", "images/s", t.rate(64)) for name, t in times.items()]
     append_rows("benchmarks/results/store.jsonl", rows)
     print_table(rows)
 
-A row holds everything that its number depends on. Variants that are compared run interleaved, so
-that a busy neighbour hits all of them.
+A row holds everything that its number depends on. Variants to compare run interleaved, so that
+other load on the machine affects all of them equally.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ Inputs = Sequence[tuple[Any, ...]]
 
 
 class Timing(Protocol):
-    """Options of a benchmark that say how long it measures."""
+    """Benchmark options that control the measuring time."""
 
     min_time_s: float
     repeats: int
@@ -53,7 +53,7 @@ class Measurement:
     n: int
 
     def rate(self, amount: float) -> "Measurement":
-        """Return amount per second, where one call processes ``amount``."""
+        """Return the amount per second if one call processes ``amount``."""
         return Measurement(
             p20=amount / self.p80, p50=amount / self.p50, p80=amount / self.p20, n=self.n
         )
@@ -72,7 +72,7 @@ class Row:
     p80: float
     n: int
     params: dict[str, Any]
-    """What this number was measured on: sizes, codec, disk cold or warm."""
+    """Conditions of the measurement: sizes, codec, disk cold or warm."""
     config: dict[str, Any]
     """The whole configuration of the benchmark."""
     machine: dict[str, Any]
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """A number that a benchmark must reach."""
+    """A target that a benchmark must reach."""
 
     name: str
     measured: float
@@ -126,18 +126,18 @@ def measure_together(
     device: Literal["cpu", "cuda"] = "cpu",
     inputs: Inputs = ((),),
 ) -> dict[str, Measurement]:
-    """Return the seconds per call of every variant, measured in turns.
+    """Return the seconds per call of every variant, measured interleaved.
 
     Args:
         variants: Functions by name.
-        min_time_s: Time measured per variant, over all repeats.
-        repeats: Number of times each variant has its turn; quantiles are over them.
-        warmup_s: Time that each variant runs unmeasured first.
-        device: ``cuda`` takes the time between CUDA events, not the host's.
-        inputs: Argument tuples, rotated from call to call, so that data does not stay in a cache.
+        min_time_s: Measured time per variant, over all repeats.
+        repeats: Number of measurements per variant; quantiles are over these.
+        warmup_s: Time that each variant first runs unmeasured.
+        device: ``cuda`` measures the time between CUDA events, not on the host.
+        inputs: Argument tuples, cycled from call to call, so that data does not stay in a cache.
 
     Raises:
-        ValueError: If ``repeats`` is below 5: no quantiles.
+        ValueError: If ``repeats`` is below 5, too few for quantiles.
     """
     if repeats < MIN_REPEATS:
         raise ValueError(f"repeats must be at least {MIN_REPEATS}, got {repeats}")
@@ -165,7 +165,7 @@ def rates_together(
     amount: float,
     inputs: Inputs = ((),),
 ) -> dict[str, Measurement]:
-    """Return what every variant does per second if one call does ``amount``."""
+    """Return the rate per second of every variant if one call processes ``amount``."""
     times = measure_together(
         variants,
         min_time_s=config.min_time_s,
@@ -212,7 +212,7 @@ def append_rows(path: str | Path, rows: Iterable[Row]) -> None:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print ``rows`` of one run, and below what they share: parameters, machine, commit."""
+    """Print ``rows`` of one run, followed by their shared parameters, machine and commit."""
     shared = {
         name: value
         for name, value in rows[0].params.items()
@@ -252,7 +252,7 @@ def print_bars(bars: Sequence[Bar]) -> bool:
 
 
 def short_number(value: float) -> str:
-    """Return a measured number for a table."""
+    """Format a measured number for a table."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

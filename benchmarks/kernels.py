@@ -1,9 +1,9 @@
-"""Registers of every Triton kernel on every GPU it is meant for; needs no GPU.
+"""Register usage of every Triton kernel on every target GPU; needs no GPU.
 
     python -m benchmarks kernels
 
-Compiles as a launch would, to machine code, with the ptxas inside Triton's wheel, and reads the
-resources with its cuobjdump. Memory on the thread's stack is registers that did not fit: a spill.
+Compiles to machine code as a launch would, with the ptxas in Triton's wheel, and reads the resource
+usage with its cuobjdump. Memory on the thread's stack means register spilling.
 
 ``python -m benchmarks.kernels 80 90`` prints the same of these targets as JSON, a few variants
 only, for the tests: they run in Triton's interpreter, which cannot compile, so it takes another
@@ -33,7 +33,7 @@ TARGETS: Final = (80, 86, 89, 90, 100, 120)
 """Compute capabilities: A100, RTX 30, RTX 40, H100 and H200, B200, RTX 50."""
 WARP: Final = 32
 ARCH_SPECIFIC: Final = 90
-"""From here on Triton compiles for the very architecture: sm_90a."""
+"""From this capability on, Triton compiles architecture-specific code: sm_90a."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,18 +47,18 @@ class Variant:
     constants: Mapping[str, int | bool | None]
     num_warps: int
     options: Mapping[str, bool | int] = field(default_factory=dict)
-    """What else a launch gives the compiler."""
+    """Further compiler options of a launch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Build:
-    """What a variant needs on a target."""
+    """Resource usage of a variant on a target."""
 
     variant: str
     target: str
     registers: int
     spilled_bytes: int
-    """Stack and local memory of a thread."""
+    """Stack and local memory per thread, bytes."""
     shared_bytes: int
 
 
@@ -97,7 +97,7 @@ def print_registers(builds: list[Build]) -> None:
 
 
 def variants() -> list[Variant]:
-    """Return every specialisation that a configuration can ask for."""
+    """Return every specialisation that a configuration can require."""
     layouts = itertools.product((False, True), (False, True), _TYPES)
     windows = itertools.product((False, True), (False,), ("bf16",))
     prepared = itertools.product((1, 2), (False, True), (False, True), (False, True))
@@ -110,7 +110,7 @@ def variants() -> list[Variant]:
 
 
 def few_variants() -> list[Variant]:
-    """Return some that cover every codec, layout and type: what tests have time for."""
+    """Return a small subset for tests that covers every codec, layout and type."""
     chosen = [(False, False, "fp16"), (False, True, "fp32"), (True, True, "bf16")]
     return [
         *gather_variants(chosen),
@@ -174,7 +174,7 @@ _PREPARED: Final = {
 
 
 def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterator[Variant]:
-    """Yield the preparation for each (hands, mirrors left ones, augments, has frames to hide)."""
+    """Yield the label preparation for each (hands, mirrors left hands, augments, masks frames)."""
     from pipeline.labels.prepare_triton import NUM_WARPS, OPTIONS, RANGES, prepare_kernel
 
     for hands, mirror, augments, hides in choices:
@@ -199,7 +199,7 @@ def prepare_variants(choices: Iterable[tuple[int, bool, bool, bool]]) -> Iterato
 
 
 def loss_variants(choices: Iterable[tuple[int, str]], *, all_kinds: bool) -> Iterator[Variant]:
-    """Yield the loss kernels with all of their terms for each (hands, type of predictions)."""
+    """Yield the loss kernels with all their terms for each (hands, type of predictions)."""
     from train.losses.fused import joints as fused_joints
     from train.losses.fused import mesh as fused_mesh
     from train.losses.fused import rotations as fused_rotations
@@ -257,7 +257,7 @@ def compile_all(chosen: list[Variant], targets: Iterable[int] = TARGETS) -> list
 
 
 def compile_one(variant: Variant, capability: int) -> Build:
-    """Compile for one GPU and read what the machine code needs."""
+    """Compile for one GPU and read the resource usage of the machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

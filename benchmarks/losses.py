@@ -1,14 +1,14 @@
-"""What the three fused groups of loss terms cost: eager, compiled, by Triton, and in a CUDA graph.
+"""Cost of the three fused groups of loss terms: eager, compiled, Triton, and in a CUDA graph.
 
     python -m benchmarks losses
 
 Forward and backward of every term of ``train.losses.groups`` on one hand per sample, with the
 gradients of all predictions. Launches are kernels on a GPU (by torch's profiler), else operators
-that compute; bytes are what those operators read and write (eager), what Inductor says its kernels
-do (compile), or the tensors that go in and out once (Triton, by its design).
+that compute; bytes are what those operators read and write (eager), what Inductor reports for its
+kernels (compile), or each input and output tensor once (Triton, by design).
 
-Without a GPU only the time of eager and compiled code is measured; Triton's launches and bytes are
-counted, its time is not: the interpreter's would say nothing.
+Without a GPU only the time of eager and compiled code is measured. Triton's launches and bytes are
+counted, but not its time: that of the interpreter is meaningless.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ OF_COMPILE: Final = 1.5
 EAGER, COMPILED, TRITON, GRAPH = "eager", "torch.compile", "Triton", "Triton, CUDA graph"
 _NUM_INPUTS: Final = 4
 _FREE: Final = ("empty", "new_empty", "_unsafe_view", "_reshape_alias")
-"""Operators that launch nothing, beside views."""
+"""Operators, besides views, that launch nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Inputs:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What is predicted."""
+        """Return the predictions, which require gradients."""
         return (
             self.joints.pred, self.mesh.pred, self.contact.logits,
             self.rotations.pred, self.rotations.pred_beta, self.rotations.rot6d,
@@ -78,7 +78,7 @@ class Inputs:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """Everything that goes in, once."""
+        """Return every input tensor once."""
         seen: set[int] = set()
         for part in (self.joints, self.mesh, self.contact, self.rotations):
             for field in dataclasses.fields(part):
@@ -92,7 +92,7 @@ Run = Callable[[Inputs], object]
 
 
 def main(config: LossesBenchConfig) -> int:
-    """Measure, append the rows and print them; return 1 if a bar is missed (they need a GPU)."""
+    """Measure, append the rows and print them; return 1 if a target is missed (needs a GPU)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, bars = measure_losses(config, device)
     append_rows(config.results, rows)
@@ -169,7 +169,7 @@ def total(inputs: Inputs, lams: Sequence[Tensor], impl: Impl) -> Tensor:
 
 
 def step(impl: Impl, device: torch.device, of: Callable[..., Tensor] = total) -> Run:
-    """Return the work of one call: the total and the gradients of all predictions."""
+    """Return a function that computes the total and the gradients of all predictions."""
     lams = [
         torch.linspace(0.5, 2.0, len(terms), device=device)
         for terms in (JOINT_TERMS, MESH_TERMS, ROTATION_TERMS)
@@ -182,7 +182,7 @@ def step(impl: Impl, device: torch.device, of: Callable[..., Tensor] = total) ->
 
 
 def captured(run: Run, example: Inputs) -> Run:
-    """Return the replay of ``run`` on the memory of ``example``, whatever it is given."""
+    """Return a CUDA graph replay of ``run`` on the memory of ``example``; ignores arguments."""
     for _ in range(3):
         run(example)
     torch.cuda.synchronize()
@@ -218,7 +218,7 @@ def launches_on_gpu(run: Run, inputs: Inputs) -> int:
 
 
 def _of_inductor(run: Run, inputs: Inputs) -> tuple[int, int]:
-    """Return the kernels that Inductor makes of one call, and the bytes that it expects of them."""
+    """Return the number of Inductor kernels of one call, and its estimate of their bytes."""
     from torch._inductor import compile_fx, config, metrics
 
     metrics.reset()
@@ -234,7 +234,7 @@ def _of_inductor(run: Run, inputs: Inputs) -> tuple[int, int]:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators that compute, and what they read and write."""
+    """Counts operators that compute, and the bytes they read and write."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -252,7 +252,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _uncalled_kernels() -> Iterator[list[int]]:
-    """Count the launches of the three Triton kernels without making them."""
+    """Count the launches of the three Triton kernels without executing them."""
     counted = [0]
 
     def launch(*_: Any) -> None:
@@ -268,7 +268,7 @@ def _uncalled_kernels() -> Iterator[list[int]]:
 
 
 def draw_inputs(num: int, seed: int, device: torch.device) -> Inputs:
-    """Return a batch of one hand per sample; most labels are there."""
+    """Return a random batch of one hand per sample, with most labels valid."""
     generator = torch.Generator().manual_seed(seed)
 
     def near(values: Tensor, size: float) -> Tensor:

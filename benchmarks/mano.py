@@ -1,10 +1,10 @@
-"""What the MANO layer costs beside ``smplx.MANOLayer``.
+"""Cost of the MANO layer compared with ``smplx.MANOLayer``.
 
     python -m benchmarks mano
 
-Forward and backward of the same hands, interleaved, on the GPU where there is one, else on all CPU
-cores: right hands alone, and batches of both sides. smplx has one side per layer; a batch of both
-is decoded by two of its layers and picked from, as ours does inside.
+Forward and backward pass on the same hands, interleaved, on the GPU if there is one, else on all
+CPU cores: right hands only, and batches of both sides. smplx has one side per layer; a batch of
+both is decoded by two layers and selected from, as ours does internally.
 
 smplx is compiled with ``fullgraph=False``: it indexes lists with tensors on the device, which
 breaks its graph.
@@ -46,7 +46,7 @@ _NUM_INPUTS: Final = 4
 
 def main(config: ManoBenchConfig) -> int:
     """Measure, append the rows and print them; return 0 if ours is nowhere slower, else 1."""
-    # Else a page of warnings on each of smplx's graph breaks.
+    # Avoid a page of warnings for each of smplx's graph breaks.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models, source = models_of(config)
@@ -102,7 +102,7 @@ def main(config: ManoBenchConfig) -> int:
 
 
 def models_of(config: ManoBenchConfig) -> tuple[ManoModels, str]:
-    """Return the MANO models to measure and their name in the rows: the start of their hash."""
+    """Return the MANO models to measure and their name in the rows: a hash prefix."""
     folder = find_mano(config.mano)
     if folder is not None:
         models = load_mano(folder)
@@ -115,7 +115,7 @@ def models_of(config: ManoBenchConfig) -> tuple[ManoModels, str]:
 
 
 def draw_hands(num: int, seed: int, *, right_only: bool, device: torch.device) -> Hands:
-    """Return random hands as leaves of the graph."""
+    """Return random hands as leaf tensors."""
     rng = np.random.default_rng(seed)
     turns = Rotation.from_rotvec(rng.normal(0, 0.5, (num * 16, 3))).as_matrix()
     parts = (turns.reshape(num, 16, 3, 3), rng.normal(0, 1, (num, 10)), rng.normal(0, 1, (num, 3)))
@@ -129,7 +129,7 @@ def draw_hands(num: int, seed: int, *, right_only: bool, device: torch.device) -
 
 
 def smplx_decoder(models: ManoModels, *, right_only: bool, device: torch.device) -> Decode:
-    """Return smplx behind the signature of ``ManoLayer``."""
+    """Wrap smplx with the signature of ``ManoLayer``."""
     layers = [
         smplx_layer(arrays, is_right=is_right).to(device)
         for arrays, is_right in ((models.right, True), (models.left, False))
@@ -153,7 +153,7 @@ def smplx_decoder(models: ManoModels, *, right_only: bool, device: torch.device)
 
 
 def forward_backward(decode: Decode) -> Callable[[Tensor, Tensor, Tensor, Tensor], object]:
-    """Return the work of one call: vertices, joints, and the gradients of all three inputs."""
+    """Return a function that computes vertices, joints and the gradients of all three inputs."""
 
     def run(theta: Tensor, beta: Tensor, transl: Tensor, is_right: Tensor) -> object:
         vertices, joints = decode(theta, beta, transl, is_right)
@@ -164,7 +164,7 @@ def forward_backward(decode: Decode) -> Callable[[Tensor, Tensor, Tensor, Tensor
 
 
 def check_same(decoders: dict[str, Decode], hands: Hands) -> None:
-    """Refuse to compare layers that give different hands."""
+    """Raise if the layers to compare give different hands."""
     ours, theirs = (decoders[name](*hands) for name in (OURS, SMPLX))
     for mine, other in zip(ours, theirs, strict=True):
         worst = float((mine - other).abs().max().detach())

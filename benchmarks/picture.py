@@ -1,10 +1,10 @@
-"""The picture of README.md: what the loader makes of the five synthetic datasets.
+"""The README.md image: loader output for the five synthetic datasets.
 
     python -m benchmarks picture
 
-Upper row: inputs of a network, augmented, as ``Loader`` yields them. Lower row: the labels of the
-same batches drawn on them. Everything is rendered by ``preprocess make-sample``; no dataset and no
-MANO file is needed.
+Upper row: augmented network inputs, as ``Loader`` yields them. Lower row: the same with their
+labels drawn. Everything is rendered by ``preprocess make-sample``; no dataset or MANO file is
+needed.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from train.step.mesh import decode_hands
 
 TILE_PX: Final = 224
 ZOOM: Final = 2
-"""Labels are drawn at this scale and averaged down, which smooths their edges."""
+"""Labels are drawn at this scale and averaged down for antialiasing."""
 LIGHT: Final = np.array([0.35, -0.55, -0.75]) / np.linalg.norm([0.35, -0.55, -0.75])
 """Direction to the light, camera frame."""
 HAND_RGB: Final = ((90, 150, 255), (255, 110, 100))
@@ -46,7 +46,7 @@ RGB = UInt8[np.ndarray, "h w 3"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One synthetic dataset: how much of it is rendered and which samples are shown."""
+    """One synthetic dataset: its size and the samples to show."""
 
     dataset: str
     title: str
@@ -67,7 +67,7 @@ COLUMNS: Final = (
 
 
 def main(config: PictureConfig) -> int:
-    """Render the samples, build their stores, load a batch of each and draw the picture."""
+    """Render the samples, build their stores, load a batch of each and draw the image."""
     columns = [column_of(column, Path(config.work), config.seed) for column in COLUMNS]
     images, labelled = zip(*columns, strict=True)
     strip = np.full((STRIP_PX, TILE_PX * len(COLUMNS), 3), 24, np.uint8)
@@ -86,7 +86,7 @@ def main(config: PictureConfig) -> int:
 
 
 def column_of(column: Column, work: Path, seed: int) -> tuple[RGB, RGB]:
-    """Return a sample of a dataset as the network sees it, and with its labels drawn."""
+    """Return a sample of a dataset as a network input, and with its labels drawn."""
     store, mano = store_of(column, work)
     models = load_mano(mano)
     config = PipelineConfig(
@@ -111,7 +111,7 @@ def column_of(column: Column, work: Path, seed: int) -> tuple[RGB, RGB]:
 
 
 def store_of(column: Column, work: Path) -> tuple[Path, Path]:
-    """Return the store of a synthetic dataset and its MANO files, made unless they are there."""
+    """Return the store of a synthetic dataset and its MANO files, created if missing."""
     from preprocess.builder.build import build
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
@@ -133,7 +133,7 @@ def store_of(column: Column, work: Path) -> tuple[Path, Path]:
 
 
 def most_in_view(batch: Batch, vertices: Float[Tensor, "b h 778 3"]) -> int:
-    """Return the sample whose meshes cover the most of the input without leaving it."""
+    """Return the sample whose meshes cover most of the input without leaving it."""
     known = (batch.has_mano & batch.has_beta)[..., None]
     pixels = project(vertices, batch.K[:, None])
     inside = ((pixels > 4) & (pixels < TILE_PX - 5)).all(-1) & known
@@ -150,7 +150,7 @@ def labelled(
     models: ManoModels,
     sample: int,
 ) -> RGB:
-    """Return the image with the object's outline, the hands' meshes and skeletons drawn in."""
+    """Draw the object's outline and the hands' meshes and skeletons on the image."""
     size = (TILE_PX * ZOOM, TILE_PX * ZOOM)
     canvas: RGB = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     K = batch.K[sample].double()
@@ -173,12 +173,12 @@ def labelled(
 
 
 def zoomed(pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    """Return input pixels as pixels of the canvas; pixel (0, 0) is the centre of the first."""
+    """Convert input pixels to canvas pixels; (0, 0) is the centre of the first pixel."""
     return pixels * ZOOM + (ZOOM - 1) / 2
 
 
 def surface(batch: Batch, objects: ObjectModels, sample: int) -> Float[Tensor, "p 3"]:
-    """Return the surface points of the object that the hands act on, input camera frame."""
+    """Return the surface points of the manipulated object, input camera frame."""
     number = batch.object_id[sample]
     angle = batch.object_arti_rad[sample].double()
     points = articulated(objects.points[number].double(), objects.moving[number], angle)
@@ -194,7 +194,7 @@ def draw_outline(canvas: RGB, points: Float[Tensor, "p 3"], K: Float[Tensor, "3 
     closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8))
     shape = cv2.erode(closed, np.ones((9, 9), np.uint8))
     outlines, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    for rgb, width in (((30, 30, 30), 8), (OBJECT_RGB, 4)):  # a dark rim reads on any image
+    for rgb, width in (((30, 30, 30), 8), (OBJECT_RGB, 4)):  # a dark rim is visible on any image
         cv2.drawContours(canvas, outlines, -1, rgb, width, cv2.LINE_AA)
 
 
@@ -205,14 +205,14 @@ def draw_mesh(
     K: Float[Tensor, "3 3"],
     rgb: tuple[int, int, int],
 ) -> None:
-    """Blend a lit mesh into an image, in place: far faces first, those seen from behind left out.
+    """Blend a shaded mesh into an image, in place: far faces first, with back-face culling.
 
     Args:
         canvas: RGB, changed in place.
         vertices: Camera frame, metres.
-        faces: Seen from outside counter-clockwise.
+        faces: Counter-clockwise seen from outside.
         K: Intrinsics of the input pixels.
-        rgb: Colour of the mesh where the light falls straight on it.
+        rgb: Colour of the mesh where the light is perpendicular to it.
     """
     corners = vertices.numpy()[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

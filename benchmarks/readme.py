@@ -1,4 +1,4 @@
-"""The generated tables of README.md and docs/: figures from rows, and what the code declares.
+"""Generate the tables of README.md and docs/ from benchmark rows and from code declarations.
 
     python -m benchmarks readme
 
@@ -65,10 +65,10 @@ def pages(root: Path) -> list[Path]:
 
 
 def filled(text: str, rows: Rows) -> str:
-    """Return a page with its marked tables written anew.
+    """Return a page with its marked tables regenerated.
 
     Raises:
-        ValueError: If a marker names no table, or one that is opened is not closed.
+        ValueError: If a marker names an unknown table, or is not closed.
     """
     opened, closed = text.count("<!-- generated: "), len(_TABLE.findall(text))
     if opened != closed:

@@ -1,13 +1,12 @@
-"""What a store costs to read and to write, beside other readers, plain memory and plain files.
+"""Read and write rates of a store, compared with other readers, plain memory and plain files.
 
     python -m benchmarks store
 
 Builds its own store of JPEGs of 20-100 KB in several shards and reads it from the page cache.
 Variants of one metric deliver the same bytes: random whole images; a scan in store order that
-copies each image into a consumer's buffer; one shard on the disk with fsync.
+copies each image into a consumer's buffer; one shard written to disk with fsync.
 
-Ours runs on one core. tensorstore and zarr-python use threads on all cores: the comparison is in
-their favour.
+Ours runs on one core; tensorstore and zarr-python use threads on all cores, which favours them.
 """
 
 import dataclasses
@@ -47,7 +46,7 @@ Rates = dict[str, Measurement]
 
 
 def main(config: StoreBenchConfig) -> int:
-    """Measure, append the rows and print them; return 0 if every bar is met, else 1."""
+    """Measure, append the rows and print them; return 0 if every target is met, else 1."""
     jpegs = synthetic_jpegs(config.num, config.seed)
     path = Path(config.out) / "store.zarr"
     attributes = build_store(path, jpegs)
@@ -88,7 +87,7 @@ def main(config: StoreBenchConfig) -> int:
 
 
 def synthetic_jpegs(num: int, seed: int) -> list[bytes]:
-    """Return ``num`` different JPEGs of 20-100 KB: few pictures, each row with its own comment."""
+    """Return ``num`` different JPEGs of 20-100 KB: few images, each row with its own comment."""
     rng = np.random.default_rng(seed)
     pictures: list[bytes] = []
     while len(pictures) < min(num, NUM_DISTINCT):
@@ -110,7 +109,7 @@ def synthetic_jpegs(num: int, seed: int) -> list[bytes]:
 
 
 def build_store(path: Path, jpegs: Jpegs, *, shards: int = NUM_SHARDS) -> StoreAttributes:
-    """Build a finished store at ``path``, without labels but ``sample_ok``."""
+    """Build a finished store at ``path`` with ``sample_ok`` as the only label."""
     shard_rows = -(-len(jpegs) // shards)
     most = shard_rows * max(map(len, jpegs))
     attributes = StoreAttributes(
@@ -194,7 +193,7 @@ def random_reads(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
 
 
 def sequential_scans(config: StoreBenchConfig, path: Path, jpegs: Jpegs) -> Rates:
-    """Return the MB per second of a scan over all images and of a plain copy of their bytes."""
+    """Return the MB per second of a scan over all images, and of a plain copy of their bytes."""
     source = np.frombuffer(b"".join(jpegs), np.uint8)
     target = np.zeros_like(source)
     buffer = np.zeros(max(map(len, jpegs)), np.uint8)

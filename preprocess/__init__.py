@@ -1,1 +1,1 @@
-"""Offline half: a raw dataset becomes one store."""
+"""Offline preprocessing: convert raw datasets to sharded Zarr stores."""

@@ -1,4 +1,4 @@
-"""``python -m preprocess``: raw datasets become stores."""
+"""``python -m preprocess``: the CLI that converts raw datasets to stores."""
 
 import sys
 
@@ -15,25 +15,25 @@ COMMANDS = (
         name="make-sample",
         module="preprocess.make_sample",
         config="preprocess.config:SampleConfig",
-        summary="render a small stand-in dataset in an official on-disk format",
+        summary="render a small synthetic dataset in an official on-disk format",
     ),
     Command(
         name="import-mano",
         module="preprocess.mano.import_mano",
         config="preprocess.config:ImportManoConfig",
-        summary="turn your MANO download into plain .npz files, without running its pickles",
+        summary="convert your MANO download to plain .npz files, without running its pickles",
     ),
     Command(
         name="build-cache",
         module="preprocess.builder.build",
         config="preprocess.config:BuildConfig",
-        summary="turn a raw dataset into one sharded Zarr v3 store",
+        summary="convert a raw dataset to one sharded Zarr v3 store",
     ),
     Command(
         name="verify-cache",
         module="preprocess.builder.verify",
         config="preprocess.config:VerifyConfig",
-        summary="re-read every byte of a store and compare",
+        summary="check every byte of a store, optionally against the raw dataset",
     ),
     Command(
         name="show-cache",
@@ -45,7 +45,7 @@ COMMANDS = (
 
 
 def entry() -> int:
-    """Run one command from ``sys.argv``."""
+    """Run the command given in ``sys.argv``."""
     return front_door("python -m preprocess", COMMANDS, sys.argv[1:])
 
 

@@ -1,7 +1,7 @@
-"""Pinhole cameras: where points are seen. OpenCV axes, metres and pixels.
+"""Pinhole camera projection in NumPy. OpenCV axes, metres and pixels.
 
-``model.geometry.camera`` says the same in torch, which no process of a build loads: it takes
-seconds to start and half a gigabyte of memory, and every worker would pay them.
+``model.geometry.camera`` is the torch counterpart. No build process imports torch: it would cost
+every worker seconds at start-up and half a gigabyte of memory.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), p = points.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Float
 def pixels(
     points: Float[np.ndarray, "*#b p 3"], K: Float[np.ndarray, "*#b 3 3"]
 ) -> Float[np.ndarray, "*b p 2"]:
-    """Return the pixels of camera-frame points; behind the camera they are mirrored."""
+    """Project camera-frame points to pixels; points behind the camera come out mirrored."""
     image = points @ K.mT
     return np.asarray(image[..., :2] / image[..., 2:])
 
@@ -21,5 +21,5 @@ def pixels(
 def project(
     points: Float[np.ndarray, "*#b p 3"], K: Float[np.ndarray, "*#b 3 3"]
 ) -> Float[np.ndarray, "*b p 2"]:
-    """Return the pixels of camera-frame points; NaN at and behind the camera plane."""
+    """Project camera-frame points to pixels; NaN on and behind the camera plane."""
     return pixels(np.where(points[..., 2:] > 0, points, np.nan), K)

@@ -1,4 +1,4 @@
-"""What can be set for each command; a field's docstring is its ``--help``."""
+"""Configuration of the preprocessing commands; a field's docstring is its ``--help`` text."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,14 +11,14 @@ SAMPLE_DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic"
 
 
 class OnBadImage(Enum):
-    """What a build does with an image that is missing, cut off or not a JPEG."""
+    """How a build handles an image that is missing, truncated or not a JPEG."""
 
     error = "error"
     flag = "flag"
 
 
 class ImageEncoding(Enum):
-    """How images get into the store."""
+    """How image files are encoded in the store."""
 
     auto = "auto"
     passthrough = "passthrough"
@@ -26,14 +26,14 @@ class ImageEncoding(Enum):
 
 
 class JpegProcess(Enum):
-    """Which JPEG coding process the stored files have."""
+    """JPEG coding process of the stored files."""
 
     asis = "asis"
     baseline = "baseline"
 
 
 class Region(Enum):
-    """What a recoded image is cropped to."""
+    """Crop region of a recoded image."""
 
     frame = "frame"
     hands = "hands"
@@ -41,7 +41,7 @@ class Region(Enum):
 
 
 class ExecutorKind(Enum):
-    """Where shards are made."""
+    """Where shards are built."""
 
     local = "local"
     dask = "dask"
@@ -49,26 +49,25 @@ class ExecutorKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ImageConfig:
-    """What happens to the images."""
+    """Image encoding, cropping and undistortion."""
 
     encoding: ImageEncoding = ImageEncoding.auto
-    """passthrough: the files' bytes, untouched; recode: decode, crop, encode as baseline JPEG
-    4:2:0. auto: passthrough for a dataset of JPEGs, recode for one of PNGs or of distorted
-    images."""
+    """passthrough: store the file bytes unchanged. recode: decode, crop and re-encode as baseline
+    JPEG 4:2:0. auto: passthrough for JPEG datasets, recode for PNG or lens-distorted ones."""
     jpeg: JpegProcess = JpegProcess.asis
-    """baseline: turn progressive files into baseline ones without loss (passthrough); hardware
-    decoders take no progressive files."""
+    """asis: keep the coding process of each file. baseline: losslessly transcode progressive files
+    to baseline, which hardware JPEG decoders require (passthrough only)."""
     region: Region = Region.frame
-    """recode: keep the whole frame, the hands, or the hands and the objects."""
+    """recode: crop to the whole frame, the hands, or the hands and objects."""
     margin: float = 1.5
-    """recode of a region: sides of the crop over those of the box around it."""
+    """recode with a crop: side length of the crop as a multiple of the region's bounding box."""
     max_px: int = 0
-    """recode: make the longer side at most this long; 0 keeps the scale."""
+    """recode: downscale so that the longer side is at most this many pixels; 0 keeps the scale."""
     quality: int = 95
-    """recode: JPEG quality."""
+    """recode: JPEG quality, 1..100."""
     undistort: bool = True
-    """recode: straighten what a lens has distorted (arctic's view 0). false keeps such pixels, and
-    the labels do not lie on them."""
+    """recode: undistort images with lens distortion (arctic's view 0). false keeps the distorted
+    pixels, on which the projected labels are misaligned."""
 
     def __post_init__(self) -> None:
         _require_at_least(self, max_px=0, quality=1)
@@ -89,13 +88,13 @@ class ImageConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """Who makes the shards."""
+    """Executor that builds the shards."""
 
     kind: ExecutorKind = ExecutorKind.local
-    """local: processes of this machine; dask: the workers of a cluster that all see ``root``,
-    ``out`` and ``mano`` at the same paths (pip install distributed)."""
+    """local: processes on this machine. dask: workers of a Dask cluster, all of which must see
+    ``root``, ``out`` and ``mano`` at the same paths (pip install distributed)."""
     address: str | None = None
-    """executor=dask: the scheduler, such as tcp://node1:8786."""
+    """executor=dask: address of the scheduler, such as tcp://node1:8786."""
 
     def __post_init__(self) -> None:
         if self.kind is ExecutorKind.dask and not self.address:
@@ -106,38 +105,40 @@ class ExecutorConfig:
 
 @dataclass(kw_only=True, slots=True)
 class BuildConfig:
-    """A raw dataset becomes one store. Treat as read-only."""
+    """Settings of ``build-cache``: convert a raw dataset to one store. Treat as read-only."""
 
     ALIASES: ClassVar[dict[str, str]] = {"executor": "executor.kind", "jpeg": "image.jpeg"}
 
     dataset: str = MISSING
     """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d or arctic."""
     root: str = MISSING
-    """Folder of the unpacked dataset: FreiHAND_pub_v2, HO3D_v2 or HO3D_v3, the one with DexYCB's
-    subjects, InterHand2.6M's with images and annotations, or ARCTIC's with images (or
+    """Folder of the unpacked dataset: FreiHAND_pub_v2; HO3D_v2 or HO3D_v3; DexYCB's folder of
+    subjects; InterHand2.6M's with images and annotations; ARCTIC's with images (or
     cropped_images), raw_seqs and meta."""
     out: str = MISSING
-    """Folder of the store; created, conventionally named <dataset>.zarr."""
+    """Output folder of the store; created. By convention <dataset>.zarr."""
     mano: str | None = None
-    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; else HANDLOOM_MANO, else no MANO labels."""
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz. null: the environment variable HANDLOOM_MANO;
+    without either, the store has no MANO labels."""
     shard_rows: int = 2048
-    """Images per shard file; one process writes one shard at a time."""
+    """Images per shard file; one process writes one shard at a time. Reduce it to save memory."""
     workers: int = 0
-    """Processes; 0 takes one per core, 1 stays in this process. Does not change the result. Each
-    holds the JPEGs of one shard: with shard_rows=2048 and files of 100 KB some 200 MB."""
+    """Worker processes; 0: one per core, 1: run in this process. Does not affect the result. Each
+    holds the JPEGs of one shard in memory: about 200 MB for shard_rows=2048 and 100 KB files."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
-    """Where the shards are made. Does not change the result."""
+    """Where the shards are built. Does not affect the result."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """How images are stored."""
+    """How images are encoded, cropped and undistorted."""
     depth: bool = False
-    """Also store the depth images, in millimetres (dexycb, ho3d)."""
+    """Also store the depth maps, in millimetres (dexycb, ho3d)."""
     segmentation: bool = False
-    """Also store the segmentation images (dexycb, ho3d)."""
+    """Also store the segmentation masks (dexycb, ho3d)."""
     overwrite: bool = False
-    """Replace a finished store at ``out``. An unfinished one is finished: shards that are done and
-    fit these settings are kept."""
+    """Replace a finished store at ``out``. An unfinished build is resumed either way: finished
+    shards that match these settings are kept."""
     on_bad_image: OnBadImage = OnBadImage.error
-    """At a missing or damaged image: stop (error), or keep its row without an image (flag)."""
+    """For a missing or damaged image: stop the build (error), or keep its row without an image and
+    set its quality flag (flag)."""
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "root", "out")
@@ -153,15 +154,16 @@ class BuildConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ImportManoConfig:
-    """A MANO download becomes plain .npz files. Treat as read-only."""
+    """Settings of ``import-mano``: convert MANO to plain .npz files. Treat as read-only."""
 
     path: str = MISSING
-    """The download mano_v1_2.zip, the folder it unpacks to, or a folder with MANO_RIGHT.npz and
+    """The downloaded mano_v1_2.zip, the folder it unpacks to, or a folder with MANO_RIGHT.npz and
     MANO_LEFT.npz, which are checked and copied."""
     out: str = MISSING
-    """Folder for MANO_RIGHT.npz and MANO_LEFT.npz; created. Pass it as mano= afterwards."""
+    """Output folder for MANO_RIGHT.npz and MANO_LEFT.npz; created. Pass it as mano= to the other
+    commands."""
     overwrite: bool = False
-    """Replace files at ``out`` that have other content."""
+    """Replace files at ``out`` whose content differs."""
 
     def __post_init__(self) -> None:
         _require_text(self, "path", "out")
@@ -169,15 +171,17 @@ class ImportManoConfig:
 
 @dataclass(kw_only=True, slots=True)
 class VerifyConfig:
-    """A store is read again, every byte of it. Treat as read-only."""
+    """Settings of ``verify-cache``: check every byte of a store. Treat as read-only."""
 
     store: str = MISSING
     """Folder of the store."""
     root: str | None = None
-    """Folder of the raw dataset: also compare every image with its file, labels again, and those
-    that the dataset has twice with each other (arctic's processed_seqs and splits)."""
+    """Folder of the raw dataset. If given, also compare every image with its file, every label
+    with a fresh conversion, and labels that the dataset provides twice with each other (arctic's
+    processed_seqs and splits)."""
     mano: str | None = None
-    """MANO folder for the comparison with ``root``; else HANDLOOM_MANO."""
+    """MANO folder for the comparison with ``root``. null: the environment variable
+    HANDLOOM_MANO."""
 
     def __post_init__(self) -> None:
         _require_text(self, "store")
@@ -185,24 +189,25 @@ class VerifyConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ShowConfig:
-    """A contact sheet of a store. Treat as read-only."""
+    """Settings of ``show-cache``: draw a contact sheet of a store. Treat as read-only."""
 
     store: str = MISSING
     """Folder of the store."""
     out: str = "contact_sheet.png"
-    """Picture to write, .png or .jpg."""
+    """Image file to write, .png or .jpg."""
     num: int = 16
-    """How many rows, when ``rows`` is empty."""
+    """Number of random rows to show if ``rows`` is empty."""
     seed: int = 0
-    """Which random rows, when ``rows`` is empty."""
+    """Random seed for sampling the rows if ``rows`` is empty."""
     rows: list[int] = field(default_factory=list)
-    """Rows to show, such as [0,5,9]; empty takes ``num`` random ones."""
+    """Rows to show, such as [0,5,9]; empty: sample ``num`` at random."""
     split: str = "all"
-    """Split to take random rows from."""
+    """Split to sample random rows from."""
     tile_px: int = 320
-    """Longer side of one picture, pixels."""
+    """Longer side of each image on the sheet, pixels."""
     mano: str | None = None
-    """MANO folder, else HANDLOOM_MANO: also draws the vertices, if the store was built with it."""
+    """MANO folder; also draws the hand vertices if the store was built with the same MANO. null:
+    the environment variable HANDLOOM_MANO."""
 
     def __post_init__(self) -> None:
         _require_text(self, "store", "out", "split")
@@ -213,24 +218,24 @@ class ShowConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SampleConfig:
-    """A small rendered dataset in an official on-disk format. Treat as read-only."""
+    """Settings of ``make-sample``: render a small synthetic dataset. Treat as read-only."""
 
     dataset: str = "freihand"
-    """Which format: freihand, interhand26m, dexycb, ho3d or arctic."""
+    """Official on-disk format to write: freihand, interhand26m, dexycb, ho3d or arctic."""
     out: str = MISSING
-    """Folder to create; gets the dataset and the stand-in MANO files (out/mano)."""
+    """Folder to create; holds the dataset and synthetic MANO files (out/mano)."""
     num: int = 256
-    """FreiHAND: training poses, each written as four images. InterHand2.6M and HO-3D: training
-    images. DexYCB: images, rounded up to eight per time step. ARCTIC: images of the official set,
-    nine per frame; some twenty frames of a sequence are outside of it."""
+    """Dataset size. FreiHAND: training poses, each written as four images. InterHand2.6M and HO-3D:
+    training images. DexYCB: images, rounded up to eight per time step. ARCTIC: images of the
+    official set, nine per frame; about twenty more frames per sequence are not part of it."""
     num_eval: int | None = None
-    """FreiHAND and HO-3D: evaluation images. InterHand2.6M: images of each of val and test. null:
+    """FreiHAND and HO-3D: evaluation images. InterHand2.6M: images in each of val and test. null:
     num // 8, at least a few. DexYCB and ARCTIC: not used, their splits are rules over the same
     images."""
     seed: int = 0
-    """The same seed gives the same files."""
+    """Random seed; the same seed gives the same files."""
     workers: int = 0
-    """Processes; 0 takes one per core. Does not change the result."""
+    """Worker processes; 0: one per core. Does not affect the result."""
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "out")

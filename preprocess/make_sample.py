@@ -1,7 +1,7 @@
 """``make-sample``: a small rendered dataset in an official on-disk format.
 
-The hand is procedural and MANO-shaped: a stand-in for the licensed model and the real data, good
-for trying the whole path and for tests, worthless as a measure of accuracy.
+The hand is procedural, with the topology of MANO: a synthetic replacement for the licensed model
+and the real data. Use it for tests and to try the whole pipeline, not to measure accuracy.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from preprocess.config import SampleConfig
 
 
 def main(config: SampleConfig) -> int:
-    """Render a stand-in dataset in an official on-disk format, with stand-in MANO files."""
+    """Render a synthetic dataset in an official on-disk format, with synthetic MANO files."""
     from preprocess.sample.generate import write_sample
 
     out = Path(config.out).expanduser()
@@ -31,7 +31,7 @@ def main(config: SampleConfig) -> int:
     words = [f"dataset={config.dataset}", f"root={out}", f"mano={summary.mano}"]
     words.append(f"out={out.with_name(out.name + '.zarr')}")
     text = (
-        f"{out}: stand-in for {config.dataset}, rendered from a procedural hand; images: {counts}\n"
+        f"{out}: synthetic {config.dataset}, rendered from a procedural hand; images: {counts}\n"
         f"  next: {shlex.join(['python', '-m', 'preprocess', 'build-cache', *words])}"
     )
     say(text)

@@ -1,7 +1,7 @@
-"""What a source hands to the builder: rows, splits and one ``Labels`` per row.
+"""Canonical records that a dataset source provides: rows, splits and one ``Labels`` per row.
 
-Everything here is canonical: metres, radians, pixels, OpenCV camera axes, the standard joint
-order, slot 0 right and slot 1 left, missing values NaN.
+Conventions: metres, radians, pixels, OpenCV camera axes, the standard joint order, hand slot 0
+right and slot 1 left, missing values NaN.
 """
 
 import functools
@@ -18,54 +18,56 @@ from pipeline.store.schema import NUM_OBJECTS
 
 
 class SourceError(ValueError):
-    """A raw dataset cannot be used; one sentence: what, where, expected, found, cure."""
+    """A raw dataset cannot be used; one sentence: what, where, expected, found, fix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """The labels of one row, float64; NaN is missing; camera frame, metres."""
+    """Labels of one row, float64; camera frame, metres; missing values NaN."""
 
     K: Float[np.ndarray, "3 3"]
-    """Intrinsics of the official pixels."""
+    """Intrinsics for official image pixels."""
     A_file_from_raw: Float[np.ndarray, "2 3"]
-    """Pixels of the image file from official ones: the identity, unless the files are crops; NaN is
-    unknown."""
+    """Affine map from official pixels to pixels of the image file: the identity unless the files
+    are crops; NaN if unknown."""
     joints_3d: Float[np.ndarray, "2 21 3"]
     joint_valid: Bool[np.ndarray, "2 21"]
     bbox_xyxy: Float[np.ndarray, "2 4"]
-    """Official box of a hand, pixels; NaN means: derive it from the projected joints."""
+    """Official hand bounding box, pixels; NaN: derive it from the projected joints."""
     theta: Float[np.ndarray, "2 48"]
     """MANO axis-angle, absolute (mean added), root first."""
     beta: Float[np.ndarray, "2 10"]
     """Shape for the fixed left-hand model."""
     beta_raw: Float[np.ndarray, "2 10"]
-    """Shape as shipped."""
+    """Shape as published by the dataset."""
     transl: Float[np.ndarray, "2 3"]
-    """smplx meaning: joint 0 = root_rest + transl."""
+    """Translation in the smplx convention: joint 0 = root_rest + transl."""
     root_rest: Float[np.ndarray, "2 3"]
-    """``J0(beta)``, the rest wrist."""
+    """``J0(beta)``, the wrist in the rest pose."""
     T_world_from_cam: Float[np.ndarray, "4 4"]
     vertices_check_m: float
-    """Largest distance of a decoded vertex from the official one, metres; NaN if none is given."""
+    """Largest distance between a decoded vertex and the official one, metres; NaN if the dataset
+    provides no vertices."""
     refit_error_m: Float[np.ndarray, " 2"]
-    """Largest distance of a vertex of the refitted left hand from where ``beta_raw`` and the model
-    as shipped put it, metres; 0 without a refit, NaN without MANO."""
+    """Largest vertex error of the refitted left hand against ``beta_raw`` with the model as
+    shipped, metres; 0 without a refit, NaN without MANO."""
     object_id: Int32[np.ndarray, " 10"]
-    """Into ``DatasetSource.objects``; -1 = empty slot."""
+    """Index into ``DatasetSource.objects``; -1 = empty slot."""
     object_pose: Float[np.ndarray, "10 3 4"]
-    """``[R | t]`` camera from object."""
+    """``[R | t]``, object to camera frame."""
     object_start: Float[np.ndarray, "10 3"]
-    """Where the object's origin is in the first frame of the sequence (and camera) that has its
-    pose: world frame, or the camera's where ``T_world_from_cam`` is missing (a still camera)."""
+    """Position of the object's origin in the first frame of the sequence (and camera) that has its
+    pose: world frame, or camera frame where ``T_world_from_cam`` is missing (a static camera)."""
     object_arti_rad: Float[np.ndarray, " 10"]
     grasped_object: Int16[np.ndarray, ""]
     """Object slot; -1 = unknown."""
     official_valid: Bool[np.ndarray, " 3"]
-    """Right hand, left hand, object: in view by the official protocol's rule; True without one."""
+    """Right hand, left hand, object: in view by the official protocol's rule; True if the protocol
+    has none."""
 
 
 def empty_labels() -> Labels:
-    """Return labels in which everything is missing; the arrays are fresh and writable."""
+    """Return labels with every value missing; the arrays are newly allocated and writable."""
     return Labels(
         K=np.full((3, 3), np.nan),
         A_file_from_raw=np.eye(2, 3),
@@ -91,7 +93,7 @@ def empty_labels() -> Labels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelStack:
-    """Labels of n rows, as in ``Labels``."""
+    """Labels of n rows; fields as in ``Labels``."""
 
     K: Float[np.ndarray, "n 3 3"]
     A_file_from_raw: Float[np.ndarray, "n 2 3"]
@@ -115,19 +117,19 @@ class LabelStack:
 
 
 def stack_labels(rows: Sequence[Labels]) -> LabelStack:
-    """Return the labels of several rows, stacked."""
+    """Stack the labels of several rows."""
     return LabelStack(
         **{f.name: np.stack([getattr(row, f.name) for row in rows]) for f in fields(Labels)}
     )
 
 
 LabelJob = Callable[[], LabelStack]
-"""Parses the labels of some rows where it is called: picklable, runs in a worker, on any machine
-that sees the dataset. Raises ``SourceError``."""
+"""Callable that parses the labels of some rows: picklable, so that it can run in any worker that
+sees the dataset. Raises ``SourceError``."""
 
 
 def job_of(labels: Callable[[int], Labels], official_idx: Sequence[int]) -> LabelJob:
-    """Return the job of a source that has its labels in memory: they are made here and travel."""
+    """Return a label job for a source with labels in memory: built here, pickled with the job."""
     return functools.partial(_same, stack_labels([labels(int(i)) for i in official_idx]))
 
 
@@ -137,33 +139,33 @@ def _same(stack: LabelStack) -> LabelStack:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectFile:
-    """The mesh of one object of a dataset."""
+    """Mesh file of one object of a dataset."""
 
     name: str
     mesh: str
-    """Path relative to the root of the dataset, or absolute; obj, ply, stl or off. Empty: there is
-    none, and rows with this object have no contact."""
+    """Path relative to the dataset root, or absolute; obj, ply, stl or off. Empty: the object has
+    no mesh, and rows with it have no contact labels."""
     metres_per_unit: float = 1.0
     moving_part: str = ""
-    """Path of a JSON list with one number per vertex of the mesh: 0 for the part that turns, 1 for
-    the other, as ARCTIC has them. Empty: a rigid object."""
+    """Path of a JSON list with one number per mesh vertex, as in ARCTIC: 0 for the part that
+    rotates, 1 for the other. Empty: a rigid object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Lens:
-    """A camera whose images are distorted while its labels are not; float64."""
+    """Intrinsics and lens distortion of a camera whose labels are undistorted; float64."""
 
     K: Float[np.ndarray, "3 3"]
     dist8: Float[np.ndarray, " 8"]
-    """OpenCV's rational model: k1, k2, p1, p2, k3, k4, k5, k6."""
+    """Coefficients of OpenCV's rational model: k1, k2, p1, p2, k3, k4, k5, k6."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Every candidate image in official order; all fields have the same length."""
+    """Metadata of every candidate image in official order; all fields have the same length."""
 
     image: list[str]
-    """Path relative to the root of the dataset, with ``/``."""
+    """Path relative to the dataset root, with ``/``."""
     sequence: list[str]
     camera: list[str]
     subject: list[str]
@@ -184,47 +186,48 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossCheck:
-    """How labels agree with others of the same dataset."""
+    """Consistency of redundant labels within one dataset."""
 
     problems: list[str]
-    """One sentence each."""
+    """One sentence per problem."""
     summary: str
-    """What was compared and how far apart it is, one sentence."""
+    """What was compared and how much it differs, one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSource:
-    """One opened dataset. ``official_idx`` is the position in ``rows``."""
+    """An opened raw dataset. ``official_idx`` is an index into ``rows``."""
 
     dataset: str
     joint_set: JointSet
     licence: str
     citation: str
     official_counts: dict[str, int]
-    """Rows per split of the full dataset, by the names of ``splits``; some splits have none."""
+    """Published number of rows per split of the full dataset, by split name; not every split has
+    one."""
     root: Path
     rows: Rows
     splits: dict[str, Int64[np.ndarray, " k"]]
     """Lists of ``official_idx``, each in official order."""
     label_job: Callable[[Sequence[int]], LabelJob]
-    """The job that makes the labels of some rows, by ``official_idx``."""
+    """Returns the job that parses the labels of some rows, given by ``official_idx``."""
     objects: tuple[ObjectFile, ...] = ()
     left_as_shipped: bool = False
     """Left hands were fitted with MANO's left model as shipped (smplx issue 48)."""
     official_boxes: bool = False
-    """``Labels.bbox_xyxy`` may differ from the box of the projected joints."""
+    """``Labels.bbox_xyxy`` may differ from the bounding box of the projected joints."""
     picture: Callable[[Path, str, str], np.ndarray | None] | None = None
-    """Reads a picture in a worker: (root, path of the image, name in ``schema.PICTURES``) to
-    [height, width], None where a row has none. A module-level function; None: the dataset has no
-    pictures."""
+    """Reads a depth map or segmentation mask in a worker: (root, path of the image, name in
+    ``schema.PICTURES``) to [height, width], None where a row has none. Must be a module-level
+    function. None: the dataset has no such images."""
     picture_hw: tuple[int, int] = (480, 640)
-    """Height and width of the pictures, those of every official image."""
+    """Height and width of the ``picture`` output, equal to that of every official image."""
     lenses: tuple[Lens, ...] = ()
-    """Of the images that a build straightens."""
+    """Lenses of the images that a build undistorts."""
     lens_of: Int32[np.ndarray, " n"] | None = None
-    """Into ``lenses`` by row, -1 = none; None where there are no lenses."""
+    """Index into ``lenses`` per row, -1 = none; None if there are no lenses."""
     cross_check: Callable[[], CrossCheck] | None = None
-    """Compares the labels with others that ``root`` holds of the same images; it may take as long
-    as a build. None: it holds no others."""
+    """Compares the labels with redundant ones that ``root`` holds for the same images; may take as
+    long as a build. None: there are no redundant labels."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What the report says about the dataset beside the counts; JSON."""
+    """Further facts about the dataset for the report; JSON values."""

@@ -1,1 +1,1 @@
-"""python -m benchmarks gpu."""
+"""``python -m benchmarks gpu``: the GPU suite."""

@@ -1,4 +1,4 @@
-"""One small Triton kernel: does the compiler, the launcher and the arithmetic work here?"""
+"""A small Triton kernel that checks compiler, launcher and arithmetic on this machine."""
 
 import torch
 import triton

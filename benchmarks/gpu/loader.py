@@ -1,4 +1,4 @@
-"""Sections of the GPU suite about the loader: fill, stream, gather, and what a step notices."""
+"""Loader sections of the GPU suite: cache fill, streaming, gather, and the share of a step."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from pipeline.config import (
 )
 
 IMAGES_OF_A_LARGE_SET: Final = 400_000
-"""Frames of a large hand-object set that are to fit at 256 px."""
+"""Number of 256 px frames of a large hand-object dataset that must fit."""
 
 
 def config_of(suite: Suite, codec: CacheCodec = CacheCodec.rgb) -> PipelineConfig:
@@ -49,7 +49,7 @@ def config_of(suite: Suite, codec: CacheCodec = CacheCodec.rgb) -> PipelineConfi
 
 
 def fill_and_stream(suite: Suite) -> None:
-    """Measure the fill by share of the hardware decoder, beside a bare decode; then the stream."""
+    """Measure the cache fill by hardware decoder load, against a bare decode; then streaming."""
     from pipeline.loader import Loader
 
     loads = (0.0, 0.5, 0.65, 0.8, 1.0) if suite.on_gpu else (0.65,)
@@ -111,7 +111,7 @@ def bare_decode_rate(suite: Suite) -> float:
                 encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True, **hints
             )
         )
-    begin = time.perf_counter()  # as the fill counts: the decoder's start-up included
+    begin = time.perf_counter()  # includes the decoder's start-up, as the fill does
     pipe.build()
     for _ in batches:
         pipe.run()
@@ -120,7 +120,7 @@ def bare_decode_rate(suite: Suite) -> float:
 
 
 def gather_alone(suite: Suite) -> None:
-    """Measure the gather by itself, both codecs, with augmentation drawn once."""
+    """Measure the gather by itself, both codecs, with augmentation sampled once."""
     from pipeline.decode.codec import Codec, allocate, write
     from pipeline.gather.augment import draw
     from pipeline.gather.params import InputFormat, gather_params
@@ -154,7 +154,7 @@ def gather_alone(suite: Suite) -> None:
 
 
 def data_share_of_a_step(suite: Suite) -> None:
-    """Measure order, draw, labels and gather together, beside a ResNet-50 step on its batches."""
+    """Measure order, sampling, labels and gather together, as a fraction of a ResNet-50 step."""
     from model.regressor.config import Head, RegressorConfig
     from model.regressor.net import HandRegressor
     from pipeline.loader import Loader

@@ -1,11 +1,11 @@
-"""Everything that needs a GPU, in one go: correctness first, then what it costs.
+"""The GPU suite: correctness checks first, then benchmarks, in one command.
 
     python -m benchmarks gpu --out DIR
 
-Needs no network and no data: it builds its own synthetic store. Without a GPU it runs what can run
-on the CPU at a small size and says what it could not run and why. Each section stands alone: one
-that fails is reported with its error and the next one runs. Rows go to ``DIR/gpu.jsonl``, the log
-of the test suite to ``DIR/pytest-gpu.txt``.
+Needs no network and no data: it builds its own synthetic store. Without a GPU it runs the sections
+that work on a CPU at a small size, and reports why the others were not run. Sections are
+independent: one that fails is reported with its error and the next one runs. Rows go to
+``DIR/gpu.jsonl``, the log of the test suite to ``DIR/pytest-gpu.txt``.
 """
 
 import time

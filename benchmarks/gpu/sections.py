@@ -1,7 +1,7 @@
-"""The sections of the GPU suite, in order; later work adds its own here.
+"""The sections of the GPU suite, in order; add new ones here.
 
-Each takes the ``Suite``, writes rows through ``suite.note``, raises ``CannotRun`` with the reason
-where it does not apply, and any other exception where something is wrong.
+Each takes the ``Suite``, writes rows with ``suite.note``, raises ``CannotRun`` with the reason if
+it does not apply, and any other exception if something is wrong.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ WARM_BATCHES: Final = 4
 
 
 def tests_marked_gpu(suite: Suite) -> None:
-    """Run the test suite's GPU tests uninterpreted."""
+    """Run the test suite's GPU tests without Triton's interpreter."""
     # Without our pytest settings: they ask for a newer pytest than a GPU machine may have.
     words = ["-m", "pytest", "-c", "/dev/null", "--rootdir", ".", "-p", "no:cacheprovider"]
     done = run_python(suite, [*words, "-m", "gpu", "-q", "tests"], {}, "pytest-gpu.txt")
@@ -72,7 +72,7 @@ def triton_kernel(suite: Suite) -> None:
 
 
 def ceilings(suite: Suite) -> None:
-    """Measure what the device can do at most: copy and matrix product."""
+    """Measure the device's peak rates: copy and matrix product."""
     size, side = (1 << 31, 8192) if suite.on_gpu else (1 << 24, 256)
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=suite.device)
     target = torch.empty_like(source)
@@ -111,7 +111,7 @@ def loss_terms(suite: Suite) -> None:
 
 
 def power_and_counters(suite: Suite) -> None:
-    """Say whether NVML, and the GPM counters that give SM activity, can be read."""
+    """Report whether NVML, and the GPM counters for SM activity, can be read."""
     if not suite.on_gpu:
         raise CannotRun("no CUDA device")
     import pynvml
@@ -160,7 +160,7 @@ def synthetic_store(suite: Suite) -> None:
 
 
 def jpeg_engines(suite: Suite) -> None:
-    """Ask nvJPEG for the number of hardware JPEG engines."""
+    """Query nvJPEG for the number of hardware JPEG engines."""
     if not suite.on_gpu:
         raise CannotRun("no CUDA device")
     files = importlib.metadata.files("nvidia-nvjpeg-cu12") or []
@@ -182,7 +182,7 @@ def jpeg_engines(suite: Suite) -> None:
 
 
 def dali_beside_torch(suite: Suite) -> None:
-    """Run DALI (CUDA 12) and torch (CUDA 13) in turns in this process; both must stay right."""
+    """Alternate DALI (CUDA 12) and torch (CUDA 13) in this process; both must stay correct."""
     jpegs = _jpegs(suite, 64)
     pipe = _decoder(suite, jpegs, load=0.65)
     a = torch.randn(512, 512, device=suite.device)
@@ -202,7 +202,7 @@ def dali_beside_torch(suite: Suite) -> None:
 
 
 def dlpack_lifetime(suite: Suite) -> None:
-    """Prove that a DLPack hand-over copies nothing and survives later batches."""
+    """Check that a DLPack transfer is zero-copy and survives later batches."""
     pipe = _decoder(suite, _jpegs(suite, 64), load=0.65)
     output = _run(suite, pipe)
     images = torch.from_dlpack(output)
@@ -221,7 +221,7 @@ def dlpack_lifetime(suite: Suite) -> None:
 
 
 def decode_rate(suite: Suite) -> None:
-    """Measure mixed decode by hardware share and batch size."""
+    """Measure mixed decoding by hardware decoder load and batch size."""
     loads = (0.0, 0.65, 1.0) if suite.on_gpu else (0.65,)
     sizes = (64, 256) if suite.on_gpu else (16,)
     for load, size in itertools.product(loads, sizes):

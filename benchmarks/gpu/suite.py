@@ -1,4 +1,4 @@
-"""What the sections of the GPU suite share: the device, the time left, the rows."""
+"""Shared state of the GPU suite's sections: device, remaining time, rows."""
 
 import dataclasses
 import os
@@ -23,16 +23,16 @@ from benchmarks.harness import (
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 RESERVE_S: Final = 15.0
-"""Kept for writing the results."""
+"""Time reserved for writing the results, seconds."""
 
 
 class CannotRun(Exception):  # noqa: N818 - not an error: a reason
-    """Why a section does not apply to this machine."""
+    """A section does not apply to this machine; the message is the reason."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Suite:
-    """What the sections share."""
+    """Shared state of the sections."""
 
     config: GpuSuiteConfig
     out: Path
@@ -43,12 +43,12 @@ class Suite:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether this is the real thing and not the dry run."""
+        """Whether this is a run on a GPU, not the CPU dry run."""
         return self.device.type == "cuda"
 
     @property
     def num(self) -> int:
-        """Frames of the synthetic store."""
+        """Number of frames in the synthetic store."""
         return self.config.num if self.on_gpu else 64
 
     def left(self) -> float:
@@ -63,7 +63,7 @@ class Suite:
             value = Measurement(p20=value, p50=value, p80=value, n=1)
         config = dataclasses.asdict(self.config)
         row = record("gpu", variant, metric, unit, value, params=params, config=config)
-        append_rows(self.out / "gpu.jsonl", [row])  # at once: a kill keeps what was measured
+        append_rows(self.out / "gpu.jsonl", [row])  # immediately: rows survive a kill
         self.rows.append(row)
 
 
@@ -87,7 +87,7 @@ def run_python(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        output: bytes = error.stdout or b""  # bytes, whatever ``text`` says
+        output: bytes = error.stdout or b""  # bytes even with ``text=True``
         (suite.out / log).write_bytes(output)
         raise RuntimeError(f"{' '.join(arguments)} did not end in time; see {log}") from error
     (suite.out / log).write_text(done.stdout)

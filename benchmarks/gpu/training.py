@@ -1,4 +1,4 @@
-"""Sections of the GPU suite about training: the real loop, its ceiling, a DataLoader beside it."""
+"""Training sections of the GPU suite: the real loop, its upper bound, and a DataLoader baseline."""
 
 import contextlib
 import json
@@ -15,9 +15,9 @@ RECIPES: Final = {
     "freihand_vits": ("freihand", "train"),
     "arctic_baseline": ("arctic", "p1_train"),
 }
-"""Dataset and split of each recipe."""
+"""Dataset and split of each experiment config."""
 SAMPLE_IMAGES: Final = {"freihand": (8, 600), "arctic": (54, 2400)}
-"""On a CPU, on a GPU."""
+"""Values on a CPU and on a GPU."""
 METERS: Final = {
     "samples_per_s": "samples/s",
     "step_p50_ms": "ms",
@@ -34,7 +34,7 @@ METERS: Final = {
 
 
 def training_runs(suite: Suite) -> None:
-    """Train the published recipes on sample data: the real loop, the same on one batch, graphed."""
+    """Train the published experiments on sample data: real loop, one cached batch, CUDA graph."""
     from pipeline.app.cli import compose
     from train.config import RunConfig
     from train.run import main as run
@@ -115,7 +115,7 @@ SMALL: Final = (
 
 
 def sample_store(suite: Suite, dataset: str) -> tuple[Path, Path]:
-    """Return a store of a rendered stand-in and its MANO stand-in."""
+    """Return a store of a synthetic dataset and its synthetic MANO files."""
     from preprocess.builder.build import build
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample

@@ -1,1 +1,1 @@
-"""python -m benchmarks loader."""
+"""``python -m benchmarks loader``: data loading on a CPU, compared with other loaders."""

@@ -254,7 +254,7 @@ NOT_MEASURED: Final = {
     "built by hand once: 59 k images/s beside 86 to 106 k of index_select(out=)",
     "SPDL, its own decoder": "spdl-io wants the system's FFmpeg libraries (libavutil)",
 }
-"""Peers without a row, and why."""
+"""Loaders that are not measured, with the reason."""
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -262,20 +262,20 @@ NOT_MEASURED: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """What the first epoch showed."""
+    """Result of the first epoch."""
 
     samples: int
     seconds: float
-    """Set-up and first epoch, without imports."""
+    """Time of set-up and first epoch, without imports, seconds."""
     channel_mean: tuple[float, ...]
 
 
 def serve(connection: Connection, contract: str, name: str, source: LoaderInput) -> None:
-    """Make a contender, send ``Ready`` or what went wrong, then do what is asked for until None.
+    """Create a contender, send ``Ready`` or an error, then serve requests until None.
 
-    Asked ``None`` it ends; for ``(steps, skipped, busy_s)`` it sends the pairs (seconds waited,
-    seconds in all) of so many steps of a consumer that is busy ``busy_s`` in each; anything else
-    is one epoch, whose number of samples it sends.
+    Request ``None`` ends the process; for ``(steps, skipped, busy_s)`` it sends the pairs (seconds
+    waited, total seconds) of that many steps of a consumer that is busy ``busy_s`` in each; any
+    other request runs one epoch and sends its number of samples.
     """
     try:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
@@ -285,7 +285,7 @@ def serve(connection: Connection, contract: str, name: str, source: LoaderInput)
         epoch = CONTRACTS[contract][name].make(source)
         ready = _first_epoch(contract, epoch())
         ready = dataclasses.replace(ready, seconds=time.perf_counter() - begin)
-    except Exception as error:  # a peer may fail in any way; the others go on
+    except Exception as error:  # a peer may fail in any way; the others continue
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(ready)
@@ -309,7 +309,7 @@ def _step(batches: Iterator[Tensor], busy_s: float) -> tuple[float, float]:
 
 
 def _first_epoch(contract: str, batches: Iterator[Tensor]) -> Ready:
-    """Run one epoch and check that it is what the contract says."""
+    """Run one epoch and check its batches against the contract."""
     shape, dtype = {
         "uint8": ((FRAME_PX, FRAME_PX, 3), torch.uint8),
         "train": ((3, INPUT_PX, INPUT_PX), torch.float32),

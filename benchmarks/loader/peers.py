@@ -1,7 +1,7 @@
-"""Peers of ``python -m benchmarks loader``: the loaders that a trainer would otherwise use.
+"""Competing loaders of ``python -m benchmarks loader``.
 
-Each has the settings that its documentation recommends: workers that stay, batches ahead, no
-OpenCV threads inside workers. The work on a sample is in the fastest form found here.
+Each uses the settings that its documentation recommends: persistent workers, prefetched batches, no
+OpenCV threads inside workers. The per-sample work uses the fastest implementation found.
 """
 
 import functools
@@ -27,17 +27,17 @@ from pipeline.order.epoch import epoch_batches
 FRAME_PX: Final = 256
 INPUT_PX: Final = 224
 PREFETCH: Final = 4
-"""Batches ahead, per worker."""
+"""Prefetched batches per worker."""
 SHUFFLED_AHEAD: Final = 1000
 """Samples in WebDataset's shuffle buffer."""
 START: Final = "fork"
-"""torch's default on Linux; said, for a child of a forkserver would hand on its own."""
+"""torch's default on Linux; set explicitly, since a child of a forkserver would inherit its own."""
 AUGMENT: Final = AugmentConfig()
 
 Picture = NDArray[np.uint8]
 Decode = Callable[[bytes], Picture]
 Work = Callable[[bytes], NDArray[Any]]
-"""From a file's bytes to a sample."""
+"""Function from a file's bytes to a sample."""
 Epoch = Callable[[], Iterator[Tensor]]
 
 
@@ -50,7 +50,7 @@ class LoaderInput:
     store: str
     seed: int
     workers: int
-    """Threads or processes that load."""
+    """Number of loading threads or processes."""
 
 
 # --- the work on a sample -------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def dataloader(work: Work, source: LoaderInput) -> Epoch:
 
 
 def webdataset(work: Work, source: LoaderInput) -> Epoch:
-    """Return WebDataset over tar files, a share of them for each worker."""
+    """Return WebDataset over tar files, split among the workers."""
     import webdataset as wds
 
     samples = wds.WebDataset(list(source.tars), shardshuffle=len(source.tars), seed=source.seed)
@@ -190,7 +190,7 @@ def spdl(work: Work, source: LoaderInput) -> Epoch:
     """Return SPDL's pipeline of threads over files, one batch per task."""
     from spdl.pipeline import PipelineBuilder
 
-    torch.set_num_threads(1)  # its own threads are the cores'
+    torch.set_num_threads(1)  # SPDL's own threads use the cores
     orders = orders_of(len(source.files), source.seed)
 
     def load(index: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
-"""What a batch costs on a CPU of two cores, beside other loaders and beside the machine's limits.
+"""Cost of a batch on a two-core CPU, compared with other loaders and with hardware limits.
 
     python -m benchmarks loader
 
 The same JPEGs as files, as tars and as a store, in the page cache. Three questions:
 
-- ``uint8``: batches of 64 as decoded, 256 px, shuffled. Ours is the resident cache; and, for sets
-  that do not fit, the store decoded again in every epoch.
-- ``train``: float32, 224 px, with turn, zoom, shift, colour matrix and normalisation.
-- ``busy``: a consumer that keeps one core busy 100 ms per step. What share of a step does it wait
-  for the next batch, and how much longer than the median is one step in a hundred?
+- ``uint8``: batches of 64 as decoded, 256 px, shuffled. Ours is the resident cache and, for
+  datasets that do not fit, the store decoded again in every epoch.
+- ``train``: float32, 224 px, with rotation, zoom, shift, colour matrix and normalisation.
+- ``busy``: a consumer that keeps one core busy 100 ms per step. What fraction of a step does it
+  wait for the next batch, and what is the ratio of p99 to median step time?
 
-Ours is the public ``Loader`` and brings the labels as well.
+Ours is the public ``Loader``, which also delivers the labels.
 
-Every contender has its own process, and takes its turns while the others sleep. A turn is at least
-one epoch, its start and end included, so that no loader lives on batches read ahead.
+Every contender has its own process and runs while the others sleep. A measurement is at least one
+epoch, including its start and end, so that no loader benefits from prefetched batches.
 """
 
 import contextlib
@@ -67,13 +67,13 @@ from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import finish_store, write_rows
 
 RECIPE: Final = 1
-"""Of the images; another number makes them anew."""
+"""Version of the images; changing it regenerates them."""
 FIELD_PX: Final = 512
 QUALITY: Final = 95
 WARM_STEPS: Final = 5
-"""Steps of a busy turn that are not counted: batches read ahead."""
+"""Initial steps of a busy measurement that are not counted: prefetched batches."""
 SAME_MEAN: Final = {"uint8": 3.0, "train": 0.15}
-"""Grey levels, and deviations, that the colour means of two contenders may differ by."""
+"""Tolerance on the colour means of two contenders, in grey levels and standard deviations."""
 BUSY: Final = {"uint8": (RESIDENT, "DataLoader, simplejpeg"), "train": (LOADER, "DataLoader, cv2")}
 OF_LIMIT: Final = 0.80
 STREAM_OF_DALI: Final = 0.85
@@ -103,7 +103,7 @@ class Child:
 
 
 def main(config: LoaderBenchConfig) -> int:
-    """Measure, append the rows and print them; return 0 if every bar is met, else 1."""
+    """Measure, append the rows and print them; return 0 if every target is met, else 1."""
     folder = make_images(config)
     absent = dict(NOT_MEASURED)
     measured: Measured = {}
@@ -152,7 +152,7 @@ def main(config: LoaderBenchConfig) -> int:
 
 
 def make_images(config: LoaderBenchConfig) -> Path:
-    """Return the folder of the images, made unless an earlier run left the same."""
+    """Return the folder of the images, generated unless an earlier run left the same."""
     wanted = {"recipe": RECIPE, "num": config.num, "seed": config.seed}
     folder = Path(config.out)
     marker = folder / "made.json"
@@ -198,13 +198,13 @@ def photograph_like(num: int, seed: int) -> Jpegs:
 
 
 def _pink_field(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return a field whose amplitude falls with frequency; blue, green, red."""
+    """Return pink noise, whose amplitude falls with frequency; blue, green, red."""
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(FIELD_PX)] * 2))
     frequency[0, 0] = np.inf
     spectrum = np.fft.fft2(rng.normal(0, 1, (3, FIELD_PX, FIELD_PX))) / frequency
     field = np.moveaxis(np.fft.ifft2(spectrum).real, 0, -1)
     field *= 40 / field.std()
-    # Grey is common to the channels of a photograph; the colour varies less.
+    # The channels of a photograph share most of their variation.
     pixels = 0.7 * field.mean(-1, keepdims=True) + 0.5 * field + np.array([75.0, 115.0, 155.0])
     warm: NDArray[np.float32] = pixels.astype(np.float32)
     return warm
@@ -223,8 +223,8 @@ def _window(field: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 def started(
     contract: str, names: Sequence[str], source: LoaderInput, absent: dict[str, str]
 ) -> Iterator[dict[str, Child]]:
-    """Start contenders one after the other; those that fail are noted in ``absent``."""
-    # Nothing of this process, its threads least of all, but imports are paid once.
+    """Start contenders one after the other; failures are recorded in ``absent``."""
+    # Forkserver: inherits no state or threads of this process, and pays for imports only once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.loader.contenders"])
     children: dict[str, Child] = {}
@@ -256,7 +256,7 @@ def started(
 
 
 def require_same_colours(contract: str, children: Mapping[str, Child]) -> None:
-    """Refuse to compare contenders that deliver other pictures."""
+    """Raise if the contenders to compare deliver different images."""
     means = {name: child.ready.channel_mean for name, child in children.items()}
     middle = np.median(list(means.values()), axis=0)
     for name, mean in means.items():
@@ -278,7 +278,7 @@ def epoch_rates(config: LoaderBenchConfig, children: Mapping[str, Child]) -> dic
 def busy_consumer(
     config: LoaderBenchConfig, contract: str, children: Mapping[str, Child]
 ) -> Measured:
-    """Return the share of a step that the consumer waits, and the jitter of the steps."""
+    """Return the fraction of a step that the consumer waits, and the jitter of the steps."""
     turns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in children}
     for _ in range(config.repeats):
         for name, child in children.items():
@@ -310,13 +310,13 @@ def unit_of(metric: str) -> str:
 
 
 def limit_of(metric: str, name: str, measured: Measured) -> str | None:
-    """Return the contender that limits another, if it was measured."""
+    """Return the contender that is the upper limit of another, if it was measured."""
     limit = CONTRACTS[metric][name].limit if metric in CONTRACTS else None
     return limit if limit is not None and (metric, limit) in measured else None
 
 
 def bars_of(measured: Measured) -> list[Bar]:
-    """Return the bars; what was not measured counts as nothing."""
+    """Return the targets; a missing measurement counts as 0."""
 
     def p50(metric: str, name: str, absent: float = 0.0) -> float:
         found = measured.get((metric, name))
@@ -344,7 +344,7 @@ def bars_of(measured: Measured) -> list[Bar]:
 
 
 def print_shares(rows: Sequence[Row], absent: Mapping[str, str]) -> None:
-    """Print every row as a share of its limit, what has no row and why, and the machine."""
+    """Print every row as a fraction of its limit, reasons for missing rows, and the machine."""
     p50 = {(row.metric, row.variant): row.p50 for row in rows}
     table = Table("metric", "contender", "p50", "p20 .. p80", "unit", "of its limit", "first epoch")
     for before, row in zip([None, *rows], rows, strict=False):

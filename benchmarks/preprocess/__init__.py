@@ -1,1 +1,1 @@
-"""python -m benchmarks preprocess."""
+"""``python -m benchmarks preprocess``: image processing of a build."""

@@ -1,4 +1,4 @@
-"""Files of ``python -m benchmarks preprocess``: few pictures, each file with its own comment."""
+"""Files of ``python -m benchmarks preprocess``: few images, each file with its own comment."""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -17,22 +17,22 @@ from preprocess.sample.arctic.scene import DIST8
 
 FRAME_HW: Final = (480, 640)
 MOST_BYTES: Final = 88_000
-"""Of a file: the highest quality below makes about 85 KB."""
+"""Maximum file size; the highest quality below it makes about 85 KB."""
 NUM_DISTINCT: Final = 40
 REGION_PX: Final = (120.0, 240.0)
-"""Side of the box that a recoded image must show: a hand in DexYCB or HO-3D."""
+"""Side of the box that a recoded image must contain, pixels: a hand in DexYCB or HO-3D."""
 CENTRAL: Final = (0.3125, 0.6875)
-"""Where the centre of a box lies, in sides of the frame."""
+"""Range of the centre of a box, as a fraction of the frame's sides."""
 
 STILL_HW: Final = (2800, 2000)
 HEAD_HW: Final = (2000, 2800)
 HEAD_LENS: Final = Lens(
     K=np.array([[2050.0, 0.0, 1390.0], [0.0, 2053.0, 1005.0], [0.0, 0.0, 1.0]]), dist8=DIST8
 )
-"""Of the small stand-in for ARCTIC, in pixels of the full size."""
+"""Lens of the small synthetic ARCTIC, in pixels of the full size."""
 ARCTIC_QUALITY: Final = 92
 ARCTIC_NOISE: Final = (1.5, 2.7)
-"""Grey levels; files of 0.5 to 0.9 MB."""
+"""Noise, grey levels; gives files of 0.5 to 0.9 MB."""
 ARCTIC_DISTINCT: Final = 6
 ARCTIC_REGION_PX: Final = (600.0, 1200.0)
 """Side of a box of two hands and their object."""
@@ -41,7 +41,7 @@ Pixels = NDArray[np.uint8]
 
 
 def pictures(config: PreprocessBenchConfig) -> Iterator[tuple[Pixels, int]]:
-    """Give different pictures, and the quality that makes a JPEG of about 85 KB of each."""
+    """Yield different images, each with the JPEG quality that gives about 85 KB."""
     rng = np.random.default_rng(config.seed)
     for _ in range(min(config.num, NUM_DISTINCT)):
         pixels = rng.normal(128, rng.uniform(18, 26), (*FRAME_HW, 3))
@@ -61,7 +61,7 @@ def pictures(config: PreprocessBenchConfig) -> Iterator[tuple[Pixels, int]]:
 
 
 def arctic_picture(size_hw: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    """Return gradients with discs on them and the noise of a sensor."""
+    """Return an image of gradients with discs and sensor noise."""
     height, width = size_hw
     y, x = np.mgrid[:height, :width].astype(np.float32)
     waves = [
@@ -78,7 +78,7 @@ def arctic_picture(size_hw: tuple[int, int], rng: np.random.Generator) -> Pixels
 
 
 def arctic_files(config: PreprocessBenchConfig, folder: Path) -> dict[str, Files]:
-    """Write frames in ARCTIC's sizes: of a ``still`` camera, and of the one on the ``head``."""
+    """Write frames in ARCTIC's sizes, of a ``still`` camera and of the ``head`` camera."""
     rng, num = np.random.default_rng(config.seed), max(1, config.num // 50)
     views: dict[str, tuple[tuple[int, int], Lens | None]] = {
         "still": (STILL_HW, None),
@@ -108,7 +108,7 @@ def encode(picture: tuple[Pixels, int], *, progressive: bool) -> bytes:
 
 
 def with_comment(jpegs: Sequence[bytes], row: int) -> bytes:
-    """Return the JPEG of a row: few pictures, each row with its own comment."""
+    """Return the JPEG of a row: few images, each row with its own comment."""
     jpeg, comment = jpegs[row % len(jpegs)], f"row {row}".encode()
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
 
@@ -121,14 +121,14 @@ def write_files(
     region_px: tuple[float, float] = REGION_PX,
     lens: Lens | None = None,
 ) -> Files:
-    """Write JPEGs to a folder, and draw a region for each.
+    """Write JPEGs to a folder, and sample a region for each.
 
     Args:
         root: The folder.
-        jpegs: One for each file.
-        frame_hw: Size of them all.
-        region_px: Shortest and longest side of a region.
-        lens: What distorted them all.
+        jpegs: One per file.
+        frame_hw: Common height and width, pixels.
+        region_px: Shortest and longest side of a region, pixels.
+        lens: Common lens, used for undistortion.
     """
     root.mkdir(parents=True)
     names = [f"{row:06d}.jpg" for row in range(len(jpegs))]
@@ -157,7 +157,7 @@ def write_files(
 def remap_maps(
     lens: Lens, size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
-    """Return what ``cv2.remap`` straightens a frame with, in its fastest form."""
+    """Return the undistortion maps for ``cv2.remap``, in its fastest format."""
     place, weights = cv2.initUndistortRectifyMap(
         lens.K, lens.dist8, None, lens.K, size_hw[::-1], cv2.CV_16SC2
     )

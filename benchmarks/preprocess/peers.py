@@ -1,6 +1,6 @@
-"""Peers of ``python -m benchmarks preprocess``: the bare library calls on the same files.
+"""Baselines of ``python -m benchmarks preprocess``: the bare library calls on the same files.
 
-Also what runs in its second process, so nothing heavy is imported here.
+Also imported by its second process, so this module must import fast.
 """
 
 import importlib
@@ -28,7 +28,7 @@ TURBO: Final = "PyTurboJPEG"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Files on the disk and the part of each that a recoding keeps."""
+    """Files on disk and the region of each that recoding keeps."""
 
     root: Path
     names: list[str]
@@ -37,12 +37,12 @@ class Files:
     windows: list[Window]
     frame_hw: tuple[int, int]
     lens: Lens | None = None
-    """What distorted all of them."""
+    """Common lens of the files."""
     maps: tuple[NDArray[np.int16], NDArray[np.uint16]] | None = None
-    """Of the lens, for ``cv2.remap``."""
+    """Undistortion maps of the lens for ``cv2.remap``."""
 
     def part(self, start: int, stop: int) -> "Files":
-        """Return some of them."""
+        """Return a subset of the files."""
         return replace(
             self,
             names=self.names[start:stop],
@@ -53,7 +53,7 @@ class Files:
 
 
 def ours(files: Files, work: ImageWork) -> ShardImages:
-    """Return the images as a build makes them."""
+    """Return the images as a build encodes them."""
     lenses = None if files.lens is None else [files.lens] * len(files.names)
     return shard_images(
         "benchmark", files.root, files.names, files.sizes, 0, work, files.region_xyxy, lenses
@@ -61,7 +61,7 @@ def ours(files: Files, work: ImageWork) -> ShardImages:
 
 
 def cropped(pixels: NDArray[Any], window: Window, files: Files) -> NDArray[Any]:
-    """Return the window of a frame, straight where a lens distorted it."""
+    """Return the crop window of a frame, undistorted if it has a lens."""
     part = slice(window.top, window.bottom), slice(window.left, window.right)
     if files.maps is None:
         return pixels[part]
@@ -80,7 +80,7 @@ def loop_simplejpeg(files: Files) -> list[bytes]:
 
 
 def loop_opencv(files: Files) -> list[bytes]:
-    """Decode, slice or remap, encode; from Python, OpenCV cannot reuse the picture's memory."""
+    """Decode, slice or remap, encode; from Python, OpenCV cannot reuse the decode buffer."""
     options, encoded = [cv2.IMWRITE_JPEG_QUALITY, QUALITY], []
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     for name, window in zip(files.names, files.windows, strict=True):
@@ -127,7 +127,7 @@ def run_bare(name: str, files: Files) -> int:
 
 
 def without_turbo() -> str:
-    """Return why PyTurboJPEG cannot run here, "" if it can: it wants a libturbojpeg installed."""
+    """Return why PyTurboJPEG cannot run here, "" if it can: it needs an installed libturbojpeg."""
     try:
         importlib.import_module("turbojpeg").TurboJPEG()
     except (ImportError, OSError, RuntimeError) as error:
@@ -136,12 +136,12 @@ def without_turbo() -> str:
 
 
 def transcode_bare(files: Files, folder: Path, *, one_read: bool = False) -> list[bytes]:
-    """Run jpeglib's two calls on every file, with the libjpeg-turbo that ours has.
+    """Run jpeglib's two calls on every file, with the same libjpeg-turbo as ours.
 
     Args:
         files: Progressive files.
-        folder: For the result.
-        one_read: Take the coefficients from memory to write them; jpeglib reads them twice.
+        folder: Output folder.
+        one_read: Write the coefficients from memory; by default jpeglib reads them twice.
     """
     jpeglib.version.set("turbo210")
     target, baseline = folder / "baseline.jpg", []

@@ -1,4 +1,4 @@
-"""What the images of a build cost, beside the bare library calls and a plain copy of the files.
+"""Image throughput of a build, compared with bare library calls and a plain copy of the files.
 
     python -m benchmarks preprocess
 
@@ -10,13 +10,13 @@ cache. Five questions:
 - ``recode``: read, decode, crop to a region, encode at quality 95, beside the bare loop of the same
   calls in the fastest of simplejpeg, OpenCV and PyTurboJPEG (where it and its library are there).
 - ``recode, ARCTIC still`` and ``recode, ARCTIC head``: frames of 2000 x 2800 and 2800 x 2000,
-  cropped to two hands and their object; the head's view is straightened, its crop alone, with maps
-  made once. Ours checksums the images and writes them to a shard with fsync too, the bare loops
-  keep theirs in memory. ARCTIC has 8 still views to one on the head; where both kinds reach the
-  bar, every mix does. All decode whole frames: simplejpeg and OpenCV cannot decode a part.
-- ``transcode``: progressive to baseline, beside jpeglib's two calls, and beside these with the one
-  step less that ours leaves out. Only ours decodes before and behind, for libjpeg ends the process
-  at a damaged file, and to prove that no pixel changed.
+  cropped to two hands and their object; the head's view is undistorted, only within the crop, with
+  maps computed once. Ours also checksums the images and writes them to a shard with fsync; the bare
+  loops keep theirs in memory. ARCTIC has 8 static views and one egocentric; if both kinds reach the
+  target, every mix does. All decode whole frames: simplejpeg and OpenCV cannot decode a part.
+- ``transcode``: progressive to baseline, beside jpeglib's two calls, and beside these without the
+  one step that ours skips. Only ours decodes before and after: libjpeg ends the process on a
+  damaged file, and the pixels must be proven unchanged.
 - ``recode, 2 processes``: two processes of ours beside two of the fastest bare loop.
 
 Variants of one metric read the same files; recoded bytes and transcoded pixels are compared first.
@@ -76,7 +76,7 @@ Rates = dict[str, Measurement]
 
 
 def main(config: PreprocessBenchConfig) -> int:
-    """Measure, append the rows and print them; return 0 if every bar is met, else 1."""
+    """Measure, append the rows and print them; return 0 if every target is met, else 1."""
     cv2.setNumThreads(1)
     folder = Path(config.out)
     shutil.rmtree(folder, ignore_errors=True)
@@ -190,7 +190,7 @@ def main(config: PreprocessBenchConfig) -> int:
     return 0 if all_met else 1
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def passthrough(config: PreprocessBenchConfig, files: Files, folder: Path) -> Rates:
@@ -246,7 +246,7 @@ def to_shard(
 
 
 def two_processes(config: PreprocessBenchConfig, files: Files, fastest: str) -> Rates:
-    """Return the images per second of two processes, each with half of the files."""
+    """Return the images per second of two processes, each with half the files."""
     half = len(files.names) // 2
     halves = [files.part(0, half), files.part(half, len(files.names))]
     with _two() as pool:

@@ -1,10 +1,10 @@
-"""``build-cache``: a raw dataset becomes one store.
+"""``build-cache``: convert a raw dataset to one store.
 
 Source -> plan -> object shapes -> one task per shard (labels, images, check, derive, write) ->
-content hash, report page, finish marker. The result depends on the source, MANO and the settings
-alone, not on the number or kind of workers: two builds are equal byte for byte. A build that was
-stopped at any moment goes on where it was (``preprocess.builder.journal``) and ends with the same
-bytes.
+content hash, report page, finish marker. The result depends only on the source, MANO and the
+settings, not on the number or kind of workers: two builds are identical byte for byte. A build can
+be interrupted at any time; it resumes where it stopped (``preprocess.builder.journal``) and
+produces the same bytes.
 """
 
 import contextlib
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from pipeline.store.objects import ObjectShape
 
 _FIRST: int = 5
-"""How many rows or files a report names."""
+"""Maximum number of rows or files that a report lists."""
 _FEW_SHAPES: int = 6
 
 
 def main(config: BuildConfig) -> int:
-    """Turn a raw dataset into one sharded Zarr v3 store and say what is in it.
+    """Convert a raw dataset to one sharded Zarr v3 store and report its content.
 
-    Stop it whenever you like, also with kill -9: the same command goes on where it was. On a Dask
-    cluster give executor=dask and executor.address=tcp://HOST:PORT.
+    You can stop a build at any time, even with kill -9: the same command resumes it. To build on a
+    Dask cluster, pass executor=dask and executor.address=tcp://HOST:PORT.
     """
     report = build(config)
     say(report_text(report))
@@ -61,17 +61,17 @@ def main(config: BuildConfig) -> int:
 
 
 def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport:
-    """Build a store, or finish one, and return what went into it.
+    """Build a store, or resume an unfinished build, and return the report.
 
     Args:
-        config: What to build.
-        console: Where progress goes; stderr by default.
+        config: Build settings.
+        console: Console for progress; stderr by default.
 
     Raises:
-        SourceError: If the dataset is not there, broken, or (``on_bad_image=error``) an image is.
+        SourceError: If the dataset is missing or broken, or an image is (``on_bad_image=error``).
         StoreError: If ``out`` holds something that must not be replaced or cannot be written, or a
             worker dies. Finished shards are kept for the next run.
-        FileNotFoundError: If a MANO folder is named that has no MANO files.
+        FileNotFoundError: If the given MANO folder has no MANO files.
     """
     console = console or Console(stderr=True)
     start = time.monotonic()
@@ -112,16 +112,16 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a store must not be written.
+    """Check that a store may be written at ``out``.
 
     Raises:
-        StoreError: If there is a finished store (unless ``overwrite``), or anything that is not
-            one of ours: that is never removed.
+        StoreError: If there is a finished store (unless ``overwrite``), or anything that is not a
+            Handloom store, which is never removed.
     """
     from pipeline.store.reader import read_attributes
 
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise StoreError(f"out={str(out)!r} is no folder; choose another path")
+        raise StoreError(f"out={str(out)!r} is not a folder; choose another path")
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / "zarr.json").is_file():
@@ -131,7 +131,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     try:
         finished = read_attributes(out, allow_unfinished=True).finished
     except StoreVersionError:
-        finished = True  # of another version, but ours
+        finished = True  # a Handloom store of another version
     if finished and not overwrite and not journal.journal_path(out).exists():
         raise StoreError(
             f"out={str(out)!r} holds a finished store; pass overwrite=true to replace it"
@@ -154,9 +154,9 @@ def _refuse_missing_images(source: DatasetSource, plan: StorePlan) -> None:
 
 
 def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict[int, ShardResult]:
-    """Make room for the store, or find the shards of it that an earlier run finished.
+    """Create an empty store, or find the shards that an earlier run finished.
 
-    ``lock`` keeps other builds away from ``out`` until it is closed.
+    ``lock`` keeps other builds out of ``out`` until it is closed.
     """
     from pipeline.store.reader import read_attributes
     from pipeline.store.writer import create_store
@@ -173,10 +173,10 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
                 if journal.is_done(out, tasks.task(shard, with_labels=False), entries)
             }
             num = num_shards(attributes)
-            say(f"build-cache: {len(kept)} of {num} shards are done already", console)
+            say(f"build-cache: {len(kept)} of {num} shards are already done", console)
             return kept
         say(
-            "build-cache: the dataset or the settings changed since the last run: starting again",
+            "build-cache: the dataset or the settings changed since the last run: starting over",
             console,
         )
     shapes = _shapes(tasks.source, tasks.config.workers, console)
@@ -196,7 +196,7 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
 
 
 def _layout(attributes: StoreAttributes) -> StoreAttributes:
-    """Return what an unfinished store must agree in with a build that goes on with it."""
+    """Return the attributes in which an unfinished store must match a build that resumes it."""
     return dataclasses.replace(
         attributes, flag_counts={}, content_sha256="", command="", finished=False, extra={}
     )
@@ -208,11 +208,11 @@ def _shapes(source: DatasetSource, workers: int, console: Console) -> "list[Obje
         return []
     from preprocess.objects.shapes import make_shape
 
-    say(f"build-cache: looking at {len(files)} objects", console)
+    say(f"build-cache: processing {len(files)} objects", console)
     with show_progress("objects", console, unit="objects") as report:
         shapes = []
         make = functools.partial(make_shape, root=source.root)
-        # A process takes two seconds to start, as long as two shapes take.
+        # Starting a process takes two seconds, as long as two shapes.
         few = len(files) < _FEW_SHAPES
         for shape in map_in_order(make, files, workers=1 if few else workers):
             shapes.append(shape)
@@ -221,7 +221,7 @@ def _shapes(source: DatasetSource, workers: int, console: Console) -> "list[Obje
 
 
 def _remove(out: Path) -> None:
-    """Remove a store in one step: what is half removed must not look like a store."""
+    """Remove a store atomically: a partly removed one must not look like a store."""
     old = out.with_name(f"{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -243,7 +243,7 @@ def _finish(
 ) -> BuildReport:
     """Write content hash, finish marker and report page; return the report.
 
-    The journal goes last: killed before that, the next run does all of this once more.
+    The journal is removed last: if killed before that, the next run repeats all of this.
     """
     from pipeline.store.reader import open_store
     from pipeline.store.writer import finish_store

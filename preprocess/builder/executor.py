@@ -1,7 +1,7 @@
-"""Who runs the shards: this process, processes of this machine, or a Dask cluster.
+"""Shard executors: this process, local worker processes or a Dask cluster.
 
-Every executor takes tasks lazily (a task may carry the labels of its shard), keeps at most two per
-worker under way, and yields results as they come.
+Every executor consumes tasks lazily (a task may carry the labels of its shard), keeps at most two
+per worker in flight, and yields results as they complete.
 """
 
 import ctypes
@@ -28,17 +28,17 @@ _PR_SET_PDEATHSIG: Final = 1
 def run_shards(
     tasks: Iterable[ShardTask], num_tasks: int, config: ExecutorConfig, *, workers: int
 ) -> Iterator[tuple[ShardTask, ShardResult]]:
-    """Yield every task with its result, in the order in which they end.
+    """Run the tasks and yield each with its result, in order of completion.
 
     Args:
-        tasks: The shards to make.
-        num_tasks: How many there are.
-        config: Where they are made.
-        workers: Processes of the local executor; 0 takes one per core.
+        tasks: The shards to build.
+        num_tasks: Number of tasks.
+        config: Executor settings.
+        workers: Processes of the local executor; 0: one per core.
 
     Raises:
         SourceError: As ``run_shard``.
-        StoreError: As ``run_shard``; if a worker dies; if there is no cluster at the address.
+        StoreError: As ``run_shard``; if a worker dies; if no cluster responds at the address.
     """
     if config.kind is ExecutorKind.dask:
         assert config.address is not None
@@ -49,12 +49,12 @@ def run_shards(
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
 ) -> Iterator[Result]:
-    """Yield ``function`` of every item in their order, from processes of this machine.
+    """Yield ``function(item)`` for every item in order, computed in local worker processes.
 
     Args:
-        function: Picklable.
-        items: What it is given.
-        workers: Processes; 0 takes one per core, 1 stays in this process.
+        function: Picklable function of one item.
+        items: Its arguments.
+        workers: Processes; 0: one per core, 1: run in this process.
     """
     num_workers = min(workers or len(os.sched_getaffinity(0)), len(items))
     if num_workers <= 1:
@@ -65,7 +65,7 @@ def map_in_order(
 
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:
-    # spawn: the parent holds torch's and zarr's threads, which a fork would leave behind.
+    # spawn: the parent runs torch's and zarr's threads, which a fork would not copy.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
@@ -89,7 +89,7 @@ def _run_local(
                     yield from _ended(pending, failed)
                 if failed:
                     break
-            # What is under way is brought to its end, so that no finished shard is forgotten.
+            # Tasks in flight are completed, so that no finished shard is lost.
             for future in [f for f in pending if failed and f.cancel()]:
                 del pending[future]
             while pending:
@@ -108,7 +108,7 @@ def _run_local(
 
 
 def _end_with(parent: int) -> None:
-    """Make the kernel end this worker with its parent: nothing else does when that is killed."""
+    """Ask the kernel to kill this worker when its parent dies, even if the parent is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
@@ -117,7 +117,7 @@ def _end_with(parent: int) -> None:
 def _ended(
     pending: dict[Future[ShardResult], ShardTask], failed: list[Future[ShardResult]]
 ) -> Iterator[tuple[ShardTask, ShardResult]]:
-    """Wait for one task or more and take them out of ``pending``; yield those that succeeded."""
+    """Wait for at least one task; pop finished ones from ``pending``, yield the successful ones."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         task = pending.pop(future)
@@ -139,7 +139,7 @@ def _run_dask(tasks: Iterable[ShardTask], address: str) -> Iterator[tuple[ShardT
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise StoreError(
-            f"executor.address={address!r} is no Dask scheduler that answers ({error}); start one "
+            f"no Dask scheduler responds at executor.address={address!r} ({error}); start one "
             "with: dask scheduler, and workers with: dask worker ADDRESS"
         ) from error
     with client:
@@ -169,7 +169,7 @@ def _run_dask(tasks: Iterable[ShardTask], address: str) -> Iterator[tuple[ShardT
 def _ended_on_dask(
     client: Any, pending: dict[Any, ShardTask]
 ) -> Iterator[tuple[ShardTask, ShardResult]]:
-    """Wait for one task or more, take them out of ``pending`` and yield them, failures last."""
+    """Wait for at least one task; pop finished ones from ``pending``, yield them, failures last."""
     from distributed import wait as wait_for
 
     with client.as_current():

@@ -1,12 +1,12 @@
-"""The build journal: which shards of an unfinished store are done, and the hashes of their files.
+"""The build journal: the finished shards of an unfinished store, with hashes of their files.
 
-One JSON line per finished shard, appended and synced after the shard's own files are on the disk.
-It lies in the folder of ``image/bytes`` (in a group's folder Zarr would take it for a foreign
-member) and goes away after the finish marker. A line cut off by a crash is no line.
+One JSON line per finished shard, appended and synced after the shard's own files are on disk. It
+lies in the folder of ``image/bytes`` (in a group's folder Zarr would treat it as a foreign member)
+and is removed after the finish marker is written. A line truncated by a crash is ignored.
 
-A shard is kept by a later run if what it was made from (``ShardTask`` without its labels: names and
-sizes of the images, rows, settings) and its files are the same. The journal does not see labels
-that changed under a build; ``verify-cache root=...`` does.
+A later run keeps a shard if its inputs (``ShardTask`` without its labels: names and sizes of the
+images, rows, settings) and its files are unchanged. The journal does not detect labels that changed
+during a build; ``verify-cache root=...`` does.
 """
 
 import contextlib
@@ -30,25 +30,25 @@ _FILE: Final = "image/bytes/build.journal"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One finished shard."""
+    """Journal entry of one finished shard."""
 
     inputs: str
-    """``inputs_of`` its task."""
+    """Hash of the task's inputs, from ``inputs_of``."""
     files: dict[str, str]
-    """SHA-256 of its files of labels and image index (with the crc32c of every image) by path, ""
-    where all values are fill and there is no file."""
+    """SHA-256 of its label and image index files (which hold the crc32c of every image) by path; ""
+    if all values are fill values and there is no file."""
     image_nbytes: int
-    """Size of its file of images, -1 for none."""
+    """Size of its image file, bytes; -1 for none."""
     result: ShardResult
 
 
 def journal_path(store: Path) -> Path:
-    """Return where the journal of a store is while it is built."""
+    """Return the path of a store's journal."""
     return store / _FILE
 
 
 def inputs_of(task: ShardTask) -> str:
-    """Return a hash of what a shard is made from, but for the labels."""
+    """Hash the inputs of a shard, except for its labels."""
     a = task.attributes
     words: list[Any] = [
         a.format, a.dataset, a.joint_set, a.num_rows, a.shard_rows, a.shard_capacity_bytes,
@@ -66,7 +66,7 @@ def begin(store: Path) -> None:
 
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Hold the journal for this process alone; the system gives it back when the process ends.
+    """Lock the journal for this process; the operating system releases the lock when it exits.
 
     Raises:
         StoreError: If another build holds it.
@@ -76,8 +76,7 @@ def locked(store: Path) -> Iterator[None]:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreError(
-                f"another build writes {store} at this moment; wait for it, stop it, or choose "
-                "another out="
+                f"another build is writing {store}; wait for it, stop it, or choose another out="
             ) from error
         yield
 
@@ -103,13 +102,13 @@ def append(store: Path, task: ShardTask, result: ShardResult) -> None:
             os.fsync(opened.fileno())
     except OSError as error:
         raise StoreError(
-            f"the build journal {path} cannot be written ({error.strerror or error}); make room or "
-            "mend the disk and run the same command again: finished shards are kept"
+            f"the build journal {path} cannot be written ({error.strerror or error}); free disk "
+            "space or fix the disk and run the same command again: finished shards are kept"
         ) from error
 
 
 def read(store: Path) -> dict[int, Entry]:
-    """Return the entries by shard, and cut off what a crash left of a last line."""
+    """Return the entries by shard, and truncate a partial last line left by a crash."""
     path = journal_path(store)
     if not path.is_file():
         return {}
@@ -127,7 +126,7 @@ def read(store: Path) -> dict[int, Entry]:
                 result=result,
             )
         except (ValueError, KeyError, TypeError):
-            break  # nothing behind a broken line is trusted
+            break  # lines after a broken one are not trusted
         if not line.endswith(b"\n"):
             break
         entries[result.shard] = entry
@@ -140,7 +139,7 @@ def read(store: Path) -> dict[int, Entry]:
 
 
 def is_done(store: Path, task: ShardTask, entries: Mapping[int, Entry]) -> bool:
-    """Return whether the shard of a task is on the disk as the journal says."""
+    """Return whether the shard of a task is on disk as recorded in the journal."""
     entry = entries.get(task.shard)
     if entry is None or entry.inputs != inputs_of(task):
         return False
@@ -165,7 +164,7 @@ def remove(store: Path) -> None:
 def _hashes(
     store: Path, shard: int, attributes: StoreAttributes, pictures: tuple[str, ...]
 ) -> dict[str, str]:
-    """Return the hashes of a shard's files but that of its images, whose crc32c is among them."""
+    """Return the hashes of a shard's files except its image file, whose crc32c they contain."""
     from pipeline.store.pictures import picture_files
     from pipeline.store.writer import ROW_ARRAYS, chunk_file
 

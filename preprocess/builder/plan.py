@@ -1,9 +1,9 @@
-"""The plan: which rows, in which order, in which shards, before any image is opened.
+"""The build plan: rows, their order and their shards, made before any image is opened.
 
-A label-free pass over names and file sizes. Store order is (sequence, camera, frame, official
-index), so that a temporal window is index arithmetic. Rows never vanish: an image that is not
-there has size 0 and keeps its row. Everything that follows is a function of the plan, which is
-hashed into the store.
+A pass over names and file sizes, without labels. Store order is (sequence, camera, frame, official
+index), so that a temporal window is index arithmetic. Rows are never dropped: a missing image has
+size 0 and keeps its row. The rest of the build is a function of the plan, whose hash is written to
+the store.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from jaxtyping import Int32, Int64
 from pipeline.store.schema import FORMAT_VERSION, INNER_CHUNK_BYTES
 from preprocess.records import DatasetSource, SourceError
 
-_STAT_THREADS: Final = 16  # a network disk answers in a millisecond, whoever waits
+_STAT_THREADS: Final = 16  # hides the latency of a network disk, about a millisecond per file
 _STAT_CHUNK: Final = 4096
 _GROWTH: Final = 4
-"""A file of quality 50 grows fourfold at quality 95."""
+"""Growth of a JPEG of quality 50 when re-encoded at quality 95."""
 _GROWTH_BYTES: Final = 64 << 10
-"""A PNG of one colour takes less than its JPEG."""
+"""Minimum size of a recoded file: a single-colour PNG is smaller than its JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorePlan:
-    """One row of the store per candidate image; arrays are in store order."""
+    """Plan with one store row per candidate image; arrays are in store order."""
 
     official_idx: Int32[np.ndarray, " n"]
     sequence_idx: Int32[np.ndarray, " n"]
@@ -41,9 +41,9 @@ class StorePlan:
     tables: dict[str, list[str]]
     """Names behind ``sequence``, ``camera`` and ``subject`` indices, sorted."""
     splits: dict[str, Int32[np.ndarray, " k"]]
-    """Rows of the store, listed in official order."""
+    """Store rows per split, in official order."""
     image: list[str]
-    """Path relative to the root."""
+    """Path relative to the dataset root."""
     image_bytes: Int64[np.ndarray, " n"]
     """File sizes; 0 = missing or empty."""
     shard_rows: int
@@ -57,7 +57,7 @@ class StorePlan:
 
     @property
     def num_shards(self) -> int:
-        """Return the number of shards; the last one may be short."""
+        """Return the number of shards; the last may be shorter."""
         return -(-self.num_rows // self.shard_rows)
 
     def rows_of_shard(self, shard: int) -> slice:
@@ -66,13 +66,13 @@ class StorePlan:
 
 
 def make_plan(source: DatasetSource, *, shard_rows: int, may_grow: bool = False) -> StorePlan:
-    """Return the plan of a source.
+    """Make the plan for a source.
 
     Args:
         source: An opened dataset.
         shard_rows: Rows per shard; a smaller dataset gets one shard of its own size.
-        may_grow: Images are encoded again, so shards have space for larger files than the official
-            ones. Room that is not used takes 16 bytes per 256 KiB on the disk.
+        may_grow: Images are re-encoded, so shards reserve space for files larger than the official
+            ones. Unused space takes 16 bytes per 256 KiB on disk.
 
     Raises:
         SourceError: If the source has no rows or a split names a row that does not exist.

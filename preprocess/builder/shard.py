@@ -1,8 +1,8 @@
-"""One shard, self-contained: read its labels and images, check them, derive labels, write.
+"""Build one shard: read and check its labels and images, derive labels, write.
 
-``run_shard`` is what a worker runs, a process of this machine or of a cluster that sees the same
-folders. A task carries a job that makes the labels: sources with one file per image parse it in the
-worker, others send what they have in memory. Workers import no torch.
+``run_shard`` runs in a worker: a process on this machine or on a cluster that sees the same
+folders. A task carries a job that provides the labels: sources with one file per image parse it in
+the worker, others send labels from memory. Workers do not import torch.
 """
 
 import functools
@@ -52,20 +52,21 @@ class ShardTask:
     shard: int
     first_row: int
     attributes: StoreAttributes
-    """Without its tables: they can be large, and no shard needs more than the objects' names."""
+    """Store attributes without their tables, which can be large: a shard only needs object names.
+    """
     object_names: list[str]
     images: list[str]
-    """Relative to ``root``."""
+    """Image paths relative to ``root``."""
     image_bytes: np.ndarray
-    """Planned sizes."""
+    """Planned file sizes, bytes."""
     label_job: LabelJob
     indices: dict[str, np.ndarray]
     """``official_idx`` and the other int32 columns of the plan."""
     work: ImageWork
     lenses: list[Lens | None] | None
-    """Of each image; None where none is straightened."""
+    """Lens per image; None if no image is undistorted."""
     region: str
-    """``frame``, ``hands`` or ``hand_object``: what a recoded image is cropped to."""
+    """Crop region of a recoded image: ``frame``, ``hands`` or ``hand_object``."""
     stop_at_bad_image: bool
     mano: Path | None
     left_as_shipped: bool
@@ -77,43 +78,43 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardContent:
-    """What a shard holds, in memory."""
+    """The content of a shard in memory."""
 
     images: ShardImages
     columns: dict[str, np.ndarray]
-    """Every array of ``schema.LABELS``, in the dtype of the store."""
+    """Every array of ``schema.LABELS``, in the store's dtype."""
     labels: LabelStack
-    """As the source gave them: official pixels."""
+    """Labels from the source, in official pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardResult:
-    """What one shard adds to the report. Plain values: it stands in the build journal as JSON."""
+    """Statistics of one shard for the report. Plain values: the build journal stores it as JSON."""
 
     shard: int
     num_rows: int
     num_bytes: int
     bad_images: list[BadImage]
     processes: dict[str, int]
-    """Stored images by JPEG coding process."""
+    """Number of stored images by JPEG coding process."""
     max_residual_m: float | None
     """Largest ``vertices_check_m``; None if nothing was checked."""
     max_refit_m: float | None
     """Largest ``refit_error_m``; None if no left hand was refitted."""
     residuals: Residuals
     object_rows: dict[str, int]
-    """Rows with a pose, by object."""
+    """Number of rows with a pose, by object."""
 
 
 def run_shard(task: ShardTask) -> ShardResult:
     """Write one shard and its rows.
 
     Raises:
-        SourceError: If labels or images are broken, changed since the plan, or (where the task
-            stops at it) an image is bad.
-        StoreError: If the store cannot be written; a shard under way leaves nothing behind.
+        SourceError: If labels or images are broken or changed since the plan, or an image is bad
+            and the task stops at bad images.
+        StoreError: If the store cannot be written; an unfinished shard leaves no files behind.
     """
-    # Heavy, and the front door reads this module's types before it knows that it will build.
+    # Slow to import, and the CLI imports this module's types for every command.
     from pipeline.store.pictures import write_pictures
     from pipeline.store.writer import write_image_shard, write_rows
 
@@ -139,13 +140,14 @@ def run_shard(task: ShardTask) -> ShardResult:
     except OSError as error:
         raise StoreError(
             f"shard {task.shard} of {task.store} cannot be written ({error.strerror or error}); "
-            "make room or mend the disk and run the same command again: finished shards are kept"
+            "free disk space or fix the disk and run the same command again: finished shards are "
+            "kept"
         ) from error
     return _result(task, content, int(length.sum(dtype=np.int64)))
 
 
 def task_pictures(task: ShardTask, name: str) -> Iterator[np.ndarray | None]:
-    """Yield one kind of picture for every row of a shard."""
+    """Yield the depth map or segmentation mask of every row of a shard."""
     assert task.read_picture is not None
     for image in task.images:
         yield task.read_picture(task.root, image, name)
@@ -178,7 +180,7 @@ def _largest(values: np.ndarray) -> float | None:
 
 
 def shard_content(task: ShardTask) -> ShardContent:
-    """Return what a shard holds, without writing it.
+    """Return the content of a shard without writing it.
 
     Raises:
         SourceError: If labels or images are broken, or images changed since the plan.
@@ -193,7 +195,7 @@ def shard_content(task: ShardTask) -> ShardContent:
         task.work,
     )
     if task.region == "frame":
-        # Labels in files of their own are parsed while the images are read.
+        # Label files are parsed while the images are read.
         with ThreadPoolExecutor(1) as reader:
             under_way = reader.submit(read, None, task.lenses)
             labels = task.label_job()
@@ -211,7 +213,7 @@ def label_columns(
 ) -> dict[str, np.ndarray]:
     """Return every array of ``schema.LABELS`` for the rows of a shard, in the store's dtype.
 
-    Masks, flags, boxes and contact are derived from the values as rounded for the store, so that a
+    Masks, flags, boxes and contact are derived from values rounded to the store's dtype, so that a
     reader derives the same ones.
     """
     A_stored_from_raw = _composed(images.A_stored_from_file, labels.A_file_from_raw)
@@ -245,7 +247,7 @@ def label_columns(
 def to_stored_pixels(
     labels: LabelStack, A_stored_from_raw: Float[np.ndarray, "n 2 3"]
 ) -> LabelStack:
-    """Return labels whose pixels are those of the stored image: ``K' = A K``, boxes moved."""
+    """Transform labels from raw to stored pixels: ``K' = A K``, boxes transformed."""
     A = _homogeneous(A_stored_from_raw)
     corners = labels.bbox_xyxy.reshape(-1, 2, 2, 2)
     moved = np.einsum("nij,nhcj->nhci", A[:, :2, :2], corners) + A[:, None, None, :2, 2]
@@ -255,7 +257,7 @@ def to_stored_pixels(
 def _composed(
     A: Float[np.ndarray, "n 2 3"], B: Float[np.ndarray, "n 2 3"]
 ) -> Float[np.ndarray, "n 2 3"]:
-    """Return the maps that do ``B``, then ``A``."""
+    """Return the affine maps that apply ``B``, then ``A``."""
     return np.asarray((_homogeneous(A) @ _homogeneous(B))[:, :2])
 
 
@@ -268,11 +270,11 @@ def _homogeneous(A: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, "n 3 3"]:
 def region_boxes(
     labels: LabelStack, points: "Mapping[int, SurfacePoints]", *, region: str
 ) -> Float[np.ndarray, "n 4"]:
-    """Return the box of what a recoded image must show; NaN where nothing is labelled.
+    """Return the box that a recoded image must contain; NaN where nothing is labelled.
 
     Args:
-        labels: Labels of the rows, in the pixels that the box shall have.
-        points: Points on the objects by object id.
+        labels: Labels of the rows, in the pixels of the returned box.
+        points: Object surface points by object id.
         region: ``hands``, or ``hand_object`` for hands and objects.
     """
     from preprocess.labels.action import object_bbox_xyxy
@@ -296,7 +298,7 @@ def region_boxes(
 def _derive_objects(task: ShardTask, labels: LabelStack) -> "DerivedObjects":
     from preprocess.labels.contact import derive_objects, hand_vertices
 
-    # Shards are what runs in parallel; read by igl at its first call.
+    # Parallelism is across shards; igl reads this at its first call.
     os.environ.setdefault("IGL_NUM_THREADS", "1")
     vertices = None
     if task.mano is not None and (labels.object_id >= 0).any():
@@ -331,7 +333,7 @@ def _meshes(task: ShardTask) -> Mapping[int, Any]:
 
 @functools.lru_cache(maxsize=2)
 def _shapes(store: Path, plan_sha256: str, names: tuple[str, ...]) -> dict[int, Any]:
-    """Return the shapes of a store, read once a process; ``plan_sha256`` tells builds apart."""
+    """Return the shapes of a store, cached per process; ``plan_sha256`` identifies the build."""
     from pipeline.store.objects import object_names, read_object
 
     there = set(object_names(store))
@@ -345,7 +347,7 @@ def _mano(folder: Path, sha256: str) -> "ManoModels":
     models = load_mano(folder)
     if models.sha256 != sha256:
         raise StoreError(
-            f"MANO in {folder} has hash {models.sha256[:12]} here, the build began with "
+            f"MANO in {folder} has hash {models.sha256[:12]} here, the build started with "
             f"{sha256[:12]}; every worker must see the same files"
         )
     return models
@@ -361,7 +363,7 @@ def plan_indices(plan: StorePlan, rows: slice) -> dict[str, np.ndarray]:
 
 
 def result_to_json(result: ShardResult) -> dict[str, Any]:
-    """Return a result as JSON values; ``result_from_json`` undoes it."""
+    """Convert a result to JSON values; the inverse of ``result_from_json``."""
     value = asdict(result)
     for name in ("vertices", "refit"):
         value["residuals"][name] = value["residuals"][name].tolist()
@@ -369,7 +371,7 @@ def result_to_json(result: ShardResult) -> dict[str, Any]:
 
 
 def result_from_json(value: Mapping[str, Any]) -> ShardResult:
-    """Return a result from JSON values.
+    """Convert JSON values to a result.
 
     Raises:
         TypeError: If a field is missing or unknown.

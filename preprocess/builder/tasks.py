@@ -1,4 +1,4 @@
-"""From a configuration to the tasks of its shards: settings, attributes, one task per shard."""
+"""Turn a build configuration into shard tasks: settings, store attributes, one task per shard."""
 
 import dataclasses
 import shlex
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
 _NOT_CONTENT: Final = frozenset({"workers", "overwrite", "executor"})
-"""Options that do not change what is built."""
+"""Options that do not affect the result."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Tasks:
-    """What every task of a build is made from."""
+    """Everything from which the shard tasks of a build are created."""
 
     config: BuildConfig
     source: DatasetSource
@@ -37,12 +37,12 @@ class Tasks:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Return the names in ``schema.PICTURES`` that are stored."""
+        """Return the names in ``schema.PICTURES`` that the build stores."""
         chosen = {"depth_mm": self.config.depth, "segmentation": self.config.segmentation}
         return tuple(name for name, wanted in chosen.items() if wanted)
 
     def _lenses(self, official_idx: list[int]) -> list[Lens | None] | None:
-        """Return what distorted each of some images, None if nothing is straightened."""
+        """Return the lens of each of some images; None if nothing is undistorted."""
         source = self.source
         if not straightens(self.config, source) or source.lens_of is None:
             return None
@@ -52,8 +52,8 @@ class Tasks:
         """Return the task of a shard.
 
         Args:
-            shard: Its number.
-            with_labels: False: a task that cannot run, for what depends on the rest of it.
+            shard: Shard number.
+            with_labels: False: a task that cannot run, for comparing or hashing the other fields.
         """
         rows = self.plan.rows_of_shard(shard)
         official = self.plan.official_idx[rows].tolist()
@@ -80,7 +80,7 @@ class Tasks:
 
 
 def straightens(config: BuildConfig, source: DatasetSource) -> bool:
-    """Return whether a build straightens images."""
+    """Return whether a build undistorts images."""
     return bool(source.lenses) and config.image.undistort
 
 
@@ -94,7 +94,7 @@ def make_tasks(
     """Plan a build.
 
     Raises:
-        SourceError: If the source has no rows, or cannot give what the configuration asks for.
+        SourceError: If the source has no rows, or lacks data that the configuration requires.
     """
     work = image_work(config, source)
     plan = make_plan(source, shard_rows=config.shard_rows, may_grow=work.recode or work.baseline)
@@ -110,10 +110,10 @@ def make_tasks(
 
 
 def load_mano_of(path: str | None) -> "tuple[Path, ManoModels] | tuple[None, None]":
-    """Return the MANO folder of a ``mano=`` option (or the environment) and what is in it.
+    """Return the MANO folder of a ``mano=`` option (or the environment) and its models.
 
     Raises:
-        FileNotFoundError: If a folder is named that has no MANO files.
+        FileNotFoundError: If the given folder has no MANO files.
     """
     from model.mano.files import find_mano, load_mano
 
@@ -122,7 +122,7 @@ def load_mano_of(path: str | None) -> "tuple[Path, ManoModels] | tuple[None, Non
 
 
 def built_with(attributes: StoreAttributes) -> BuildConfig:
-    """Return the settings that a store was built with, from the command that it keeps."""
+    """Return the settings that a store was built with, parsed from its recorded command."""
     words = shlex.split(attributes.command)
     config = compose(BuildConfig, words[words.index("build-cache") + 1 :])
     assert isinstance(config, BuildConfig)
@@ -130,28 +130,29 @@ def built_with(attributes: StoreAttributes) -> BuildConfig:
 
 
 def image_work(config: BuildConfig, source: DatasetSource) -> ImageWork:
-    """Return what happens to the images; ``auto`` is settled by the names of the files.
+    """Return the image settings, resolving ``auto`` by the file names.
 
     Raises:
-        SourceError: If the images cannot be passed through, or the dataset lacks the pictures.
+        SourceError: If the images cannot be passed through, or the dataset lacks depth or
+            segmentation images.
     """
     image = config.image
     num_png = sum(name.lower().endswith(".png") for name in source.rows.image)
     if num_png and image.encoding is ImageEncoding.passthrough:
         raise SourceError(
             f"{source.dataset}: {num_png} of {len(source.rows)} images below {source.root} are "
-            "PNGs, which a store does not hold as they are; pass image.encoding=recode"
+            "PNGs, which a store cannot hold unchanged; pass image.encoding=recode"
         )
     straight = straightens(config, source)
     if straight and image.encoding is ImageEncoding.passthrough:
         raise SourceError(
-            f"{source.dataset}: some images are distorted by their lens, and its labels are not; "
-            "pass image.encoding=recode, which straightens them, or image.undistort=false to keep "
-            "pixels that the labels do not lie on"
+            f"{source.dataset}: some images have lens distortion, and the labels do not; pass "
+            "image.encoding=recode, which undistorts them, or image.undistort=false to keep "
+            "distorted pixels that do not match the labels"
         )
     if (config.depth or config.segmentation) and source.picture is None:
         raise SourceError(
-            f"{source.dataset} has no depth or segmentation images that a store keeps; leave out "
+            f"{source.dataset} has no depth or segmentation images to store; leave out "
             "depth= and segmentation="
         )
     recode = image.encoding is ImageEncoding.recode or (
@@ -174,7 +175,7 @@ def store_attributes(
     work: ImageWork,
     mano: "ManoModels | None",
 ) -> StoreAttributes:
-    """Return the attributes of the store before its images were seen."""
+    """Return the attributes of the store before its images are read."""
     extra: dict[str, Any] = {
         "on_bad_image": config.on_bad_image.name,
         "official_boxes": source.official_boxes,
@@ -213,16 +214,16 @@ def store_attributes(
 
 
 def build_command(config: BuildConfig) -> str:
-    """Return the command line that builds the same store again, with absolute paths.
+    """Return the command line that rebuilds the same store, with absolute paths.
 
-    It replaces what is there: errors about a damaged or unfinished store quote it as the cure.
+    It overwrites the store: errors about a damaged or unfinished store suggest it as the fix.
     """
     words = [*_words(config, ""), "overwrite=true"]
     return shlex.join(["python", "-m", "preprocess", "build-cache", *words])
 
 
 def _words(config: Any, prefix: str) -> Iterator[str]:
-    """Yield ``key=value`` of every field that is not its default and decides about the content."""
+    """Yield ``key=value`` for every field that differs from its default and affects the content."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in _NOT_CONTENT:

@@ -1,9 +1,9 @@
-"""``verify-cache``: read every byte of a store again and compare.
+"""``verify-cache``: check every byte of a store.
 
-Without ``root``: shard layout, crc32c and JPEG header of each image, sizes, order of the rows,
-masks against values, boxes against projections, flags against rules, splits, counts, content hash.
+Without ``root``: shard layout, crc32c and JPEG header of each image, sizes, row order, masks
+against values, boxes against projections, flags against rules, splits, counts, content hash.
 With ``root``: also every image against its file, every label against a fresh conversion, and the
-labels against others that ``root`` has of the same images.
+labels against redundant ones that ``root`` has for the same images.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 _IMAGE_FLAGS = sum(FLAGS[name] for name in ("image_missing", "image_truncated", "image_not_jpeg"))
 _BOX_RTOL = 1e-6
-"""A box is derived from the float32 labels, so it only differs by the last bit of float32."""
+"""Tolerance for boxes: derived from the float32 labels, they differ at most in the last bit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What a verification found."""
+    """Result of a verification."""
 
     path: Path
     num_rows: int
     image_bytes: int
     seconds: float
     compared_with: Path | None
-    """Root of the raw dataset, if it was compared."""
+    """Root of the raw dataset if the store was compared with it."""
     notes: list[str]
-    """What else was compared: one sentence each."""
+    """Further comparisons, one sentence each."""
     problems: list[str]
-    """One sentence each; empty = the store is what the build wrote."""
+    """Differences found, one sentence each; empty = the store is intact."""
 
 
 def main(config: VerifyConfig) -> int:
-    """Read every byte of a store again and compare; exit code 1 if anything differs."""
+    """Check every byte of a store, optionally against its raw dataset; exit code 1 on problems."""
     report = verify(config)
     say(verify_text(report))
     return 1 if report.problems else 0
@@ -63,11 +63,11 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
     """Check a store and return every problem found.
 
     Args:
-        config: Which store, and the raw dataset to compare with, if any.
-        console: Where progress goes; stderr by default.
+        config: The store, and the raw dataset to compare with, if any.
+        console: Console for progress; stderr by default.
 
     Raises:
-        StoreError: If there is no finished store of this version; damage is a problem, no error.
+        StoreError: If there is no finished store of this version. Damage is reported as a problem.
         SourceError: If ``root`` is given and cannot be opened.
     """
     from pipeline.store.reader import open_store
@@ -107,7 +107,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
 
 
 def verify_text(report: VerifyReport) -> str:
-    """Return the report for people; at most 20 problems."""
+    """Format the report as text, with at most 20 problems."""
     rate = report.image_bytes / max(report.seconds, 1e-9) / 1e6
     against = f", compared with {report.compared_with}" if report.compared_with else ""
     head = (
@@ -127,7 +127,7 @@ def verify_text(report: VerifyReport) -> str:
 
 
 def _check_images(store: "Store", report: Callable[[int, int], None]) -> Iterator[str]:
-    """Every readable image has its crc32c, is a complete JPEG and has the size beside it."""
+    """Check the crc32c and JPEG header of every readable image, and its stored size."""
     size_hw = store.image_index.size_hw
     for row, jpeg in store.scan(np.arange(store.num_rows)):
         report(row, store.num_rows)
@@ -147,12 +147,12 @@ def _check_images(store: "Store", report: Callable[[int, int], None]) -> Iterato
 
 
 def _check_order(store: "Store") -> Iterator[str]:
-    """Rows are sorted, official indices are each there once, name indices have names."""
+    """Check that rows are sorted, official indices unique and name indices within their tables."""
     keys = [store.label(f"{name}_idx") for name in ("sequence", "camera", "frame", "official")]
     if not np.array_equal(np.lexsort(keys[::-1]), np.arange(store.num_rows)):
         yield "rows are not sorted by (sequence, camera, frame, official index)"
     if not np.array_equal(np.sort(keys[-1]), np.arange(store.num_rows)):
-        yield "labels/official_idx is no permutation of the rows"
+        yield "labels/official_idx is not a permutation of the rows"
     for name, table in store.attributes.tables.items():
         if name == "object":
             continue
@@ -163,7 +163,7 @@ def _check_order(store: "Store") -> Iterator[str]:
 
 
 def _check_labels(store: "Store") -> Iterator[str]:
-    """Masks say what the values are; derived labels follow from the others."""
+    """Check masks against values, and derived labels against the ones they derive from."""
     valid = store.label("joint_valid")
     finite = np.isfinite(store.label("joints_3d")).all(-1)
     has = {name: store.label(name) for name in ("has_joints", "has_mano", "has_beta", "has_world")}
@@ -204,7 +204,7 @@ def _check_labels(store: "Store") -> Iterator[str]:
 
 
 def _check_objects(store: "Store") -> Iterator[str]:
-    """Objects have names, poses and shapes; contact is to one of them."""
+    """Check object ids, poses and shapes, and that contact refers to a posed object."""
     ids, has = store.label("object_id"), store.label("has_object")
     num = len(store.attributes.tables["object"])
     unknown = np.any((ids < -1) | (ids >= num), axis=-1)
@@ -226,7 +226,7 @@ def _check_objects(store: "Store") -> Iterator[str]:
 
 
 def _stored_labels(store: "Store") -> LabelStack:
-    """Return the labels of the store with its boxes forgotten, so that they are derived again."""
+    """Return the labels of the store without its boxes, so that they are derived again."""
     n = store.num_rows
     stored: dict[str, Any] = {
         "A_file_from_raw": np.tile(np.eye(2, 3), (n, 1, 1)),
@@ -243,7 +243,7 @@ def _stored_labels(store: "Store") -> LabelStack:
 
 
 def _check_attributes(store: "Store") -> Iterator[str]:
-    """Counts are those of the arrays; splits name rows, each once."""
+    """Check counts against the arrays, and that each split lists valid rows once."""
     a = store.attributes
     if (counts := flag_counts(store.label("quality"))) != a.flag_counts:
         yield f"flag_counts is {a.flag_counts}, labels/quality has {counts}"
@@ -274,9 +274,10 @@ def _check_content(store: "Store") -> Iterator[str]:
 def _compare_with_source(
     store: "Store", root: Path, mano_path: str | None, notes: list[str]
 ) -> Iterator[str]:
-    """Every image, label, picture and shape against a fresh conversion with the same settings.
+    """Compare every image, label, depth or segmentation image and shape with a fresh conversion.
 
-    Where the dataset has its labels twice, ``notes`` gets how far apart they are.
+    Uses the settings of the build. Where the dataset has its labels twice, appends a summary of the
+    differences to ``notes``.
     """
     from pipeline.store.pictures import read_picture
 
@@ -303,7 +304,7 @@ def _compare_with_source(
     yield from _compare_objects(store, source)
     for shard in range(plan.num_shards):
         task = tasks.task(shard)
-        # Sizes are those of today: a file that changed is a difference here, not an error.
+        # Current file sizes: a file that changed is a difference here, not an error.
         content = shard_content(task)
         rows = range(task.first_row, task.first_row + len(task.images))
         for row, jpeg in zip(rows, content.images.payloads, strict=True):
@@ -327,7 +328,7 @@ def _compare_with_source(
 
 
 def _compare_objects(store: "Store", source: DatasetSource) -> Iterator[str]:
-    """Every shape against one made afresh."""
+    """Compare every object shape with a freshly built one."""
     files = [file for file in source.objects if file.mesh]
     if not files:
         return
@@ -347,7 +348,7 @@ def _compare_objects(store: "Store", source: DatasetSource) -> Iterator[str]:
 
 
 def _equal(fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Return which rows are equal; NaN equals NaN."""
+    """Return which rows are equal, NaN equal to NaN."""
     same = fresh == stored
     if np.issubdtype(fresh.dtype, np.floating):
         same |= np.isnan(fresh) & np.isnan(stored)
@@ -355,7 +356,7 @@ def _equal(fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def _rows(bad: np.ndarray, problem: str, first_row: int = 0) -> Iterator[str]:
-    """Yield one sentence if any row is bad: the problem, how often, and where first."""
+    """Yield one sentence if any row is bad: the problem, the number of rows and the first one."""
     if bad.any():
         yield (
             f"{problem} in {np.count_nonzero(bad)} rows "

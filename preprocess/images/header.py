@@ -1,10 +1,10 @@
-"""Headers of JPEG and PNG files, read without decoding: size, coding, and whether the end is there.
+"""Parse JPEG and PNG headers without decoding: size, coding process and whether the file is whole.
 
 Walks the segments of a JPEG to its first scan, or the chunks of a PNG to the last one, in a few
-microseconds. Damage inside the coded pixels is not seen; that is the decoder's to find.
+microseconds. Damage inside the coded pixels goes unnoticed; the decoder finds it.
 
-Pillow reads headers too, but does not say which frame header it saw: extended, lossless and
-arithmetic coding look like baseline, and no decoder of ours takes the last two. It also steps over
+Pillow reads headers too, but does not report the frame type: extended, lossless and arithmetic
+coding look like baseline, and none of the decoders used here supports the last two. It also skips
 junk between segments, warns about odd EXIF, and takes three times as long.
 
 Source: ITU-T T.81, annex B; PNG specification (third edition), clause 5.
@@ -27,12 +27,12 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _IHDR_BYTES: Final = 13
 _SIZE: Final = struct.Struct(">II")  # width, height: how IHDR begins
 _LONGEST_SIDE: Final = 65_500
-"""What libjpeg encodes."""
+"""Largest image side that libjpeg encodes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JpegHeader:
-    """A JPEG that every decoder of ours takes."""
+    """Header of a JPEG that all decoders used here support."""
 
     height: int
     width: int
@@ -44,7 +44,7 @@ class JpegHeader:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PngHeader:
-    """A PNG that becomes a JPEG."""
+    """Header of a PNG, which is recoded to JPEG."""
 
     height: int
     width: int
@@ -52,7 +52,7 @@ class PngHeader:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageProblem:
-    """Why a store cannot hold an image."""
+    """Reason why a store cannot hold an image."""
 
     flag: str
     """Key of ``pipeline.store.schema.FLAGS``: ``image_missing``, ``_truncated``, ``_not_jpeg``."""
@@ -89,8 +89,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader | ImageProblem:
         if marker == _SOS:
             if header is None:
                 return _not_jpeg("has a scan but no frame header")
-            # Coded pixels stuff every ff with 00, so ff d9 behind SOS is the end, not chance;
-            # bytes that a camera or a file system put behind it do no harm.
+            # In coded pixels every ff is stuffed with 00, so ff d9 after SOS is a real end marker;
+            # bytes that a camera or a file system appended to it do no harm.
             if data.rfind(_EOI, position) < 0:
                 return _truncated(f"is cut off: no end-of-image marker in {len(data)} bytes")
             return header
@@ -109,7 +109,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | ImageProblem:
 
 
 def _frame_header(segment: bytes, process: str) -> JpegHeader | ImageProblem:
-    """Return the header in the content of a SOF segment: ``_FRAME``, then 3 bytes a component."""
+    """Parse the content of a SOF segment: ``_FRAME``, then 3 bytes per component."""
     if len(segment) < _FRAME.size or len(segment) < _FRAME.size + 3 * segment[5]:
         return _not_jpeg("has a broken frame header")
     precision, height, width, components = _FRAME.unpack_from(segment)

@@ -1,8 +1,8 @@
-"""The images of one shard: read the files, check them, and turn them into what the store holds.
+"""Read, check and encode the image files of one shard for the store.
 
 Passthrough keeps the bytes of a JPEG; ``baseline`` transcodes progressive ones without loss;
-recode decodes, crops and encodes (``preprocess.images.recode``). Memory holds the results and one
-image.
+recode decodes, crops and encodes (``preprocess.images.recode``). Peak memory is the results plus
+one image.
 """
 
 from collections import Counter
@@ -27,23 +27,23 @@ from preprocess.records import Lens, SourceError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageWork:
-    """How a build treats images."""
+    """Image processing settings of a build."""
 
     recode: bool
-    """Decode, crop, encode as baseline JPEG 4:2:0; else passthrough."""
+    """Decode, crop, encode as baseline JPEG 4:2:0; False: passthrough."""
     baseline: bool
-    """Passthrough: transcode what is not baseline, without loss."""
+    """Passthrough: losslessly transcode files that are not baseline."""
     quality: int = 95
     """Recode: JPEG quality."""
     max_px: int = 0
-    """Recode: longest side of a stored image; 0 keeps the scale. Nothing is enlarged."""
+    """Recode: longest side of a stored image, pixels; 0 keeps the scale. Never upscales."""
     margin: float = 1.5
-    """Recode with a region: sides of the crop over those of the region's box."""
+    """Recode with a region: side length of the crop as a multiple of the region's box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadImage:
-    """An image that a store keeps no bytes of."""
+    """An image whose bytes are not stored."""
 
     row: int
     image: str
@@ -54,18 +54,18 @@ class BadImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardImages:
-    """What a shard stores of its n images. A bad one has no bytes, size 0 and the identity."""
+    """The stored images of a shard, n rows. A bad image has no bytes, size 0 and the identity."""
 
     payloads: list[bytes]
     size_hw: UInt16[np.ndarray, "n 2"]
-    """Of the stored image."""
+    """Size of the stored image, pixels."""
     raw_size_hw: UInt16[np.ndarray, "n 2"]
-    """Of the image file."""
+    """Size of the image file, pixels."""
     A_stored_from_file: Float[np.ndarray, "n 2 3"]
     flags: UInt32[np.ndarray, " n"]
     """Bits of ``schema.FLAGS``."""
     processes: dict[str, int]
-    """Stored images by JPEG coding process."""
+    """Number of stored images by JPEG coding process."""
     bad: list[BadImage]
 
 
@@ -73,7 +73,7 @@ class ShardImages:
 class _Stored:
     data: bytes
     num_read: int
-    """Bytes of the file."""
+    """Size of the source file, bytes."""
     process: str
     size_hw: tuple[int, int]
     raw_size_hw: tuple[int, int]
@@ -95,19 +95,19 @@ def shard_images(
     region_xyxy: Float[np.ndarray, "n 4"] | None,
     lenses: Sequence[Lens | None] | None = None,
 ) -> ShardImages:
-    """Return the images of a shard as the store holds them.
+    """Read and encode the images of a shard for the store.
 
-    OpenCV is left with one thread in this process: shards are what runs in parallel.
+    Sets OpenCV to one thread in this process: parallelism is across shards.
 
     Args:
         dataset: Name for messages.
         root: Folder of the dataset.
         names: Files, relative to ``root``.
         planned_bytes: Size of each file when the build was planned, ``[n]``.
-        first_row: Row of the first one.
-        work: What to do.
-        region_xyxy: Recode: what each image must show, raw pixels; NaN or None: the whole image.
-        lenses: Recode: what distorted each image; it is straightened.
+        first_row: Store row of the first image.
+        work: Processing settings.
+        region_xyxy: Recode: box that each crop must contain, raw pixels; NaN or None: whole image.
+        lenses: Recode: lens of each image, used to undistort it.
 
     Raises:
         SourceError: If a file changed since the plan.
@@ -153,7 +153,7 @@ def shard_images(
 
 
 def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str:
-    """Return why a build stops at bad images, and the two ways on."""
+    """Return the error sentence for bad images, with the two ways to continue."""
     more = f" ({len(bad) - 1} more in the same shard)" if len(bad) > 1 else ""
     return (
         f"{dataset}: the image {root / bad[0].image} {bad[0].reason}{more}; copy it again, or pass "
@@ -163,8 +163,8 @@ def bad_image_sentence(dataset: str, root: Path, bad: Sequence[BadImage]) -> str
 
 @contextmanager
 def _converter(work: ImageWork) -> Iterator[_Convert]:
-    """Give the function that turns the bytes of a file into what is stored."""
-    # Codecs are heavy, and the front door reads this module's types before it knows that it builds.
+    """Return the function that converts file bytes to the stored image."""
+    # Codecs are slow to import, and the CLI imports this module's types for every command.
     if work.recode:
         yield _recoder(work)
     elif work.baseline:

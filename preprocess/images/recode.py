@@ -1,8 +1,7 @@
-"""Decode an image, crop it, shrink it, encode it as baseline JPEG 4:2:0.
+"""Decode, crop and downscale an image and encode it as baseline JPEG 4:2:0.
 
-Pixel (0, 0) is the centre of the top-left pixel. A crop is a slice, so it moves coordinates by
-whole pixels; where the crop must shrink, every stored pixel is the mean of the area below it.
-``A_stored_from_file`` holds exactly in both cases.
+Pixel (0, 0) is the centre of the top-left pixel. A crop is a slice, so it shifts coordinates by
+whole pixels; downscaling uses area averaging. ``A_stored_from_file`` is exact in both cases.
 
 simplejpeg decodes and encodes: of simplejpeg, OpenCV and PyTurboJPEG it is the fastest at decode,
 crop, encode (``python -m benchmarks preprocess``). The same bytes give the same JPEG.
@@ -22,9 +21,9 @@ from preprocess.images.undistort import straightened
 from preprocess.records import Lens
 
 BLOCK_PX: Final = 16
-"""Side of the blocks that JPEG 4:2:0 codes. A crop on the grid of the source's blocks is quantised
-as the source was: 4.7 dB closer to it and 10 % smaller on four frames of InterHand2.6M than a crop
-that starts anywhere; a grid of 2 pixels gains nothing."""
+"""Side of a JPEG 4:2:0 coding block (MCU), pixels. A crop aligned to the source's block grid is
+quantised like the source: 4.7 dB closer to it and 10 % smaller on four frames of InterHand2.6M than
+an unaligned crop; aligning to 2 pixels gains nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +43,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recoded:
-    """An image as the store gets it."""
+    """A recoded image as written to the store."""
 
     data: bytes
     size_hw: tuple[int, int]
@@ -59,16 +58,16 @@ def crop_window(
     max_px: int,
     on_blocks: bool,
 ) -> Window:
-    """Return the part of an image to keep: the region with its margin, inside the image.
+    """Return the crop window: the region with its margin, clipped to the image.
 
     Args:
-        region_xyxy: Box of what must be seen, raw pixels. None, NaN, or a box beside the image:
+        region_xyxy: Box that must be visible, raw pixels. None, NaN, or a box outside the image:
             the whole image.
-        size_hw: Of the image.
-        margin: Sides of the crop over those of the box; both have the same centre.
-        max_px: Longest side of the stored image; 0 = any.
-        on_blocks: Widen the crop to the grid of ``BLOCK_PX``, for a JPEG. A crop that is wider than
-            ``max_px`` only because of the grid keeps its whole pixels.
+        size_hw: Height and width of the image, pixels.
+        margin: Side length of the crop as a multiple of the box; both have the same centre.
+        max_px: Longest side of the stored image, pixels; 0 = any.
+        on_blocks: Expand the crop to the grid of ``BLOCK_PX``, for a JPEG. A crop that exceeds
+            ``max_px`` only because of the grid is not downscaled.
     """
     height, width = size_hw
     whole = Window(left=0, top=0, right=width, bottom=height)
@@ -98,7 +97,7 @@ def crop_window(
 
 
 def stored_size(window: Window, max_px: int) -> tuple[int, int]:
-    """Return (height, width) of the stored image; it is never larger than its window."""
+    """Return (height, width) of the stored image; never larger than its window."""
     if not _shrinks(window, max_px):
         return window.size_hw
     height, width = window.size_hw
@@ -107,9 +106,9 @@ def stored_size(window: Window, max_px: int) -> tuple[int, int]:
 
 
 def stored_from_raw(window: Window, size_hw: tuple[int, int]) -> Float[np.ndarray, "2 3"]:
-    """Return the map of raw pixels to those of the ``window`` scaled to ``size_hw``.
+    """Return the affine map from raw pixels to those of the ``window`` scaled to ``size_hw``.
 
-    Edges of the window fall on edges of the stored image, half a pixel outside of centres.
+    Edges of the window map to edges of the stored image, half a pixel outside the pixel centres.
     """
     scale_y, scale_x = size_hw[0] / window.size_hw[0], size_hw[1] / window.size_hw[1]
     return np.array(
@@ -130,19 +129,19 @@ def recode(
     buffer: UInt8[np.ndarray, " n"],
     lens: Lens | None = None,
 ) -> Recoded | ImageProblem:
-    """Return the ``window`` of an image as baseline JPEG 4:2:0, or what is wrong with the image.
+    """Encode the ``window`` of an image as baseline JPEG 4:2:0, or return the problem with it.
 
-    Orientation in EXIF is ignored, as everywhere: labels belong to the pixels as they lie. Grey
-    becomes colour.
+    EXIF orientation is ignored throughout: labels refer to the pixels as stored. Greyscale is
+    converted to colour.
 
     Args:
         data: A JPEG or PNG file.
-        header: What it says about itself.
-        window: What to keep of it.
-        max_px: Longest side of the result; 0 = any.
+        header: Its parsed header.
+        window: The part to keep.
+        max_px: Longest side of the result, pixels; 0 = any.
         quality: JPEG quality.
-        buffer: Memory to decode a JPEG into, at least 3 bytes a pixel.
-        lens: What distorted the image: the result is straight; the window is in straight pixels.
+        buffer: Buffer to decode a JPEG into, at least 3 bytes per pixel.
+        lens: Lens of the image, used to undistort it; the window is in undistorted pixels.
     """
     frame = decode(data, header, buffer)
     if isinstance(frame, ImageProblem):
@@ -166,9 +165,9 @@ def recode(
 def decode(
     data: bytes, header: JpegHeader | PngHeader, buffer: UInt8[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "h w 3"] | ImageProblem:
-    """Return the pixels of a file (rgb of a JPEG, bgr of a PNG), or what is wrong with it."""
+    """Decode a file to pixels (RGB for JPEG, BGR for PNG), or return the problem with it."""
     if isinstance(header, PngHeader):
-        # The first 8 bits of 16, without alpha.
+        # The high 8 bits of 16, without alpha.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if frame is None:
@@ -188,7 +187,7 @@ def decode(
 
 
 def undecodable(message: str) -> ImageProblem:
-    """Return the problem of a file that a decoder refuses with ``message``."""
+    """Return the problem for a file that a decoder rejected with ``message``."""
     flag = "image_truncated" if "premature end" in message.lower() else "image_not_jpeg"
     return ImageProblem(flag=flag, reason=f"cannot be decoded ({message})")
 
@@ -198,7 +197,7 @@ def _shrinks(window: Window, max_px: int) -> bool:
 
 
 def _clip(left: int, top: int, right: int, bottom: int, size_hw: tuple[int, int]) -> Window | None:
-    """Return what lies inside of the image, None if nothing does."""
+    """Clip a window to the image; None if nothing is left."""
     left, top = max(left, 0), max(top, 0)
     right, bottom = min(right, size_hw[1]), min(bottom, size_hw[0])
     if left >= right or top >= bottom:

@@ -1,10 +1,10 @@
-"""Turn a progressive JPEG into a baseline one without loss: the same coefficients, coded again.
+"""Losslessly transcode progressive JPEG to baseline: the same DCT coefficients, entropy-coded anew.
 
-Hardware decoders take no progressive files. jpeglib does the work, over libjpeg: of the libraries
-that hand out coefficients and take them back, it is the one with wheels for every Python and a
-licence. It works on files and holds state in globals, so calls take turns; and libjpeg ends the
-whole process at an error, so an image is decoded before it is handed over. It is decoded again
-behind, and both must have the same pixels. Metadata is left out: no EXIF, no colour profile.
+Hardware decoders do not support progressive files. jpeglib, a wrapper of libjpeg, does the work: of
+the libraries that read and write coefficients, it is the one with a licence and wheels for every
+Python version. It works on files and keeps global state, so a lock serialises the calls. libjpeg
+ends the whole process on an error, so each image is decoded beforehand, and again afterwards: both
+must give the same pixels. Metadata is dropped: no EXIF, no colour profile.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from preprocess.images.header import ImageProblem, JpegHeader, read_jpeg_header
 from preprocess.images.recode import undecodable
 
 _LIBJPEG: Final = "turbo210"
-"""libjpeg-turbo 2.1.0, the newest one in jpeglib; its default is libjpeg 6b of 1998."""
+"""libjpeg-turbo 2.1.0, the newest version in jpeglib; its default is libjpeg 6b of 1998."""
 _FACTORS: Final[Mapping[str, list[tuple[int, int]]]] = {
     "Gray": [(1, 1)],
     "444": [(1, 1), (1, 1), (1, 1)],
@@ -31,21 +31,21 @@ _FACTORS: Final[Mapping[str, list[tuple[int, int]]]] = {
     "420": [(2, 2), (1, 1), (1, 1)],
     "411": [(1, 4), (1, 1), (1, 1)],
 }
-"""Samples down and across of each component, by the name of the chroma sampling."""
-_TURNS: Final = threading.Lock()
+"""Vertical and horizontal sampling factors of each component, by name of chroma subsampling."""
+_LOCK: Final = threading.Lock()
 
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """Give a folder for files under way, and remove it with all that jpeglib left there."""
-    with _TURNS:  # in its turn jpeglib has the place of temporary files to itself
+    """Provide a temporary folder, and remove it with everything that jpeglib left in it."""
+    with _LOCK:  # jpeglib's folder of temporary files is global
         folder = tempfile.TemporaryDirectory(prefix="handloom-")
     with folder as name:
         yield Path(name)
 
 
 def to_baseline(data: bytes, folder: Path) -> bytes | ImageProblem:
-    """Return the same image as baseline JPEG, or why there is none.
+    """Transcode an image to baseline JPEG, or return the problem with it.
 
     Args:
         data: A JPEG file, progressive or extended.
@@ -58,7 +58,7 @@ def to_baseline(data: bytes, folder: Path) -> bytes | ImageProblem:
         return undecodable(str(error))
     if colours not in {"Gray", "YCbCr"} or sampling not in _FACTORS:
         return _cannot(f"it is {colours} {sampling}")
-    with _TURNS:
+    with _LOCK:
         baseline = _code_again(data, (height, width), sampling, folder)
     found = read_jpeg_header(baseline)
     if not isinstance(found, JpegHeader) or found.process != "baseline":
@@ -69,7 +69,7 @@ def to_baseline(data: bytes, folder: Path) -> bytes | ImageProblem:
 
 
 def _code_again(data: bytes, size_hw: tuple[int, int], sampling: str, folder: Path) -> bytes:
-    """Return the JPEG with its coefficients in baseline coding."""
+    """Re-encode the JPEG's coefficients with baseline coding."""
     target = folder / "baseline.jpg"
     target.unlink(missing_ok=True)
     if jpeglib.version.get() != _LIBJPEG:
@@ -79,7 +79,7 @@ def _code_again(data: bytes, size_hw: tuple[int, int], sampling: str, folder: Pa
     try:
         image = _described(data, size_hw, sampling)
         image.load()
-        image.content = None  # or it reads the coefficients a second time to write them
+        image.content = None  # otherwise jpeglib reads the coefficients again before writing
         image.write_dct(str(target))
     finally:
         tempfile.tempdir = before
@@ -87,7 +87,7 @@ def _code_again(data: bytes, size_hw: tuple[int, int], sampling: str, folder: Pa
 
 
 def _described(data: bytes, size_hw: tuple[int, int], sampling: str) -> Any:
-    """Return what ``jpeglib.read_dct`` would, which decodes the file once to describe it."""
+    """Return what ``jpeglib.read_dct`` would, without the decode it does to describe the file."""
     factors = np.array(_FACTORS[sampling], np.int32)
     # Every component covers the image, at its share of the samples, in blocks of 8.
     blocks = -(-np.array(size_hw) * factors // (8 * factors.max(0)))

@@ -1,7 +1,7 @@
-"""Straighten the pixels of a lens that distorts, so that a pinhole camera explains them.
+"""Undistort images, so that a pinhole camera model holds for them.
 
-The camera matrix stays: labels in undistorted space project to the pixels of the result. What the
-lens did not see is black.
+The camera matrix is unchanged: labels in undistorted space project to the pixels of the result.
+Pixels that the lens did not capture are black.
 """
 
 import functools
@@ -14,13 +14,13 @@ from jaxtyping import UInt8
 from preprocess.records import Lens
 
 _KEPT: Final = 4
-"""Maps kept in memory: 34 MB each for 2800 x 2000 pixels."""
+"""Number of remap tables cached in memory: 34 MB each for 2800 x 2000 pixels."""
 
 
 def straightened(
     frame: UInt8[np.ndarray, "h w 3"], lens: Lens, rows: slice, columns: slice
 ) -> UInt8[np.ndarray, "r c 3"]:
-    """Return some rows and columns of a frame as a pinhole camera would have seen them.
+    """Undistort a window (rows and columns) of a frame.
 
     Bilinear, with OpenCV's fixed-point weights of 1/32 pixel.
     """

@@ -1,1 +1,1 @@
-"""Derived labels and quality flags."""
+"""Label conversion, derived labels and quality flags."""

@@ -1,4 +1,4 @@
-"""Labels of what hand and object do, from the labels of n rows: palm, aperture, boxes, motion.
+"""Derived hand and object labels of n rows: palm pose, grip aperture, object boxes and motion.
 
 Shape legend: n = rows, 2 = hands (right, left), 10 = object slots, p = points of an object.
 """
@@ -19,13 +19,13 @@ _INDEX_MCP: Final = JOINT_NAMES.index("index_mcp")
 _LITTLE_MCP: Final = JOINT_NAMES.index("little_mcp")
 _THUMB_TIP, _INDEX_TIP = TIPS[:2]
 _PALMAR_SIDE: Final = np.array([1.0, -1.0])[:, None]
-"""Seen from the palm, the little finger follows the index finger counter-clockwise on a right hand,
-clockwise on a left one."""
+"""Sign of the palm normal. Seen from the palm, the little finger is counter-clockwise from the
+index finger on a right hand, clockwise on a left one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SurfacePoints:
-    """Points on an object, of an articulated one at angle 0."""
+    """Points on an object's surface; of an articulated one at angle 0."""
 
     points: Float[np.ndarray, "p 3"]
     """Object frame, metres."""
@@ -33,11 +33,11 @@ class SurfacePoints:
 
 
 def palm_pose(labels: LabelStack) -> Float64[np.ndarray, "n 2 3 4"]:
-    """Return ``[R | t]`` camera from palm, metres; NaN without its three joints.
+    """Return the palm pose ``[R | t]``, palm to camera frame, metres; NaN without its three joints.
 
-    Origin: mean of wrist, index knuckle and little knuckle. x: from the wrist to the middle of the
-    two knuckles. z: normal to the three, to the side that grasps, on either hand. y = z x x, so it
-    points to the little finger of a right hand and to the index finger of a left one.
+    Origin: mean of the wrist and the index and little MCP joints. x: from the wrist to the midpoint
+    of the two MCPs. z: normal of the three joints, towards the grasping side of either hand.
+    y = z x x, so it points to the little finger of a right hand and the index finger of a left one.
     """
     joints = _annotated(labels)
     wrist, index, little = (joints[:, :, j] for j in (ROOT, _INDEX_MCP, _LITTLE_MCP))
@@ -48,7 +48,7 @@ def palm_pose(labels: LabelStack) -> Float64[np.ndarray, "n 2 3 4"]:
 
 
 def aperture_m(labels: LabelStack) -> Float64[np.ndarray, "n 2"]:
-    """Return the distance of thumb tip and index tip, metres; NaN without one of them."""
+    """Return the distance between thumb tip and index fingertip, metres; NaN if one is missing."""
     joints = _annotated(labels)
     return np.asarray(np.linalg.norm(joints[:, :, _THUMB_TIP] - joints[:, :, _INDEX_TIP], axis=-1))
 
@@ -60,7 +60,7 @@ def posed_objects(labels: LabelStack) -> Bool[np.ndarray, "n 10"]:
 
 
 def object_flags(labels: LabelStack) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return which rows break the rules about objects, by the names of ``schema.FLAGS``."""
+    """Return which rows violate the object rules, by the names of ``schema.FLAGS``."""
     posed = posed_objects(labels)
     return {
         "object_missing": ((labels.object_id >= 0) & ~posed).any(1),
@@ -69,7 +69,7 @@ def object_flags(labels: LabelStack) -> dict[str, Bool[np.ndarray, " n"]]:
 
 
 def object_moved_m(labels: LabelStack) -> Float64[np.ndarray, "n 10"]:
-    """Return how far each object's origin is from ``object_start``, metres; NaN without either.
+    """Return the distance of each object's origin from ``object_start``, metres; NaN if unknown.
 
     In the world, or in the camera frame where the row has no ``T_world_from_cam``.
     """
@@ -84,14 +84,14 @@ def object_moved_m(labels: LabelStack) -> Float64[np.ndarray, "n 10"]:
 def object_bbox_xyxy(
     labels: LabelStack, points: Mapping[int, SurfacePoints]
 ) -> Float64[np.ndarray, "n 10 4"]:
-    """Return the tight box (x0, y0, x1, y1) of each object's projected points, pixels.
+    """Return the tight bounding box (x0, y0, x1, y1) of each object's projected points, pixels.
 
-    Not clipped to the image. NaN without a pose or ``K``, without points, and where a point lies at
-    or behind the camera plane.
+    Not clipped to the image. NaN without a pose, ``K`` or points, and if a point lies on or behind
+    the camera plane.
 
     Args:
         labels: The labels.
-        points: By ``object_id``, object frame, metres.
+        points: Surface points by ``object_id``, object frame, metres.
     """
     boxes = np.full((*labels.object_id.shape, 4), np.nan)
     posed = posed_objects(labels)
@@ -113,7 +113,7 @@ def object_bbox_xyxy(
 def _corners(
     surface: SurfacePoints, arti_rad: Float64[np.ndarray, " m"]
 ) -> Float64[np.ndarray, "m p 3"]:
-    """Return points whose projections have the outline of the object's: corners of hulls."""
+    """Return the convex hull vertices of the parts, which have the same projected bounding box."""
     corners, parts = [], []
     for part in np.unique(surface.part_id).tolist():
         own = hull_points(np.asarray(surface.points[surface.part_id == part], np.float64))

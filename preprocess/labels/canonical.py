@@ -1,10 +1,10 @@
-"""Each dataset's own hand and object parameters in the house form.
+"""Convert each dataset's hand and object parameters to the canonical form.
 
-The house form: MANO's ``theta`` as absolute axis-angle, ``transl`` in smplx's meaning, ``beta`` of
-the fixed left model, object poses ``[R | t]``; OpenCV camera frame, metres. Every function takes
-the numbers as they stand in the files, one row per hand or object and frame.
+Canonical form: MANO ``theta`` as absolute axis-angle, ``transl`` in the smplx convention, ``beta``
+of the fixed left model, object poses ``[R | t]``; OpenCV camera frame, metres. Every function takes
+the numbers exactly as in the files, one row per hand or object and frame.
 
-Shape legend: n = rows, o = objects; ``#n``: one row serves all.
+Shape legend: n = rows, o = objects; ``#n``: one row broadcasts to all.
 
 Source:
     The dataset notes, 1.3 to 1.6, from the official toolkits.
@@ -30,13 +30,13 @@ from model.mano.files import ManoArrays, ManoModels, mano_forward
 from preprocess.records import Labels, LabelStack
 
 _OPENCV_FROM_OPENGL: Final = np.diag([1.0, -1.0, -1.0])
-"""Half a turn about x: y and z change sign."""
+"""Rotation by 180 degrees about x: y and z change sign."""
 _CHUNK: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HandParameters:
-    """MANO in the house form; ``theta`` and ``transl`` of a hand without annotation are NaN."""
+    """MANO parameters in canonical form; ``theta`` and ``transl`` of unannotated hands are NaN."""
 
     theta: Float64[np.ndarray, "n 48"]
     beta: Float64[np.ndarray, "n 10"]
@@ -46,15 +46,15 @@ class HandParameters:
     root_rest: Float64[np.ndarray, "n 3"]
     """``J0(beta)``."""
     refit_error_m: Float64[np.ndarray, " n"]
-    """Largest distance of a vertex, in the pose of the row, from where ``beta_raw`` and the model
-    that it belongs to put it, metres; 0 without a refit, NaN where ``theta`` is."""
+    """Largest vertex error in the pose of the row, against ``beta_raw`` with the model it belongs
+    to, metres; 0 without a refit, NaN where ``theta`` is."""
 
 
 _FIELDS: Final = tuple(field.name for field in fields(HandParameters))
 
 
 def fill_hand(labels: Labels, slot: int, hands: HandParameters, row: int) -> None:
-    """Write one row of parameters into the labels of an image."""
+    """Write one row of hand parameters into the labels of an image, in place."""
     for name in _FIELDS:
         getattr(labels, name)[slot] = getattr(hands, name)[row]
 
@@ -62,7 +62,7 @@ def fill_hand(labels: Labels, slot: int, hands: HandParameters, row: int) -> Non
 def fill_hands(
     labels: LabelStack, rows: Integer[np.ndarray, " n"], slot: int, hands: HandParameters
 ) -> None:
-    """Write parameters into ``rows`` of a stack, in their order."""
+    """Write hand parameters into ``rows`` of a stack, in order and in place."""
     for name in _FIELDS:
         getattr(labels, name)[rows, slot] = getattr(hands, name)
 
@@ -75,8 +75,8 @@ def dexycb_hands(
 ) -> HandParameters:
     """Convert DexYCB's ``pose_m`` (labels, camera frame) and the subject's ``betas``.
 
-    ``pose_m`` is root axis-angle, 45 PCA coefficients, translation; all zero: no hand. Left hands
-    were fitted with the unfixed model.
+    ``pose_m`` is root axis-angle, 45 PCA coefficients, translation; all zero means no hand. Left
+    hands were fitted with the unfixed model.
     """
     own = _as_fitted(models, slot)
     root, coefficients, transl = np.split(pose_m.astype(np.float64), [3, 48], axis=1)
@@ -92,19 +92,20 @@ def freihand_hands(
     parameters: Float[np.ndarray, "n 61"],
     vertices: Float[np.ndarray, "n 778 3"] | None = None,
 ) -> tuple[HandParameters, Float64[np.ndarray, " n"]]:
-    """Convert rows of ``training_mano.json``; also return how far the official vertices are off.
+    """Convert rows of ``training_mano.json``; also return the error against official vertices.
 
-    A row is root axis-angle, 45 angles about the mean pose, betas, pixel and scale of the root.
+    A row is root axis-angle, 45 angles relative to the mean pose, betas, root pixel and scale.
     FreiHAND's root is the middle MCP, regressed on the *posed* vertices, at the depth ``f/scale``.
 
     Args:
-        models: MANO.
-        K: Of the same rows.
+        models: MANO models.
+        K: Intrinsics of the same rows.
         parameters: The rows.
-        vertices: Official vertices, camera frame, metres; None: the check is NaN.
+        vertices: Official vertices, camera frame, metres; None: the error is NaN.
 
     Returns:
-        The parameters, and the largest distance of a decoded vertex from the official one, metres.
+        The parameters, and the largest distance between a decoded vertex and the official one,
+        metres.
     """
     own = models.right
     parameters = parameters.astype(np.float64)
@@ -131,7 +132,7 @@ def ho3d_hands(
     hand_trans: Float[np.ndarray, "n 3"],
     hand_beta: Float[np.ndarray, "n 10"],
 ) -> HandParameters:
-    """Convert HO-3D's ``handPose`` (absolute), ``handTrans`` and ``handBeta``: OpenGL axes."""
+    """Convert HO-3D's ``handPose`` (absolute), ``handTrans`` and ``handBeta`` from OpenGL axes."""
     rest = rest_root(models.right, hand_beta)
     theta, transl = move_mano(
         hand_pose, hand_trans, _OPENCV_FROM_OPENGL[None], np.zeros((1, 3)), rest
@@ -148,7 +149,7 @@ def arctic_hands(
     shape: Float[np.ndarray, "#n 10"],
     T_cam_from_world: Float[np.ndarray, "#n 4 4"],
 ) -> HandParameters:
-    """Convert the fields of one hand in ARCTIC's ``.mano.npy`` (world, angles about the mean pose).
+    """Convert one hand of ARCTIC's ``.mano.npy`` (world frame, angles relative to the mean pose).
 
     Left hands were fitted with the unfixed model.
     """
@@ -168,7 +169,7 @@ def interhand26m_hands(
     camrot: Float[np.ndarray, "#n 3 3"],
     campos: Float[np.ndarray, "#n 3"],
 ) -> HandParameters:
-    """Convert NeuralAnnot's parameters (world, metres, angles about the mean pose).
+    """Convert NeuralAnnot parameters (world frame, metres, angles relative to the mean pose).
 
     ``X_cam = camrot (X_world - campos)`` with ``campos`` in millimetres, as in ``camera.json``.
     """
@@ -183,7 +184,7 @@ def interhand26m_hands(
 
 
 def dexycb_objects(pose_y: Float[np.ndarray, "*n 3 4"]) -> Float64[np.ndarray, "*n 3 4"]:
-    """Return ``[R | t]`` camera from object of DexYCB's ``pose_y``; all zero: missing, NaN."""
+    """Return ``[R | t]``, object to camera, of DexYCB's ``pose_y``; all zero: missing, NaN."""
     missing = (pose_y == 0).all(axis=(-2, -1), keepdims=True)
     return np.asarray(np.where(missing, np.nan, pose_y.astype(np.float64)))
 
@@ -191,7 +192,7 @@ def dexycb_objects(pose_y: Float[np.ndarray, "*n 3 4"]) -> Float64[np.ndarray, "
 def ho3d_objects(
     obj_rot: Float[np.ndarray, "n 3"], obj_trans: Float[np.ndarray, "n 3"]
 ) -> Float64[np.ndarray, "n 3 4"]:
-    """Return ``[R | t]`` camera from object of HO-3D's ``objRot`` (axis-angle) and ``objTrans``."""
+    """Return ``[R | t]``, object to camera, of HO-3D's ``objRot`` (axis-angle) and ``objTrans``."""
     R = Rotation.from_rotvec(obj_rot).as_matrix()
     return np.asarray(_OPENCV_FROM_OPENGL @ np.concatenate((R, obj_trans[..., None]), axis=-1))
 
@@ -199,10 +200,10 @@ def ho3d_objects(
 def arctic_objects(
     parameters: Float[np.ndarray, "n 7"], T_cam_from_world: Float[np.ndarray, "#n 4 4"]
 ) -> tuple[Float64[np.ndarray, "n 3 4"], Float64[np.ndarray, " n"]]:
-    """Return ``[R | t]`` camera from object and the articulation of rows of ``.object.npy``.
+    """Return ``[R | t]``, object to camera, and articulation angles of rows of ``.object.npy``.
 
-    A row is the angle (radians), the axis-angle of the object, its translation in millimetres. The
-    top part turns about -z of the object frame by the angle, before ``[R | t]``.
+    A row is the articulation angle (radians), the object's axis-angle and its translation in
+    millimetres. The top part rotates about -z of the object frame by the angle, before ``[R | t]``.
     """
     R = Rotation.from_rotvec(parameters[:, 1:4]).as_matrix()
     T = np.concatenate((R, parameters[:, 4:, None] / 1000.0), axis=-1)
@@ -212,7 +213,7 @@ def arctic_objects(
 
 
 def opencv_from_opengl(points: Float[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
-    """Return HO-3D's points (``handJoints3D``) with y down and z forward; intrinsics stay."""
+    """Convert HO-3D's points (``handJoints3D``) to OpenCV axes; intrinsics are unchanged."""
     return np.asarray(points @ _OPENCV_FROM_OPENGL)
 
 
@@ -249,7 +250,7 @@ def _with_fixed_left(
     beta: Float[np.ndarray, "#n 10"],
     transl: Float[np.ndarray, "n 3"],
 ) -> HandParameters:
-    """Refit the shapes of left hands, each distinct one once; right hands stay."""
+    """Refit the shapes of left hands, each distinct one once; right hands are unchanged."""
     beta = np.broadcast_to(beta, (len(theta), 10))
     if slot != LEFT:
         return _as_shipped(own, theta, beta, transl)

@@ -1,10 +1,10 @@
-"""Contact of hands and objects, and the other labels that need both: see ``schema.LABELS``.
+"""Hand-object contact, and the other derived labels that need both: see ``schema.LABELS``.
 
     vertices = hand_vertices(labels, mano, left_as_shipped=source.left_as_shipped)
     derived = derive_objects(labels, vertices, meshes, points)
 
-Distances are to the mesh, from the hand as the dataset fitted it: with the shape as shipped, a left
-hand with the model it was fitted with.
+Distances are from the vertices of the hand as fitted by the dataset to the object mesh: with the
+shape as shipped, and for a left hand with the model it was fitted with.
 
 Shape legend: n = rows, 2 = hands (right, left), 10 = object slots, p = points of an object.
 """
@@ -34,13 +34,13 @@ from preprocess.objects.shapes import Mesh
 from preprocess.records import LabelStack
 
 _CHUNK: Final = 64
-"""Hands decoded at once; 10 MB."""
+"""Hands decoded per chunk; 10 MB."""
 _IN_CONTACT_STEPS: Final = round(IN_CONTACT_M / CONTACT_STEP_M)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DerivedObjects:
-    """The arrays of ``schema.LABELS`` about objects and what hands do with them, for n rows."""
+    """The arrays of ``schema.LABELS`` about objects and hand-object interaction, for n rows."""
 
     object_bbox_xyxy: Float64[np.ndarray, "n 10 4"]
     object_moved_m: Float64[np.ndarray, "n 10"]
@@ -56,10 +56,10 @@ class DerivedObjects:
 def hand_vertices(
     labels: LabelStack, mano: ManoModels, *, left_as_shipped: bool
 ) -> Float64[np.ndarray, "n 2 778 3"]:
-    """Return the vertices of the hands as the dataset fitted them, camera frame, metres.
+    """Decode the hand vertices as fitted by the dataset, camera frame, metres.
 
     Shape is ``beta_raw``. Where a left hand was refitted to the fixed model, its ``transl`` was
-    shifted so that the wrist stays: it is shifted back. NaN without MANO.
+    shifted to keep the wrist in place; the shift is undone here. NaN without MANO.
 
     Args:
         labels: The labels; ``theta``, ``beta_raw``, ``transl`` and ``root_rest`` are used.
@@ -77,7 +77,7 @@ def hand_vertices(
         for start in range(0, len(known), _CHUNK):
             rows = known[start : start + _CHUNK]
             theta, beta, transl, root_rest = (values[rows] for values in parameters)
-            wrist = transl + root_rest  # what a refit keeps
+            wrist = transl + root_rest  # unchanged by a refit
             transl = wrist - rest_root(arrays, beta)
             vertices[rows, slot] = mano_forward(arrays, theta, beta, transl)[0]
     return vertices
@@ -89,12 +89,12 @@ def derive_objects(
     meshes: Mapping[int, Mesh],
     points: Mapping[int, SurfacePoints],
 ) -> DerivedObjects:
-    """Return the labels of n rows that follow from hands and objects.
+    """Derive the object and hand-object labels of n rows.
 
     Args:
-        labels: In the pixels and frames that are stored.
-        vertices: Of the hands, camera frame, metres, NaN where unknown; None: no MANO, no contact.
-        meshes: By ``object_id``; a row that needs one that is not here has no contact.
+        labels: Labels in stored pixels and frames.
+        vertices: Hand vertices, camera frame, metres, NaN where unknown; None: no MANO, no contact.
+        meshes: Meshes by ``object_id``; a row whose mesh is missing has no contact.
         points: Points on the surface by ``object_id``, object frame, metres, and their parts.
     """
     contact_dist, contact_object = _contact(labels, vertices, meshes)
@@ -129,7 +129,7 @@ def _contact(
         int(i): _solids_of(meshes[int(i)])
         for i in np.unique(labels.object_id[wanted & has_hand.any(1)[:, None]])
     }
-    # One object in question: it is the one. Several: the one with the nearest vertex.
+    # With one candidate object it is the contact object; with several, the nearest one.
     num_wanted = wanted.sum(1)
     single = has_hand & (num_wanted == 1)[:, None]
     target[single] = np.broadcast_to(wanted.argmax(1)[:, None], target.shape)[single]
@@ -161,9 +161,9 @@ def _solids_of(mesh: Mesh) -> dict[int, Solid]:
 
 
 def _wanted_slots(labels: LabelStack, meshes: Mapping[int, Mesh]) -> Bool[np.ndarray, "n 10"]:
-    """Return the slots among which a hand's object is: the grasped one, else all posed ones.
+    """Return the candidate slots of the contact object: the grasped one, else all posed ones.
 
-    None where one of them has no mesh: the nearest might be that.
+    No slot if a candidate has no mesh: it might be the nearest.
     """
     posed = posed_objects(labels)
     slots = np.arange(posed.shape[1])
@@ -204,7 +204,7 @@ def _in_part_frame(
     *,
     part: int,
 ) -> Float64[np.ndarray, "m 778 3"]:
-    """Return the vertices of some hands in the frames of a part of some objects."""
+    """Transform the vertices of some hands to the frame of one part of some objects."""
     pose = labels.object_pose[row, slot]
     seen = (vertices[row, hand] - pose[:, None, :, 3]) @ pose[:, :, :3]
     if part == MOVING_PART:
@@ -213,5 +213,5 @@ def _in_part_frame(
 
 
 def _id_of(labels: LabelStack, slot: Int16[np.ndarray, "n 2"]) -> Int32[np.ndarray, "n 2"]:
-    """Return the object in a slot; anything where there is none."""
+    """Return the object id in each slot; arbitrary if the slot is empty."""
     return np.take_along_axis(labels.object_id, slot.astype(np.int64), axis=1)

@@ -17,18 +17,18 @@ from preprocess.camera import project
 from preprocess.records import LabelStack
 
 MANO_RESIDUAL_LIMIT_M: Final = 1e-3
-"""A decoded hand farther than this from the official vertices is another model's hand."""
+"""A larger error against the official vertices means that the hand belongs to another model."""
 LEFT_REFIT_LIMIT_M: Final = 1e-3
-"""A refitted left hand with a vertex farther off than this keeps no ``beta``."""
+"""A refitted left hand with a larger vertex error has its ``beta`` marked invalid."""
 OUTSIDE_MARGIN: Final = 0.05
-"""Share of the longer image side by which a joint may leave the image."""
+"""Distance by which a joint may leave the image, as a fraction of the longer image side."""
 OUTSIDE_SHARE: Final = 0.5
-"""A hand lies outside if more than this share of its joints does."""
+"""A hand counts as outside the image if more than this fraction of its joints is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Derived:
-    """What follows from the labels of n rows."""
+    """Quality flags, masks and boxes derived from the labels of n rows."""
 
     quality: UInt32[np.ndarray, " n"]
     joint_valid: Bool[np.ndarray, "n 2 21"]
@@ -41,13 +41,13 @@ class Derived:
 
 
 def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
-    """Return flags (all but the image's own), masks and boxes.
+    """Derive quality flags (all but the image flags), masks and boxes.
 
     Args:
         labels: The labels of the rows.
-        size_hw: Height and width of the image, pixels; 0 = unknown, which no rule judges.
+        size_hw: Height and width of the image, pixels; 0 = unknown, which skips the size rules.
     """
-    from preprocess.labels.action import object_flags  # scipy, which the front door does not need
+    from preprocess.labels.action import object_flags  # imports scipy, which the CLI does not need
 
     finite = np.isfinite(labels.joints_3d).all(-1)
     valid = labels.joint_valid & finite
@@ -78,7 +78,7 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
 
 
 def pack_flags(rules: dict[str, Bool[np.ndarray, " n"]], num: int) -> UInt32[np.ndarray, " n"]:
-    """Return the bit mask of named rules."""
+    """Pack the rows of each named flag into bit masks."""
     quality = np.zeros(num, np.uint32)
     for name, hit in rules.items():
         quality[hit] |= np.uint32(FLAGS[name])
@@ -96,9 +96,9 @@ def flag_names(quality: int) -> list[str]:
 
 
 def joint_bbox(joints_2d: Float[np.ndarray, "n 2 21 2"]) -> Float[np.ndarray, "n 2 4"]:
-    """Return the tight box (x0, y0, x1, y1) of the finite joints, pixels; NaN without any.
+    """Return the tight bounding box (x0, y0, x1, y1) of the finite joints, pixels; NaN without any.
 
-    Not clipped to the image: a crop may reach over the border.
+    Not clipped to the image: a crop may extend beyond the border.
     """
     seen = np.isfinite(joints_2d).all(-1, keepdims=True)
     low = np.where(seen, joints_2d, np.inf).min(-2)
@@ -114,8 +114,8 @@ def outside_image(
 ) -> Bool[np.ndarray, "n 2"]:
     """Return which hands have most of their joints clearly outside the image.
 
-    Clearly: by more than ``OUTSIDE_MARGIN`` of the longer side. Joints without a pixel (behind the
-    camera) count as outside. Rows of unknown size are not judged.
+    Clearly: by more than ``OUTSIDE_MARGIN`` of the longer side. Joints behind the camera, which
+    have no pixel, count as outside. Rows of unknown size are never outside.
     """
     size_wh = size_hw[:, None, None, ::-1].astype(np.float64)
     margin = OUTSIDE_MARGIN * size_wh.max(-1, keepdims=True)

@@ -1,1 +1,1 @@
-"""Conversion of the licensed MANO files."""
+"""Conversion of the licensed MANO files to plain ``.npz``."""

@@ -1,4 +1,4 @@
-"""The nine arrays of a MANO model from its pickle or a ``.npz``, dense and checked.
+"""Load the nine arrays of a MANO model from its pickle or a ``.npz``, dense and validated.
 
 The pickles of MANO v1.2 were written by Python 2 and hold a ``chumpy`` expression (``shapedirs``)
 and a SciPy matrix (``J_regressor``). Neither library reads them here: the few arrays in their
@@ -31,15 +31,15 @@ def mano_from_pickle(data: bytes, *, name: str) -> Arrays:
 
     Args:
         data: Content of the file.
-        name: What errors call it.
+        name: Name of the file in error messages.
 
     Raises:
         PickleError: If the pickle is broken or holds more than plain data.
-        ValueError: If it is no MANO model; all problems in one sentence.
+        ValueError: If it is not a MANO model; all problems in one sentence.
     """
     values = load_pickle(data, name=name, allow=MANO_CLASSES)
     if type(values) is not dict:
-        raise ValueError(f"{name} is no MANO model: it is {kind(values)}, expected a dict")
+        raise ValueError(f"{name} is not a MANO model: it is {kind(values)}, expected a dict")
     return _checked(values, name)
 
 
@@ -48,11 +48,11 @@ def mano_from_npz(data: bytes, *, name: str) -> Arrays:
 
     Args:
         data: Content of the file.
-        name: What errors call it.
+        name: Name of the file in error messages.
 
     Raises:
         PickleError: If an array holds more than plain data.
-        ValueError: If it is no MANO model; all problems in one sentence.
+        ValueError: If it is not a MANO model; all problems in one sentence.
     """
     values = {}
     with open_zip(data, name=name) as archive:
@@ -70,7 +70,7 @@ def check_interhand_regressor(data: bytes, *, name: str) -> None:
     """Check InterHand2.6M's joint regressor, a ``.npy`` of floats [21, 778].
 
     Raises:
-        PickleError: If it is no plain ``.npy`` file.
+        PickleError: If it is not a plain ``.npy`` file.
         ValueError: If the array is another one.
     """
     array = load_npy(data, name=name)
@@ -104,7 +104,7 @@ def _checked(values: Mapping[str, Any], name: str) -> Arrays:
             arrays[key] = np.ascontiguousarray(array)
             problems += _content_problems(key, arrays[key])
     if problems:
-        raise ValueError(f"{name} is no MANO model: {'; '.join(problems)}")
+        raise ValueError(f"{name} is not a MANO model: {'; '.join(problems)}")
     return arrays
 
 

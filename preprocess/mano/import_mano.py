@@ -1,7 +1,7 @@
-"""``import-mano``: the user's licensed MANO download becomes two plain ``.npz`` files.
+"""``import-mano``: convert the user's licensed MANO download to two plain ``.npz`` files.
 
-Nothing in the download is run or unpacked to disk, and no chumpy is needed. MANO is never shipped
-and never fetched.
+No code in the download is executed, nothing is unpacked to disk, and chumpy is not needed. MANO is
+never distributed with Handloom and never downloaded by it.
 """
 
 import hashlib
@@ -37,29 +37,29 @@ from preprocess.mano.arrays import (
 )
 
 MAX_LEVELS: Final = 4
-"""How many folders below ``path`` are searched."""
+"""Maximum folder depth below ``path`` that is searched."""
 PUBLISHED_MD5: Final = {
     "MANO_RIGHT.pkl": "fd5a9d35f914987cf1cc04ffe338caa1",
     "MANO_LEFT.pkl": "11aeaca8631aa20db964d4eba491e885",
 }
-"""The pickles of MANO v1.2."""
+"""MD5 hashes of the MANO v1.2 pickles."""
 _PICKLES: Final = tuple(PUBLISHED_MD5)
 _WANTED: Final = (*_PICKLES, *MANO_FILES, INTERHAND_REGRESSOR_FILE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportReport:
-    """What an import found and wrote."""
+    """Result of an import: what was found and written."""
 
     out: Path
     done: dict[str, str]
-    """For each file: written, replaced or already there."""
+    """Per file: written, replaced or already there."""
     sources: list[str]
     left_was_unfixed: bool
     md5: dict[str, str]
-    """Of each pickle that was read."""
+    """MD5 of each pickle that was read."""
     has_regressor: bool
-    """InterHand2.6M's regressor is in ``out``, from this run or before."""
+    """InterHand2.6M's regressor is in ``out``, from this run or an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +72,11 @@ class _Found:
 
 
 def main(config: ImportManoConfig) -> int:
-    """Turn your MANO download into plain .npz files, once; then pass mano=OUT.
+    """Convert your MANO download to plain .npz files, once; then pass mano=OUT.
 
     Get mano_v1_2.zip from https://mano.is.tue.mpg.de (registration, non-commercial licence) and
-    name it, or the folder it was unpacked to. Nothing in it is run. InterHand2.6M's
-    J_regressor_mano_ih26m.npy is copied along if it is there too.
+    pass it as path=, or the folder it was unpacked to. No code in it is executed. InterHand2.6M's
+    J_regressor_mano_ih26m.npy is copied too if present.
 
     Example: python -m preprocess import-mano path=~/Downloads/mano_v1_2.zip out=/data/mano
     """
@@ -89,13 +89,13 @@ def import_mano(config: ImportManoConfig) -> ImportReport:
     """Find the two models, check them, and write them to ``out``.
 
     Raises:
-        ValueError: If a model is missing, there twice, damaged or no MANO model, or ``out`` holds
-            other files of these names.
-        OSError: If something cannot be read or written.
+        ValueError: If a model is missing, present twice, damaged or not a MANO model, or ``out``
+            holds different files with these names.
+        OSError: If a file cannot be read or written.
     """
     path, out = Path(config.path).expanduser(), Path(config.out).expanduser()
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out={str(out)!r} is no folder; choose another path")
+        raise ValueError(f"out={str(out)!r} is not a folder; choose another path")
     md5: dict[str, str] = {}
     with ExitStack() as stack:
         found = _pick(list(_search(path, out, stack)), path)
@@ -120,11 +120,11 @@ def import_mano(config: ImportManoConfig) -> ImportReport:
     )
 
 
-# --- finding --------------------------------------------------------------------------------------
+# --- search ---------------------------------------------------------------------------------------
 
 
 def _search(path: Path, out: Path, stack: ExitStack) -> Iterator[_Found]:
-    """Yield every wanted file of the download; the folder ``out`` below it is no part of it."""
+    """Yield every wanted file in the download, skipping ``out`` if it lies below it."""
     if path.name in _WANTED and path.is_file():
         raise ValueError(f"path={str(path)!r} is one file of MANO; name the folder with both hands")
     if path.is_dir():
@@ -135,7 +135,7 @@ def _search(path: Path, out: Path, stack: ExitStack) -> Iterator[_Found]:
             subfolders[:] = sorted(s for s in subfolders if not _same(here / s, out))
             for name in sorted(set(files).intersection(_WANTED)):
                 file = here / name
-                if not file.is_file():  # a pipe would wait for ever
+                if not file.is_file():  # reading a pipe would block forever
                     continue
                 yield _Found(name=name, where=str(file), read=partial(_read, file))
     elif path.is_file():
@@ -165,7 +165,7 @@ def _read(file: Path) -> bytes:
 
 
 def _pick(found: list[_Found], path: Path) -> dict[str, _Found]:
-    """Return one source for each file to write: the pickle, else the ``.npz``."""
+    """Return one source per output file: the pickle if there is one, else the ``.npz``."""
     picked = {}
     missing = []
     for target, names in (
@@ -205,14 +205,14 @@ def _load(found: _Found, md5: dict[str, str]) -> Arrays:
 
 
 def _npz(arrays: Arrays) -> bytes:
-    """Return a ``.npz``; the same arrays give the same bytes."""
+    """Serialise arrays to ``.npz`` bytes; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
 def _write_all(out: Path, contents: dict[str, bytes], *, overwrite: bool) -> dict[str, str]:
-    """Write each file at once or not at all; return what was done with each."""
+    """Write each file atomically; return what was done with each."""
     done = {}
     for name, content in contents.items():
         done[name] = "written"
@@ -232,11 +232,11 @@ def _write_all(out: Path, contents: dict[str, bytes], *, overwrite: bool) -> dic
     return done
 
 
-# --- saying ---------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
 def report_text(report: ImportReport) -> str:
-    """Return the report for people: files, shape basis, md5, licence, next step."""
+    """Format the report as text: files, shape basis, md5, licence, next step."""
     lines = [
         f"{report.out}: {', '.join(f'{name} {what}' for name, what in report.done.items())}",
         *(f"  from {source}" for source in report.sources),

@@ -1,1 +1,1 @@
-"""Geometry of objects: shapes, distances, symmetries."""
+"""Object geometry: meshes, signed distances, symmetries, articulation."""

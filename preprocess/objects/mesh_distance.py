@@ -1,12 +1,12 @@
-"""Exact distances of many points to a solid, and contact steps, as fast as an exact answer can be.
+"""Exact point-to-solid distances and quantised contact distances for many points.
 
-A point is inside where the winding number is over a half, which closes the holes of a scan, and
-then its distance is 0. Outside the mesh's box the number cannot be over a half.
+A point is inside if the winding number exceeds one half, which closes the holes of a scan; its
+distance is then 0. Outside the mesh's bounding box the winding number cannot exceed one half.
 
-A dataset with several cameras labels one hand on one object once and moves it to every camera, so
-in the object's frame the rows of a shard repeat up to rounding. Distance changes no faster than the
-point moves: where that bound leaves one step possible, a row takes it from its twin, else it is
-computed. The result is that of computing every row.
+A multi-camera dataset labels a hand and object once and transforms the labels to every camera, so
+in the object frame the rows of a shard repeat up to rounding. Distance is 1-Lipschitz in the point:
+where that bound leaves only one step possible, a row copies it from its twin, otherwise it is
+computed. The result equals that of computing every row.
 
 Shape legend: m = rows, k = points of a row, p = points; object frame, metres.
 """
@@ -22,25 +22,25 @@ from preprocess.objects.shapes import Mesh
 
 _FAR_M: Final = (CONTACT_FAR - 1) * CONTACT_STEP_M
 _EXACT_M: Final = 1e-9
-"""A distance above a whole number of steps by no more than this is that number."""
+"""A distance that exceeds a whole number of steps by at most this is rounded to that number."""
 _INSIDE: Final = 0.5
-"""Winding number of the surface."""
+"""Winding number on the surface: the inside/outside threshold."""
 _UNSURE: Final = 0.1
-"""The fast winding number errs by about a hundredth."""
+"""Margin around the threshold; the fast winding number has an error of about 0.01."""
 _TWIN_M: Final = 2e-5
-"""Rows whose probe points round to the same multiples of this are taken for twins."""
+"""Rows whose probe points round to the same multiples of this are treated as twins."""
 _FAR_FROM_SURFACE: Final = 100.0
 """A point this many times farther from the surface than from its twin is on the same side: the
-winding number, away from one half by ``_UNSURE``, cannot change by that much on the way."""
+winding number, at least ``_UNSURE`` away from one half, cannot change by that much in between."""
 _CELL_M: Final = 5e-3
-"""Points are asked for in the order of cells: neighbours find the same part of the tree in the
-cache. Halves the time."""
+"""Points are queried in grid-cell order, so that neighbours hit the same part of the tree in the
+CPU cache. This halves the time."""
 _BLOCK: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Solid:
-    """A mesh that can be asked for distances."""
+    """A mesh with acceleration structures for distance queries."""
 
     mesh: Mesh
     tree: Any
@@ -50,7 +50,7 @@ class Solid:
 
 
 def make_solid(mesh: Mesh) -> Solid:
-    """Build the trees of a mesh; 50 ms for 20,000 faces."""
+    """Build the search trees of a mesh; takes 50 ms for 20,000 faces."""
     import igl
 
     tree, winding = igl.AABB(), igl.FastWindingNumberBVH()
@@ -62,18 +62,18 @@ def make_solid(mesh: Mesh) -> Solid:
 def outside_distance(
     solid: Solid, points: Float64[np.ndarray, "*m 3"]
 ) -> Float64[np.ndarray, "*m"]:
-    """Return the distances of points to a solid, metres; 0 inside."""
+    """Return the distance of each point to the solid, metres; 0 inside."""
     flat = np.ascontiguousarray(points.reshape(-1, 3))
     distance, winding = _measure(solid, flat)
     return np.where(winding > _INSIDE, 0.0, distance).reshape(points.shape[:-1])
 
 
 def contact_steps(solid: Solid, rows: Float64[np.ndarray, "m k 3"]) -> UInt8[np.ndarray, "m k"]:
-    """Return the distances of the points to the solid in steps, rounded up; see ``to_steps``.
+    """Return quantised distances of points to the solid, rounded up; see ``to_steps``.
 
     Args:
         solid: The object.
-        rows: Points of every row, such as a hand's vertices; finite.
+        rows: Points per row, such as the vertices of a hand; finite.
     """
     steps = np.full(rows.shape[:2], CONTACT_FAR, np.uint8)
     if len(rows) == 0:
@@ -100,7 +100,7 @@ def contact_steps(solid: Solid, rows: Float64[np.ndarray, "m k 3"]) -> UInt8[np.
 
 
 def to_steps(distance: Float64[np.ndarray, "*m"]) -> UInt8[np.ndarray, "*m"]:
-    """Return distances in ``CONTACT_STEP_M``, rounded up; ``CONTACT_FAR`` beyond 254 steps."""
+    """Quantise distances to ``CONTACT_STEP_M``, rounded up; ``CONTACT_FAR`` beyond 254 steps."""
     steps = np.ceil((distance - _EXACT_M) / CONTACT_STEP_M)
     return np.clip(steps, 0, CONTACT_FAR).astype(np.uint8)
 
@@ -108,7 +108,7 @@ def to_steps(distance: Float64[np.ndarray, "*m"]) -> UInt8[np.ndarray, "*m"]:
 def _measure(
     solid: Solid, points: Float64[np.ndarray, "p 3"]
 ) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
-    """Return distances to the surface, and winding numbers (0 outside the mesh's box)."""
+    """Return distances to the surface and winding numbers (0 outside the mesh's bounding box)."""
     vertices, faces = solid.mesh.vertices, solid.mesh.faces
     distance, winding = np.empty(len(points)), np.zeros(len(points))
     if len(points) == 0:
@@ -122,14 +122,14 @@ def _measure(
 
 
 def _may_be_near(solid: Solid, points: Float64[np.ndarray, "m k 3"]) -> Bool[np.ndarray, "m k"]:
-    """Return which points are not too far from the mesh's box to have a step."""
+    """Return which points are close enough to the mesh's bounding box to be within 254 steps."""
     low, high = solid.mesh.vertices.min(0), solid.mesh.vertices.max(0)
     beyond = np.maximum(np.maximum(low - points, points - high), 0.0)
     return np.asarray(np.einsum("mki,mki->mk", beyond, beyond) <= (_FAR_M + _EXACT_M) ** 2)
 
 
 def _first_twins(rows: Float64[np.ndarray, "m k 3"]) -> Int64[np.ndarray, " m"]:
-    """Return for every row the first that is the same up to rounding, by three of its points."""
+    """Return, per row, the first row equal to it up to rounding, judged by three of its points."""
     probes = rows[:, [0, rows.shape[1] // 2, -1]].reshape(len(rows), -1)
     _, first, group = np.unique(
         np.round(probes / _TWIN_M), axis=0, return_index=True, return_inverse=True
@@ -145,7 +145,7 @@ def _from_twins(
     firm: Bool[np.ndarray, "m k"],
     steps: UInt8[np.ndarray, "m k"],
 ) -> UInt8[np.ndarray, "m k"]:
-    """Return the steps of rows whose twins have these distances; computed where they may differ."""
+    """Return steps of rows from their twins' distances, recomputed where they may differ."""
     apart = rows - twins
     moved = np.sqrt(np.einsum("mki,mki->mk", apart, apart))
     same = to_steps(distance - moved) == to_steps(distance + moved)

@@ -1,7 +1,7 @@
-"""Objects of a dataset: read their meshes, derive the shapes that a store keeps.
+"""Load object meshes and derive the shapes that a store keeps.
 
-A mesh is cleaned once, by ``load_mesh``, and everything is derived from that: metres, vertices as
-rounded for the store (float32), duplicates merged, faces turned outward. Scans are rarely closed;
+``load_mesh`` cleans a mesh once and everything is derived from the result: metres, vertices rounded
+to float32 as in the store, duplicates merged, faces oriented outward. Scans are rarely watertight;
 nothing here needs them to be.
 
 Shape legend: v = vertices, f = faces, p = points.
@@ -25,39 +25,40 @@ from preprocess.records import ObjectFile, SourceError
 
 MESH_FORMATS: Final = (".obj", ".ply", ".stl", ".off")
 SDF_MARGIN: Final = 0.1
-"""Room around the mesh on either side of ``sdf``, as a share of the box's longest side."""
+"""Margin of the ``sdf`` cube on each side, as a fraction of the mesh box's longest side."""
 _POINT_SEED: Final = 0
 _BLOCK: Final = 1024
-"""Hull vertices whose distances to all others are held at once."""
+"""Hull vertices per chunk of the pairwise distance computation; bounds its memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Mesh:
-    """A triangle mesh in the object's frame."""
+    """A triangle mesh in the object frame."""
 
     vertices: Float64[np.ndarray, "v 3"]
     """Metres; every one is used by a face."""
     faces: Int64[np.ndarray, "f 3"]
     """Counter-clockwise seen from outside."""
     part: Int8[np.ndarray, " v"]
-    """Of each vertex: 0, or 1 for what turns (``preprocess.objects.articulation``)."""
+    """Part per vertex: 0, or 1 for the rotating part (``preprocess.objects.articulation``)."""
 
     @property
     def face_part(self) -> Int8[np.ndarray, " f"]:
-        """Return the part of each face: of most of its corners."""
+        """Return the part of each face by majority vote of its vertices."""
         most: Int8[np.ndarray, " f"] = (self.part[self.faces].sum(1) > 1).astype(np.int8)
         return most
 
 
 def load_mesh(file: ObjectFile, root: Path) -> Mesh:
-    """Return the mesh of an object. Reads this one file: no material and no texture.
+    """Load and clean the mesh of an object, without materials and textures.
 
     Args:
-        file: Which object; in one of ``MESH_FORMATS``.
-        root: Root of the dataset.
+        file: The object; its mesh is in one of ``MESH_FORMATS``.
+        root: Dataset root.
 
     Raises:
-        SourceError: If the file is missing, of another format, broken, empty or not finite.
+        SourceError: If the file is missing, of another format, broken, empty or has non-finite
+            vertices.
     """
     path = root / file.mesh
     vertices, faces = _read(file.name, path)
@@ -65,7 +66,7 @@ def load_mesh(file: ObjectFile, root: Path) -> Mesh:
         raise _unusable(file.name, path, "has no faces")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise _unusable(file.name, path, "has faces that name vertices it does not have")
-    # The largest float32 is far beyond any object: overflow shows up as not finite.
+    # No object comes near the float32 maximum: an overflow shows up as non-finite.
     with np.errstate(over="ignore"):
         rounded = (vertices * file.metres_per_unit).astype(np.float32)
     if not np.isfinite(rounded[faces]).all():
@@ -77,7 +78,7 @@ def load_mesh(file: ObjectFile, root: Path) -> Mesh:
 
 
 def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
-    """Return the shape of an object for the store; the same bytes on every run.
+    """Build the shape record of an object for the store; deterministic to the byte.
 
     Raises:
         SourceError: As ``load_mesh``.
@@ -93,7 +94,7 @@ def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
         normals=normals.astype(np.float32),
         part_id=part_id,
         symmetries=(
-            np.eye(3, 4, dtype=np.float32)[None]  # an articulated object has those of no angle
+            np.eye(3, 4, dtype=np.float32)[None]  # articulated: only the identity, at every angle
             if mesh.part.any()
             else find_symmetries(mesh.vertices, mesh.faces, points, diameter_m)
         ),
@@ -108,7 +109,7 @@ def make_shape(file: ObjectFile, root: Path) -> ObjectShape:
 def surface_points(
     mesh: Mesh,
 ) -> tuple[Float64[np.ndarray, "2048 3"], Float64[np.ndarray, "2048 3"], Int8[np.ndarray, " 2048"]]:
-    """Return points on the surface, uniform by area, their outward unit normals and their parts."""
+    """Sample surface points uniformly by area; return them, outward unit normals and parts."""
     import trimesh
 
     surface = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
@@ -119,7 +120,7 @@ def surface_points(
 
 
 def largest_distance(points: Float64[np.ndarray, "p 3"]) -> float:
-    """Return the largest distance of two points, metres."""
+    """Return the largest distance between two points (the diameter), metres."""
     ends = hull_points(points)
     return max(
         float(cdist(ends[start : start + _BLOCK], ends).max())
@@ -128,7 +129,7 @@ def largest_distance(points: Float64[np.ndarray, "p 3"]) -> float:
 
 
 def hull_points(points: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "h 3"]:
-    """Return the corners of the convex hull; all points where they span no volume."""
+    """Return the vertices of the convex hull; all points if they span no volume."""
     try:
         return points[ConvexHull(points).vertices]
     except QhullError:
@@ -138,10 +139,11 @@ def hull_points(points: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "h 3"
 def signed_distance_grid(
     mesh: Mesh,
 ) -> tuple[Float16[np.ndarray, "64 64 64"], Float32[np.ndarray, "2 3"]]:
-    """Return the signed distance at cell centres of a cube around the mesh, and its box.
+    """Return the signed distance field at cell centres of a cube around the mesh, and its box.
 
-    The cube has the mesh's box at its middle and reaches ``SDF_MARGIN`` of the longest side beyond
-    it. Negative inside, where the winding number is over a half: holes of a scan are closed by it.
+    The cube is centred on the mesh's bounding box and extends ``SDF_MARGIN`` of the longest side
+    beyond it. Negative inside, where the winding number exceeds one half, which closes the holes of
+    a scan.
 
     Source:
         Barill et al. 2018, Fast winding numbers for soups and clouds.
@@ -154,7 +156,7 @@ def signed_distance_grid(
     box = np.stack([centre - half, centre + half]).astype(np.float32)
     axes = np.linspace(box[0].astype(np.float64), box[1].astype(np.float64), SDF_SIDE)  # [64, 3]
     cells = np.stack(np.meshgrid(*axes.T, indexing="ij"), axis=-1).reshape(-1, 3)
-    # igl.signed_distance would scale the distance by 1 - 2 winding, which is off near the surface.
+    # igl.signed_distance scales the distance by 1 - 2 winding, which is wrong near the surface.
     tree, winding = igl.AABB(), igl.FastWindingNumberBVH()
     tree.init(mesh.vertices, mesh.faces)
     winding.init(mesh.vertices, mesh.faces)
@@ -164,37 +166,37 @@ def signed_distance_grid(
 
 
 def _read(name: str, path: Path) -> tuple[Float64[np.ndarray, "v 3"], Int64[np.ndarray, "f 3"]]:
-    """Return vertices and faces as they stand in the file."""
+    """Return vertices and faces exactly as in the file."""
     import trimesh
 
     kind = path.suffix.lower()
     if kind not in MESH_FORMATS:
-        raise _unusable(name, path, f"is no mesh that is read here ({', '.join(MESH_FORMATS)})")
+        raise _unusable(name, path, f"is not a supported mesh format ({', '.join(MESH_FORMATS)})")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise _unusable(name, path, f"cannot be read ({error.strerror})") from error
     try:
-        # From memory, so that nothing beside the file can be opened.
+        # Parsed from memory, so that no other file (material, texture) can be opened.
         mesh: Any = trimesh.load_mesh(
             io.BytesIO(data), file_type=kind[1:], process=False, skip_materials=True
         )
         vertices = np.asarray(mesh.vertices, np.float64).reshape(-1, 3)
         faces = np.asarray(getattr(mesh, "faces", ()), np.int64).reshape(-1, 3)
-    except Exception as error:  # trimesh's readers fail with whatever the broken file provokes
+    except Exception as error:  # trimesh's readers raise anything on a broken file
         raise _unusable(name, path, f"is broken ({type(error).__name__}: {error})") from error
     return vertices, faces
 
 
 def _read_part(file: ObjectFile, root: Path, num_vertices: int) -> Int8[np.ndarray, " v"]:
-    """Return the part of every vertex of the file: 1 for what turns."""
+    """Return the part of every vertex of the file: 1 for the rotating part."""
     if not file.moving_part:
         return np.zeros(num_vertices, np.int8)
     path = root / file.moving_part
     try:
         values = np.asarray(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "is no JSON list of numbers"
+        reason = getattr(error, "strerror", None) or "is not a JSON list of numbers"
         raise _unusable(file.name, path, f"cannot be used ({reason})") from error
     if values.shape != (num_vertices,) or not np.isin(values, (0, 1)).all():
         raise _unusable(
@@ -211,9 +213,9 @@ def _merged(
     faces: Int64[np.ndarray, "f 3"],
     part: Int8[np.ndarray, " v"],
 ) -> Mesh:
-    """Drop unused and doubled vertices (seams of the texture) and faces without an area.
+    """Drop unused and duplicate vertices (texture seams) and zero-area faces.
 
-    Vertices of different parts stay apart, even where they touch.
+    Vertices of different parts stay separate, even where they coincide.
     """
     used = np.unique(faces)
     keys = np.column_stack([vertices[used], part[used]])
@@ -235,10 +237,10 @@ def _merged(
 
 
 def _outward(mesh: Mesh) -> Shaped[np.ndarray, "f 3"]:
-    """Return the faces, neighbours turned alike, and all of them so that they point outward.
+    """Orient the faces consistently and outward.
 
-    Within a connected patch the majority (by area) keeps its sense, so that a cavity stays one. The
-    volume as seen from the middle of the surface says which sense is outward.
+    Within a connected patch the majority by area keeps its orientation, so that a cavity stays one.
+    The sign of the volume, measured from the surface centroid, decides which side is outward.
     """
     import igl
 
@@ -259,7 +261,7 @@ def _outward(mesh: Mesh) -> Shaped[np.ndarray, "f 3"]:
 def _face_vectors(
     vertices: Float64[np.ndarray, "v 3"], faces: Shaped[np.ndarray, "f 3"]
 ) -> Float64[np.ndarray, "f 3"]:
-    """Return normals as long as twice the area; ``faces`` are of any type of integer."""
+    """Return normals of length twice the face area; ``faces`` may have any integer type."""
     a, b, c = np.moveaxis(vertices[faces], 1, 0)
     return np.asarray(np.cross(b - a, c - a))
 

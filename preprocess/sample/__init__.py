@@ -1,1 +1,1 @@
-"""Small stand-in datasets in the official on-disk formats."""
+"""Small synthetic datasets in the official on-disk formats."""

@@ -1,9 +1,8 @@
-"""Write a small data set in an official on-disk format, rendered from the stand-in hand.
+"""Write a small dataset in an official on-disk format, rendered from the synthetic hand.
 
-Every sample is a pure function of (seed, split, index): neither the number of workers nor the
-number of samples changes it, and the first samples of a larger set equal a smaller set's. Only
-the trees of DexYCB and ARCTIC are planned as a whole: there the number of images is part of the
-seed.
+Every sample is a pure function of (seed, split, index): it does not depend on the number of workers
+or samples, and the first samples of a larger set equal a smaller set's. Only DexYCB and ARCTIC are
+planned as a whole: there the number of images is part of the seed.
 """
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ Writer = Callable[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSummary:
-    """What was written: ``num_images`` per split; ``mano`` the hand model to read it with."""
+    """Summary of a written sample: ``num_images`` per split; ``mano``, the matching hand model."""
 
     dataset: str
     out: Path
@@ -47,7 +46,7 @@ def write_sample(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleSummary:
-    """Write a sample data set and the stand-in hand models it was made with.
+    """Write a synthetic dataset and the synthetic hand models it was made with.
 
     ``out/mano`` holds the correct left hand, ``out/mano_shipped`` the one with the shape basis as
     MANO ships it (smplx issue 48).
@@ -62,12 +61,12 @@ def write_sample(
         num_eval: Evaluation images (FreiHAND, HO-3D) or images of each of val and test
             (InterHand2.6M); by default ``num // 8``, at least a few. DexYCB and ARCTIC have
             none.
-        workers: Processes; 0 takes every core, 1 stays in this process.
+        workers: Processes; 0: one per core, 1: run in this process.
         progress: Called with (done, total) samples.
 
     Raises:
-        ValueError: On an unknown data set or a number out of range.
-        FileExistsError: If ``out`` holds anything.
+        ValueError: If the dataset is unknown or a number is out of range.
+        FileExistsError: If ``out`` is not empty.
     """
     if dataset not in SAMPLE_DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(SAMPLE_DATASETS)}, got {dataset!r}")
@@ -92,7 +91,7 @@ def write_sample(
 
 
 def _writer(dataset: str) -> Writer:
-    """The function that writes a data set; those with objects load their tools only here."""
+    """Return the writer of a dataset; those with objects import their modules only here."""
     if dataset == "freihand":
         return _write_freihand
     if dataset == "interhand26m":

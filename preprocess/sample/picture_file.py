@@ -1,4 +1,4 @@
-"""Writing pictures of samples."""
+"""Write image files of samples."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import numpy as np
 
 
 def save_picture(path: Path, bgr: np.ndarray, options: tuple[int, ...] = ()) -> None:
-    """Write a picture, in the format that the name says.
+    """Write an image in the format given by the file name.
 
     Args:
-        path: Its file.
-        bgr: Colours in OpenCV's order, or one channel of any depth that the format takes.
+        path: Output file.
+        bgr: BGR image, or one channel of any bit depth that the format supports.
         options: OpenCV's ``IMWRITE`` pairs.
 
     Raises:

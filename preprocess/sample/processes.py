@@ -1,4 +1,4 @@
-"""Running a sample's tasks in several processes, results in the order of the tasks."""
+"""Run a sample's tasks in several processes, with results in task order."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +25,11 @@ def in_processes(
     """Yield the results of ``job`` in the order of ``tasks``.
 
     Args:
-        job: Can be pickled; neighbouring tasks run in the same process.
-        tasks: Its arguments.
-        workers: Processes; 0 takes every core, 1 stays in this process.
+        job: Picklable function of one task; adjacent tasks run in the same process.
+        tasks: The tasks.
+        workers: Processes; 0: one per core, 1: run in this process.
         progress: Called with (done, total).
-        chunk: Tasks that a process takes at a time.
+        chunk: Number of tasks sent to a process at a time.
     """
     count = min(workers or len(os.sched_getaffinity(0)), -(-len(tasks) // chunk))
     if count <= 1:

@@ -1,8 +1,8 @@
-"""Plain values as Python 2 and NumPy 1 pickled them, protocol 2: the form of HO-3D's meta files.
+"""Pickle plain values as Python 2 and NumPy 1 do, protocol 2: the format of HO-3D's meta files.
 
 Python 3 writes text as unicode and names NumPy's modules differently; readers of the real files
-must know the old steps, so samples are written in them. ``pickle.load(file, encoding="latin1")``
-opens them.
+must support the old opcodes, so samples use them. ``pickle.load(file, encoding="latin1")`` opens
+them.
 """
 
 import struct
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def python2_pickle(values: Mapping[str, Any]) -> bytes:
-    """Return the pickle of a dict with None, integers, text, lists of integers and arrays.
+    """Pickle a dict of None, integers, text, lists of integers and arrays.
 
     Raises:
         TypeError: For a value of another type.

@@ -1,4 +1,4 @@
-"""What a contact sheet shows of objects: outlines, axes, and how near each hand is to contact.
+"""Object overlays of a contact sheet: outlines, axes, and hand vertices coloured by contact.
 
 Everything is in pixels of the tile; ``K`` is that of the tile.
 """
@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     from pipeline.store.reader import Store
 
 AXIS_RGB: Final = ((255, 60, 60), (60, 210, 80), (70, 130, 255))
-"""x, y, z."""
+"""Colours of the x, y and z axes."""
 GRASPED_RGB: Final = (255, 214, 64)
 OTHER_RGB: Final = (120, 220, 230)
 _HOT, _COLD = np.array([255.0, 40.0, 0.0]), np.array([40.0, 120.0, 255.0])
 _AXIS_SHARE: Final = 1 / 3
-"""Length of an axis over the diameter of the object."""
+"""Axis length as a fraction of the object's diameter."""
 _RIM_PX: Final = 16
-"""The outline of an object that reaches over the border of the tile runs out here, unseen."""
+"""Border beyond the tile where the outline of an object cut by the tile runs, invisibly."""
 _FAR_PX: Final = 1e6
-"""Vertices near the plane of the camera project arbitrarily far; OpenCV wants small integers."""
+"""Limit on coordinates: vertices near the camera plane project arbitrarily far away, and OpenCV
+needs small integers."""
 _SHIFT: Final = 4  # OpenCV draws with 4 fractional bits
 
 
 def load_shapes(store: "Store", rows: Iterable[int]) -> dict[int, "ObjectShape"]:
-    """Return the shapes of the objects in some rows, by object id; those that the store has.
+    """Return the shapes of the objects in some rows by object id, as far as the store has them.
 
     Raises:
-        StoreError: If a shape is there but cannot be read.
+        StoreError: If a shape exists but cannot be read.
     """
     from pipeline.store.objects import object_names, read_object
 
@@ -57,7 +58,7 @@ def draw_objects(
 ) -> None:
     """Draw outline and axes of each object of a row, in place; the grasped one last and thicker.
 
-    Objects without a pose, without a shape, behind the camera or off the picture leave no mark.
+    Objects without a pose or shape, behind the camera or outside the image are skipped.
     """
     import cv2
 
@@ -75,7 +76,7 @@ def draw_objects(
         rgb = GRASPED_RGB if slot == grasped else OTHER_RGB
         width = scale * (2 if slot == grasped else 1)
         contours = outline(pixels, shape.faces, picture.shape[:2])
-        for colour, wider in (((0, 0, 0), width), (rgb, 0)):  # a dark rim reads on any image
+        for colour, wider in (((0, 0, 0), width), (rgb, 0)):  # a dark rim is visible on any image
             cv2.drawContours(picture, contours, -1, colour, width + wider, cv2.LINE_AA)
         _draw_axes(picture, axes_px(pose, shape.diameter_m * _AXIS_SHARE, K), width)
 
@@ -83,12 +84,12 @@ def draw_objects(
 def outline(
     pixels: Float[np.ndarray, "v 2"], faces: Integer[np.ndarray, "f 3"], size_hw: tuple[int, int]
 ) -> list[Integer[np.ndarray, "k 1 2"]]:
-    """Return the contours of a projected mesh, holes too, in whole pixels; empty if it is not seen.
+    """Return the contours of a projected mesh, with holes, in whole pixels; empty if not visible.
 
     Args:
-        pixels: The projected vertices; NaN is behind the camera, and takes its faces with it.
-        faces: The mesh.
-        size_hw: Height and width of the picture, pixels. Contours end just outside of it.
+        pixels: The projected vertices; NaN is behind the camera, and faces using it are dropped.
+        faces: Faces of the mesh.
+        size_hw: Height and width of the image, pixels. Contours end just outside of it.
     """
     import cv2
 
@@ -98,7 +99,7 @@ def outline(
     triangles = grid[faces[finite[faces].all(-1)]] + _RIM_PX  # [f, 3, 2]
     low, high = triangles.min(1), triangles.max(1)
     near = ((high >= 0) & (low < size_wh + 2 * _RIM_PX)).all(-1)
-    # A face within 2 x 2 pixels is its corners; most faces of a scanned object are.
+    # A face within 2 x 2 pixels is drawn as its corners; most faces of a scanned object are.
     small = near & (high - low <= 1).all(-1)
     mask = np.zeros(size_wh[::-1] + 2 * _RIM_PX, np.uint8)
     dots = triangles[small].reshape(-1, 2)
@@ -116,19 +117,19 @@ def axes_px(
     """Return the pixels of an object's origin and of the ends of its axes; NaN behind the camera.
 
     Args:
-        pose: ``[R | t]`` camera from object, metres.
-        length_m: Of each axis, metres.
-        K: Intrinsics of the picture.
+        pose: ``[R | t]``, object to camera, metres.
+        length_m: Length of each axis, metres.
+        K: Intrinsics of the image.
     """
     ends = np.concatenate([np.zeros((1, 3)), length_m * np.eye(3)]) @ pose[:, :3].T + pose[:, 3]
     return project(ends, K)
 
 
 def contact_rgb(contact_dist: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 3"]:
-    """Return a colour per vertex: red touches, blue is far or unknown.
+    """Return a colour per vertex: red = touching, blue = far or unknown.
 
     Args:
-        contact_dist: As ``labels/contact_dist``. The root spreads the first millimetres, where
+        contact_dist: As ``labels/contact_dist``. A square root spreads the first millimetres, where
             contact happens.
     """
     share = np.sqrt(contact_dist.astype(np.float64) / CONTACT_FAR)[:, None]
@@ -141,7 +142,7 @@ def draw_vertices(
     pixels: Float[np.ndarray, "778 2"],
     contact_dist: UInt8[np.ndarray, "778"] | None,
 ) -> None:
-    """Draw the vertices of a hand in place: by contact, the nearest on top, or small and white."""
+    """Draw hand vertices in place: coloured by contact, the nearest on top, or small and white."""
     import cv2
 
     order = (

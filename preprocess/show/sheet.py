@@ -1,4 +1,4 @@
-"""The parts of a contact sheet around the frames: depth, segmentation and the legend."""
+"""Contact sheet parts beside the frames: depth, segmentation and the legend."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GREY: Final = 48
 FONT: Final = 0
-"""``cv2.FONT_HERSHEY_SIMPLEX``; OpenCV is imported late, the front door reads this module."""
+"""``cv2.FONT_HERSHEY_SIMPLEX``; OpenCV is imported late because the CLI imports this module."""
 RIGHT_RGB: Final = (70, 130, 255)
 LEFT_RGB: Final = (255, 70, 70)
 _LINE_PX: Final = 20
@@ -23,11 +23,11 @@ _SEGMENT_RGB: Final = (
     (255, 214, 64), (120, 220, 230), (220, 130, 220), (140, 220, 120), (240, 160, 110),
     (150, 150, 240), (200, 200, 120), (110, 180, 160), (210, 140, 150), (170, 170, 170),
 )  # fmt: skip
-"""By object slot."""
+"""Colours by object slot."""
 
 
 def write(canvas: UInt8[np.ndarray, "h w 3"], y: int, text: str, x: int = 4) -> None:
-    """Write one line in place, shortened in the middle to fit."""
+    """Draw one line of text in place, shortened in the middle to fit."""
     import cv2
 
     most = (canvas.shape[1] - x - 4) // 7  # this font is about 7 px wide
@@ -37,7 +37,7 @@ def write(canvas: UInt8[np.ndarray, "h w 3"], y: int, text: str, x: int = 4) -> 
 
 
 def picture_strip(store: "Store", row: int, tile_px: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Return depth and segmentation of one row side by side; no height if the store has neither."""
+    """Return depth and segmentation of a row side by side; zero height if the store has neither."""
     from pipeline.store.pictures import picture_names, read_picture
 
     colour = {"depth_mm": depth_rgb, "segmentation": segmentation_rgb}
@@ -54,12 +54,12 @@ def picture_strip(store: "Store", row: int, tile_px: int) -> UInt8[np.ndarray, "
             ((np.arange(n) + 0.5) * picture.shape[axis] / n).astype(int)
             for axis, n in enumerate(size)
         )
-        strip[:, i * half : i * half + size[1]] = picture[ys[:, None], xs]  # ids have no mean
+        strip[:, i * half : i * half + size[1]] = picture[ys[:, None], xs]  # nearest: ids
     return strip
 
 
 def depth_rgb(depth_mm: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Return depth as colours, near = warm, over the range of this picture; black is unknown."""
+    """Return depth as colours, near = warm, over the range of this image; black = unknown."""
     import cv2
 
     known = depth_mm > 0
@@ -72,7 +72,7 @@ def depth_rgb(depth_mm: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]
 
 
 def segmentation_rgb(segmentation: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a colour per object slot and hand; black is background."""
+    """Return segmentation as colours, one per object slot and hand; black = background."""
     table = np.zeros((256, 3), np.uint8)
     table[1 : 1 + len(_SEGMENT_RGB)] = _SEGMENT_RGB
     table[254], table[255] = LEFT_RGB, RIGHT_RGB
@@ -83,7 +83,7 @@ def segmentation_rgb(segmentation: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray
 def legend(
     width: int, *, objects: bool, contact: bool, pictures: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a strip that says what is drawn, as wide as the sheet and as high as it needs."""
+    """Return a legend of what is drawn, as wide as the sheet and as high as needed."""
     near_to_far = contact_rgb(np.linspace(0, 255, _SWATCH_PX).astype(np.uint8))
     items = [(_flat(RIGHT_RGB), "right hand"), (_flat(LEFT_RGB), "left hand")]
     if objects:

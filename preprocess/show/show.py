@@ -1,9 +1,9 @@
-"""``show-cache``: a contact sheet of a store, and what the store says about itself.
+"""``show-cache``: draw a contact sheet of a store and print its metadata.
 
 Each tile is one whole frame with the projected joints (a colour per finger, as in ``model.draw``)
-and the box of each hand: blue with R, red with L. Objects have an outline and their axes, the
-grasped one thicker. With MANO, vertices are small dots, coloured by their distance to contact.
-Below are depth and segmentation, if the store has them.
+and the bounding box of each hand: blue with R, red with L. Objects have an outline and axes, the
+grasped one thicker. With MANO, vertices are small dots, coloured by contact distance. Depth and
+segmentation are shown below, if the store has them.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _CAPTION_PX: Final = 34
 
 
 def main(config: ShowConfig) -> int:
-    """Draw a contact sheet with skeletons; print licence, citation, counts and joint set."""
+    """Draw a contact sheet with skeletons; print licence, citation, counts and joint convention."""
     from pipeline.store.reader import open_store
 
     path = show(config)
@@ -48,8 +48,8 @@ def show(config: ShowConfig) -> Path:
 
     Raises:
         StoreError: If there is no usable store, or no such split.
-        ValueError: If ``rows`` names a row that the store does not have.
-        OSError: If the picture cannot be written.
+        ValueError: If ``rows`` contains a row that the store does not have.
+        OSError: If the image cannot be written.
     """
     import cv2
 
@@ -76,7 +76,7 @@ def show(config: ShowConfig) -> Path:
 
 
 def choose_rows(config: ShowConfig, store: "Store") -> list[int]:
-    """Return the rows asked for, or random ones of the split: a function of the seed, ascending.
+    """Return the requested rows, or rows of the split sampled by the seed, ascending.
 
     Raises:
         ValueError: If a row does not exist or the split is empty.
@@ -95,7 +95,7 @@ def choose_rows(config: ShowConfig, store: "Store") -> list[int]:
 
 
 def describe(store: "Store") -> str:
-    """Return what a store says about itself: counts, MANO, objects, licence, citation."""
+    """Describe a store: counts, MANO, objects, licence, citation."""
     a = store.attributes
     counts = ", ".join(f"{name} {count}" for name, count in a.found_counts.items())
     flags = ", ".join(f"{name} {count}" for name, count in a.flag_counts.items() if count)
@@ -125,17 +125,17 @@ def draw_row(
     mano: "ManoModels | None" = None,
     shapes: "Mapping[int, ObjectShape] | None" = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return one frame with its labels drawn in and a caption below, RGB, ``tile_px`` wide.
+    """Draw one frame with its labels and a caption below, RGB, ``tile_px`` wide.
 
     Args:
         store: The store.
-        row: Which row.
+        row: Row to draw.
         tile_px: Longer side of the frame, pixels.
-        mano: The MANO that the store was built with; None draws no vertices.
+        mano: The MANO that the store was built with; None: draw no vertices.
         shapes: Objects by id, from ``load_shapes``; objects without a shape are not drawn.
     """
     picture, scale = _frame(store, row, tile_px)
-    # Pixel (0, 0) is the centre of the first pixel, so a pixel's corner stays where it is.
+    # Pixel (0, 0) is the centre of the first pixel, and scaling keeps the image corner fixed.
     shift = (scale - 1) / 2
     A_tile_from_stored = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1]])
     K = A_tile_from_stored @ store.label("K")[row].astype(np.float64)
@@ -158,7 +158,7 @@ def draw_row(
 
 
 def _frame(store: "Store", row: int, tile_px: int) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
-    """Return the image on a grey square, and its scale."""
+    """Return the image on a grey square canvas, and its scale."""
     import cv2
 
     canvas = np.full((tile_px, tile_px, 3), GREY, np.uint8)
@@ -196,14 +196,14 @@ def _draw_hands(
             (x0, y0), (x1, y1) = np.rint(box).astype(int).tolist()
             cv2.rectangle(picture, (x0, y0), (x1, y1), rgb, 1)
             place = (min(max(x0, 0), side - 12), min(max(y0 - 4, 12), side - 4))
-            for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim reads on any image
+            for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim is visible on any image
                 cv2.putText(picture, letter, place, FONT, 0.5, colour, width, cv2.LINE_AA)
         valid = store.label("joint_valid")[row, slot]
         draw_skeleton(picture, joints[slot], valid, thickness=1)
 
 
 def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":
-    """Return MANO if the user has the one that the store was built with."""
+    """Return MANO if it is the one that the store was built with, else None."""
     if not store.attributes.mano_sha256:
         return None
     from model.mano.files import find_mano, load_mano

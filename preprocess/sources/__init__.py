@@ -1,1 +1,1 @@
-"""One module per dataset: official files -> canonical records."""
+"""Dataset readers: one package per dataset, from official files to canonical records."""

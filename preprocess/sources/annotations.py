@@ -1,4 +1,4 @@
-"""Reading annotation JSON with errors that name the file, the place and the cure."""
+"""Read annotation JSON, with errors that state the file, the location and the fix."""
 
 import json
 import re
@@ -15,10 +15,11 @@ _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 
 def require(dataset: str, root: Path, files: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Refuse a root that lacks something, naming everything that is missing.
+    """Check that a dataset root has everything required.
 
     Raises:
-        SourceError: If ``root`` is no folder, or files or folders below it are missing.
+        SourceError: If ``root`` is not a folder, or files or folders below it are missing; lists
+            everything that is missing.
     """
     if not root.is_dir():
         found = "is not a folder" if root.exists() else "does not exist"
@@ -37,7 +38,7 @@ def require(dataset: str, root: Path, files: Iterable[str], folders: Iterable[st
 def read_json(
     dataset: str, path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
-    """Return the parsed file; ``object_hook`` as in ``json.loads``.
+    """Parse a JSON file; ``object_hook`` as in ``json.loads``.
 
     Raises:
         SourceError: If the file cannot be read or is not JSON.
@@ -52,10 +53,10 @@ def read_json(
 def read_number_rows(
     dataset: str, path: Path, row_shape: Sequence[int]
 ) -> Float[np.ndarray, "n ..."]:
-    """Return a JSON list of equally shaped rows of finite numbers as ``[n, *row_shape]``.
+    """Read a JSON list of equally shaped rows of finite numbers as ``[n, *row_shape]``.
 
     Decodes one row at a time, so that FreiHAND's 76 million vertex coordinates never exist as
-    Python objects together.
+    Python objects at once.
 
     Raises:
         SourceError: If the file is not JSON, or rows have another shape or hold NaN; the message
@@ -86,7 +87,7 @@ def read_number_rows(
 
 
 def _items(text: str) -> Iterable[Any]:
-    """Yield the items of one JSON list without holding them together."""
+    """Yield the items of one JSON list without holding them all in memory."""
 
     def skip(position: int) -> int:
         match = _SPACE.match(text, position)

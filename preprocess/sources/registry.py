@@ -1,4 +1,4 @@
-"""The datasets that can be built, by name."""
+"""Registry of the supported datasets."""
 
 import importlib
 from pathlib import Path
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
 DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
-"""Each is a folder of this package whose ``source`` has ``open_source(root, mano)``."""
+"""Dataset names. Each is a subpackage whose ``source`` module has ``open_source(root, mano)``."""
 
 
 def check_dataset(name: str) -> None:
-    """Refuse an unknown dataset.
+    """Check that a dataset name is known.
 
     Raises:
-        SourceError: With the nearest spelling or the choices.
+        SourceError: If it is unknown; suggests the nearest spelling or lists the choices.
     """
     if name not in DATASETS:
         raise SourceError(f"dataset={name!r} is unknown; {nearest(name, DATASETS)}")

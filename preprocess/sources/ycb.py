@@ -1,4 +1,4 @@
-"""The YCB objects that DexYCB and HO-3D share: names in DexYCB's order, and where meshes are."""
+"""YCB objects, shared by DexYCB and HO-3D: names in DexYCB's order, and mesh files."""
 
 from pathlib import Path
 from typing import Final
@@ -26,18 +26,18 @@ YCB_NAMES: Final = (
     "052_extra_large_clamp",
     "061_foam_brick",
 )
-"""By DexYCB's id less one, which is the ``object_id`` of both datasets."""
+"""Names by DexYCB id minus one, which is the ``object_id`` in both datasets."""
 
 
 def find_mesh(root: Path, name: str) -> str:
-    """Return the mesh of an object in ``root/models`` or the ``models`` beside ``root``; "" = none.
+    """Find the mesh of an object in ``root/models`` or the ``models`` folder next to ``root``.
 
     Args:
-        root: Folder of the dataset.
+        root: Dataset root.
         name: One of ``YCB_NAMES``.
 
     Returns:
-        Relative to ``root`` where it is inside, else absolute. Metres.
+        Path of the mesh (in metres), relative to ``root`` if inside, else absolute; "" = none.
     """
     inside = f"models/{name}/textured_simple.obj"
     if (root / inside).is_file():

@@ -1,4 +1,4 @@
-"""Tiny datasets in official layouts, written without any code of ours; truth beside them.
+"""Tiny FreiHAND and InterHand2.6M datasets with ground truth, written without Handloom's code.
 
 Hands are decoded with ``smplx.lbs`` in float64; joints, cameras and FreiHAND's root convention are
 written out as in the official tools' description.
@@ -77,7 +77,7 @@ def jpeg(seed: int, height: int = 48, width: int = 64) -> bytes:
 
 
 def labels_at(source: DatasetSource, official_idx: int) -> Labels:
-    """Return the labels of one image, through the job that a worker would run."""
+    """Return the labels of one image, via the label job that a worker would run."""
     stack = pickle.loads(pickle.dumps(source.label_job([official_idx])))()  # noqa: S301  # our own
     return Labels(**{f.name: getattr(stack, f.name)[0] for f in fields(Labels)})
 
@@ -98,7 +98,7 @@ class FreihandTruth:
     """Absolute."""
     beta: np.ndarray
     images: list[bytes]
-    """By official index."""
+    """Values by official index."""
 
 
 def write_freihand(
@@ -109,7 +109,7 @@ def write_freihand(
     mano: dict[str, np.ndarray] | None = None,
     truth_folder: str = "FreiHAND_pub_v2_eval",
 ) -> FreihandTruth:
-    """Write ``FreiHAND_pub_v2`` below ``parent``; the evaluation's truth in ``truth_folder``."""
+    """Write ``FreiHAND_pub_v2`` below ``parent``; evaluation ground truth in ``truth_folder``."""
     rng = np.random.default_rng(7)
     root = parent / "FreiHAND_pub_v2"
     rows = [_freihand_pose(rng, mano) for _ in range(num_unique + num_eval)]

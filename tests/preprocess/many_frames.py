@@ -1,4 +1,4 @@
-"""A DexYCB of any size: the sequences of a rendered sample under further names, as hard links."""
+"""A DexYCB dataset of any size: sequences of a rendered sample hard-linked under new names."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ def dexycb_of(folder: Path, num_frames: int, *, sample: Path | None = None) -> P
     """Write DexYCB with at least ``num_frames`` images below ``folder``; return its root.
 
     Args:
-        folder: Gets ``dexycb`` and, without ``sample``, the rendered ``sample``.
-        num_frames: How many images, rounded up to whole sequences.
-        sample: A sample that is there already.
+        folder: Output folder for ``dexycb`` and, without ``sample``, the rendered ``sample``.
+        num_frames: Number of images, rounded up to whole sequences.
+        sample: An existing sample to use.
     """
     if sample is None:
         sample = folder / "sample"

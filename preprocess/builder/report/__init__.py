@@ -1,1 +1,1 @@
-"""What a build says at its end: a text for the terminal and a page for a browser."""
+"""Build reports: a text for the terminal and an HTML page."""

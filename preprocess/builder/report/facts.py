@@ -1,4 +1,4 @@
-"""What the report page says about a store beyond its attributes: counts, objects, rejected rows."""
+"""Facts for the report page beyond the store's attributes: counts, objects, rejected rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pipeline.store.reader import Store
 
 RESIDUAL_EDGES_MM: Final = tuple(round(10.0 ** (k / 4), 6) for k in range(-12, 9))
-"""0.001 to 100 mm, four bins a decade."""
+"""Histogram edges: 0.001 to 100 mm, four bins per decade."""
 MOST_ROWS: Final = 1000
-"""Rows that the page lists for one flag."""
+"""Maximum number of rows that the page lists per flag."""
 _MASKS: Final = (
     "sample_ok", "has_joints", "has_mano", "has_beta", "has_object", "has_contact", "has_world",
 )  # fmt: skip
@@ -24,19 +24,19 @@ _OF_A_HAND: Final = ("has_joints", "has_mano", "has_beta", "has_contact")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Residuals:
-    """How many values lie in each bin; ``+`` joins the counts of two parts of a store.
+    """Histograms of the vertex errors; ``+`` adds the counts of two parts of a store.
 
-    Bin i holds ``edges_mm[i - 1] <= value < edges_mm[i]``; the first and the last are open.
+    Bin i holds ``edges_mm[i - 1] <= value < edges_mm[i]``; the first and last bins are open.
     """
 
     edges_mm: tuple[float, ...]
     vertices: Int64[np.ndarray, " bins"]
-    """Rows by ``vertices_check_m``."""
+    """Number of rows by ``vertices_check_m``."""
     refit: Int64[np.ndarray, " bins"]
-    """Hands by ``refit_error_m``; hands without a refit are in none."""
+    """Number of hands by ``refit_error_m``; hands without a refit are not counted."""
 
     def __add__(self, other: "Residuals") -> "Residuals":
-        """Return the counts of both; the edges must be the same."""
+        """Return the summed counts; the edges must be the same."""
         if self.edges_mm != other.edges_mm:
             raise ValueError("histograms with different edges cannot be added")
         return Residuals(
@@ -49,7 +49,7 @@ class Residuals:
 def residual_counts(
     vertices_check_m: Float[np.ndarray, " n"], refit_error_m: Float[np.ndarray, "n 2"]
 ) -> Residuals:
-    """Return the histograms of some rows; NaN is no value, nor is a refit error of exactly 0.
+    """Return the histograms of some rows, ignoring NaN and refit errors of exactly 0.
 
     Args:
         vertices_check_m: As in ``records.LabelStack``, metres.
@@ -70,60 +70,60 @@ def residual_counts(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedRow:
-    """A row that carries a flag, with what it takes to find it in the dataset."""
+    """A flagged row, with the information needed to find it in the dataset."""
 
     row: int
     official_idx: int
     image: str
-    """Path relative to the root of the dataset; empty where it is not known."""
+    """Path relative to the dataset root; empty if unknown."""
     sequence: str
     camera: str
     frame_idx: int
     flag: str
     reason: str
-    """Completes "the image ...", as ``shard.BadImage``; empty where there is none."""
+    """Completes "the image ...", as in ``BadImage``; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coverage:
-    """How many rows have one group of labels."""
+    """Number of rows that have one group of labels."""
 
     name: str
-    """Of the mask, such as ``has_mano``."""
+    """Name of the mask, such as ``has_mano``."""
     meaning: str
     rows: int
-    """Rows in which some hand or object has it."""
+    """Number of rows in which some hand or object has it."""
     right: int | None
-    """Rows in which the right hand has it; None for what no hand has."""
+    """Number of rows in which the right hand has it; None for labels that are not per hand."""
     left: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectFacts:
-    """One object of a store."""
+    """Facts about one object of a store."""
 
     name: str
     diameter_m: float
     num_symmetries: int
-    """Turns that leave the shape as it is, the identity too."""
+    """Number of symmetries of the shape, including the identity."""
     num_vertices: int
     num_rows: int
-    """Rows that have its pose."""
+    """Number of rows that have its pose."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreFacts:
-    """What the page says about a store beyond its attributes."""
+    """Facts for the report page beyond the store's attributes."""
 
     image_bytes: int
     num_clean: int
-    """Rows without a flag."""
+    """Number of rows without a flag."""
     coverage: tuple[Coverage, ...]
     objects: tuple[ObjectFacts, ...]
 
 
 def store_facts(store: "Store") -> StoreFacts:
-    """Return what the page says beyond the attributes.
+    """Collect the facts for the report page.
 
     Raises:
         StoreError: If an object of the store cannot be read.
@@ -141,12 +141,12 @@ def rejected_rows(
 ) -> dict[str, list[RejectedRow]]:
     """Return the first rows that carry each flag, at most ``MOST_ROWS``.
 
-    A flag of every row (``no_mano`` without MANO) singles none out and has no list.
+    A flag that every row carries (``no_mano`` without MANO) gets no list.
 
     Args:
         store: A store with its labels.
-        images: Path of each row's image relative to the root of the dataset; empty = not known.
-        reasons: What is wrong with the image of a row, as in ``shard.BadImage``.
+        images: Path of each row's image relative to the dataset root; empty = unknown.
+        reasons: Problem with the image by row, as in ``BadImage``.
     """
     tables = store.attributes.tables
     quality = store.label("quality")
@@ -194,7 +194,7 @@ def _objects(store: "Store") -> list[ObjectFacts]:
     ids, has = store.label("object_id"), store.label("has_object")
     there = object_names(store.path)
     for i, name in enumerate(store.attributes.tables.get("object", [])):
-        if name not in there:  # in the table of the dataset, without a mesh
+        if name not in there:  # listed by the dataset, without a mesh
             continue
         shape = read_object(store.path, name)
         found.append(

@@ -1,8 +1,8 @@
-"""The report page of a store: one HTML file that needs nothing else, no script and no network.
+"""The report page of a store: one self-contained HTML file without scripts or network access.
 
-It says what the store holds and nothing of how it was made: no time, speed, machine or number of
-workers, so that two builds of one store write the same page. Its text is ``page.html``, a
-template that escapes every value, since names and paths of a dataset may hold anything.
+It describes the content of the store and not how it was built: no time, speed, machine or number of
+workers, so that two builds of one store write the same page. The template ``page.html`` escapes
+every value, since names and paths of a dataset may contain anything.
 """
 
 import functools
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import jinja2
 
 PAGE_FILE: Final = "labels/quality/report.html"
-"""Where a store keeps its page: a foreign file in a group's folder makes zarr-python warn, one in
-an array's folder does not."""
+"""Path of the page in a store: zarr-python warns about a foreign file in a group's folder, but not
+about one in an array's folder."""
 _MOST_ITEMS: Final = 200
-"""Entries of one list or object of the source's notes that the page shows."""
+"""Maximum number of entries that the page shows of one list or object in the source's notes."""
 _BAR_PX: Final = 30
 _PLOT_PX: Final = 150
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-"""Characters that HTML or UTF-8 has no place for; file names may hold them."""
+"""Characters that are not valid in HTML or UTF-8; file names may contain them."""
 
 
 def page(
@@ -43,16 +43,16 @@ def page(
     max_residual_m: float = math.nan,
     max_refit_m: float = math.nan,
 ) -> str:
-    """Return the page, a function of its arguments alone.
+    """Render the page; a pure function of its arguments.
 
     Args:
-        attributes: The store's, as written by ``finish_store``.
+        attributes: Store attributes, as written by ``finish_store``.
         facts: From ``facts.store_facts``.
-        residuals: Of the whole store.
+        residuals: Error histograms of the whole store.
         flag_rows: The rows to list for each flag, from ``facts.rejected_rows``.
         notes: ``DatasetSource.notes``.
-        max_residual_m: Largest distance of a decoded vertex from the official one, metres; NaN if
-            none was compared.
+        max_residual_m: Largest distance between a decoded vertex and the official one, metres; NaN
+            if none was compared.
         max_refit_m: Largest error of a refitted left hand, metres; NaN if none was refitted.
     """
     text = _template().render(
@@ -82,8 +82,8 @@ def page(
 
 @functools.cache
 def _template() -> "jinja2.Template":
-    """Return the compiled page: half a second of work."""
-    import jinja2  # the front door reads this module's types and draws no page
+    """Return the compiled template; compiling takes half a second."""
+    import jinja2  # the CLI imports this module's types without rendering a page
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -102,7 +102,7 @@ def _template() -> "jinja2.Template":
 
 
 def share(count: int, total: int) -> str:
-    """Return a share for people; only nothing reads 0 and only everything reads 100 %."""
+    """Format a fraction as text; only an exact 0 reads 0 and only an exact 1 reads 100 %."""
     if count in (0, total):
         return "100 %" if count else "0"
     percent = 100 * count / total
@@ -112,7 +112,7 @@ def share(count: int, total: int) -> str:
 
 
 def byte_text(count: int) -> str:
-    """Return a number of bytes for people, with the exact one beside it."""
+    """Format a number of bytes with a unit, followed by the exact number."""
     units = ("kB", "MB", "GB", "TB")
     exact = f"{count:,} bytes"
     if count < 1000:
@@ -157,19 +157,19 @@ class _Bar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Histogram:
-    """What the template draws: pixels of an SVG, y down."""
+    """Layout of a histogram for the template, in SVG pixels, y down."""
 
     title: str
     noun: str
     total: int
     largest: str
-    """With its unit; empty if it is not known."""
+    """Largest value with its unit; empty if unknown."""
     bars: list[_Bar]
     ticks: list[tuple[int, str]]
-    """Where the axis has a number, and the number."""
+    """Position and text of each axis label."""
     limit: str
     limit_x: float
-    """Where the limit is, beyond which a hand loses its ``beta``."""
+    """Position of the limit beyond which ``beta`` is marked invalid."""
     width: int
     height: int = _PLOT_PX
     bar_width: int = _BAR_PX
@@ -185,7 +185,7 @@ class _Histogram:
         largest_m: float,
         limit_m: float,
     ) -> "_Histogram":
-        """Lay out one bar per bin; the axis has a number at each power of ten."""
+        """Lay out one bar per bin, with an axis label at each power of ten."""
         bounds = ["0", *(f"{edge:.3g}" for edge in edges_mm), "more"]
         most = max(int(counts.max()), 1)
         bars = [
@@ -217,13 +217,13 @@ class _Histogram:
 
 
 def _edges_below(edges_mm: tuple[float, ...], value_mm: float) -> float:
-    """Return where a value lies between log-spaced edges, in steps of them."""
+    """Return the fractional index of a value among log-spaced edges."""
     first, last = math.log10(edges_mm[0]), math.log10(edges_mm[-1])
     return (math.log10(value_mm) - first) / (last - first) * (len(edges_mm) - 1)
 
 
 def _compact(count: int) -> str:
-    """Return a count that fits above a bar: at most five characters."""
+    """Format a count to fit above a bar, in at most five characters."""
     for unit, name in ((1_000_000, "M"), (1000, "k")):
         if count >= unit:
             return f"{count / unit:.3g}{name}" if count < 999.5 * unit else f"{count // unit}{name}"
@@ -231,7 +231,7 @@ def _compact(count: int) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """Return one JSON scalar for people."""
+    """Format one JSON scalar as text."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -244,7 +244,7 @@ def _nested(value: list[Any]) -> bool:
 
 
 def _columns(value: list[Any]) -> list[str] | None:
-    """Return the columns of a list that reads best as a table: objects with the same keys."""
+    """Return the columns of a list to show as a table: objects with the same keys."""
     if not value or not all(isinstance(item, dict) and item for item in value):
         return None
     keys = list(value[0])

@@ -1,4 +1,4 @@
-"""What a build says at its end."""
+"""The text report at the end of a build."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +9,30 @@ from preprocess.images.images import BadImage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildReport:
-    """What went into a store."""
+    """Summary of a finished build."""
 
     path: Path
     attributes: StoreAttributes
-    """As written, with counts by split and by flag and the content hash."""
+    """Attributes as written, with counts by split and by flag and the content hash."""
     image_bytes: int
     seconds: float
     """Wall time, from opening the source to the finish marker."""
     shard_seconds: float
-    """Wall time of reading, checking and writing alone."""
+    """Wall time of reading, checking and writing shards only."""
     fresh_rows: int
-    """Rows that this run made; the others were done before it was started again."""
+    """Rows written by this run; the others were finished by an earlier one."""
     mano_used: bool
     max_residual_m: float
-    """Largest distance of a decoded vertex from the official one; NaN if none was compared."""
+    """Largest distance between a decoded vertex and the official one; NaN if none was compared."""
     max_refit_m: float
     """Largest error of a refitted left hand; NaN if none was refitted."""
     object_rows: dict[str, int]
-    """Rows with a pose, by object."""
+    """Number of rows with a pose, by object."""
     first_rows: dict[str, list[int]]
     """The first rows that carry each flag."""
     bad_images: list[BadImage]
     report_page: Path
-    """The same for a browser, with what does not fit here."""
+    """Path of the HTML report, which has more detail."""
 
     @property
     def frames_per_s(self) -> float:
@@ -41,14 +41,14 @@ class BuildReport:
 
 
 def report_text(report: BuildReport) -> str:
-    """Return the report for people: counts, flags, MANO, objects, speed, licence."""
+    """Format the report as text: counts, flags, MANO, objects, speed, licence."""
     a = report.attributes
     if not report.fresh_rows:
-        speed = "every shard was written before"
+        speed = "all shards were already written"
     else:
         speed = f"shards written at {report.frames_per_s:.0f} frames/s"
         if before := a.num_rows - report.fresh_rows:
-            speed += f", {before} rows were written before"
+            speed += f", {before} rows were already written"
     head = (
         f"{report.path}: {a.dataset}, {a.num_rows} rows in {_num_shards(a)} shards, "
         f"{report.image_bytes / 1e6:.1f} MB of JPEG, {report.seconds:.1f} s, {speed}"

@@ -1,6 +1,6 @@
-"""Stand-ins for ARCTIC's articulated objects: a base and a lid that turns about z.
+"""Synthetic versions of ARCTIC's articulated objects: a base and a lid that rotates about z.
 
-The object's frame is that of the real files: the lid turns by the angle about -z through the
+The object frame is that of the real files: the lid rotates by the angle about -z through the
 origin. As it stands on a table the object's y axis is up; at angle 0 the lid lies on the base.
 Millimetres in the files, metres here.
 """
@@ -27,7 +27,7 @@ class Recipe:
     base: float
     lid: float
     colours: tuple[Colour, Colour]
-    """Of base and lid."""
+    """Colours of base and lid."""
 
 
 RECIPES: Final = {
@@ -77,7 +77,7 @@ def _part(name: str, size: tuple[float, float, float], bottom: float, colour: Co
 
 
 def turned(points: np.ndarray, angle_rad: float) -> np.ndarray:
-    """Return points [n, 3] of the lid at an angle: turned about -z."""
+    """Return points [n, 3] of the lid at an angle, rotated about -z."""
     c, s = np.cos(angle_rad), np.sin(angle_rad)
     return np.asarray(points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]).T)
 

@@ -1,10 +1,10 @@
-"""ARCTIC-like scenes: two hands carry an object with a lid, seen by eight cameras and a head.
+"""Synthetic ARCTIC scenes: two hands hold an object with a lid; eight static, one head camera.
 
 World: metres, z up, a table at z = 0 below the hands. A sequence is a pure function of the seed and
 its plan. Hands lie on the sides of the base, lift off and come back, and their fingers move; the
 lid opens and closes in ``use`` sequences. Everything is smooth in time.
 
-Traps of the real files:
+Pitfalls reproduced from the real files:
 
 - file i shows captured frame ``i - ioi_offset``, another offset for every subject;
 - the first and last captured frames are black;
@@ -126,7 +126,7 @@ class Scene:
     vertices: np.ndarray
     """[2, F, 778, 3]."""
     joints: np.ndarray
-    """[2, F, 21, 3], standard order, smplx's tips."""
+    """[2, F, 21, 3], standard order, smplx's fingertips."""
     T_world_from_obj: np.ndarray
     """[F, 4, 4]."""
     arti_rad: np.ndarray
@@ -282,12 +282,12 @@ def camera(seed: int, plan: SequencePlan, view: int, frame: int) -> tuple[np.nda
     return T[view - 1], K[view - 1]
 
 
-# --- what is true ---------------------------------------------------------------------------------
+# --- ground truth ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Truth:
-    """What is true of one captured frame as one view sees it: undistorted camera frame, metres."""
+    """Ground truth of one captured frame in one view: undistorted camera frame, metres."""
 
     K: np.ndarray
     T_cam_from_world: np.ndarray
@@ -298,7 +298,7 @@ class Truth:
     beta: np.ndarray
     """[2, 10]."""
     T_cam_from_obj: np.ndarray
-    """[4, 4]; of the base, and of the lid after its turn."""
+    """[4, 4]; of the base, and of the lid after its rotation."""
     arti_rad: float
     lid: np.ndarray
     """[l, 3]."""
@@ -307,7 +307,7 @@ class Truth:
 
 
 def truth_of(seed: int, plan: SequencePlan, view: int, frame: int) -> Truth:
-    """Return what is true of a captured frame (counted from 0)."""
+    """Return the ground truth of a captured frame (counted from 0)."""
     scene = scene_of(seed, plan)
     T, K = camera(seed, plan, view, frame)
     pose = T @ scene.T_world_from_obj[frame]

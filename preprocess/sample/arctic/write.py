@@ -1,7 +1,7 @@
-"""ARCTIC-like samples: the official files, filled with rendered stand-in hands and objects.
+"""Synthetic ARCTIC: the official files, filled with rendered synthetic hands and objects.
 
 Layout as in the official ``data``: ``images/sXX/<sequence>/<view>/%05d.jpg``, ``raw_seqs``,
-``meta``, ``splits_json``. What is drawn, and which traps are where, is in ``arctic_scene``.
+``meta``, ``splits_json``. The scenes and their pitfalls are in ``arctic.scene``.
 """
 
 import json
@@ -47,7 +47,7 @@ from preprocess.sample.render.hand_object import (
 LID, BASE, HANDS = 1, 2, (254, 255)
 """Values in the segmentation of ``draw``: right and left hand last."""
 _MARGIN: Final = 1.35
-"""Sides of the picture that is bent into the distorted one, over those of that one."""
+"""Size of the undistorted rendering as a multiple of the distorted image made from it."""
 _QUALITY: Final = (cv2.IMWRITE_JPEG_QUALITY, 92)
 
 
@@ -67,7 +67,7 @@ def write(
             before and after.
         seed: Any non-negative integer.
         num_eval: Not used: the sequences of s05 are those of val.
-        workers: Processes; 0 takes every core.
+        workers: Processes; 0: one per core.
         progress: Called with (done, total) images.
     """
     del num_eval
@@ -118,13 +118,13 @@ def draw(seed: int, plan: SequencePlan, view: int, frame: int) -> tuple[np.ndarr
 
 
 def _ego_shift() -> tuple[float, float]:
-    """How far the distorted picture lies inside of the wider one, pixels."""
+    """Offset of the distorted image within the wider one, pixels."""
     return EGO_HW[1] * (_MARGIN - 1) / 2, EGO_HW[0] * (_MARGIN - 1) / 2
 
 
 @lru_cache(maxsize=4)
 def _bent(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each distorted pixel looks in the wider straight picture."""
+    """Return the source position of each distorted pixel in the wider undistorted image."""
     K = ego_intrinsics(seed)
     v, u = np.mgrid[: EGO_HW[0], : EGO_HW[1]].astype(np.float64)
     pixels = np.stack([u.ravel(), v.ravel()], axis=1)[:, None]

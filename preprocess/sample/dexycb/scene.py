@@ -1,10 +1,10 @@
-"""DexYCB-like scenes: subjects, sequences, eight cameras around a table, and what is true of each.
+"""Synthetic DexYCB scenes: subjects, sequences, eight cameras around a table, ground truth.
 
 Every second sequence of a subject shows the other hand. The number of images fixes the plan: how
 many subjects (two to ten), sequences (at least four) and frames per sequence; then a sequence is a
 pure function of (seed, plan, its number). The world of the labels is the master camera's frame.
 
-Traps of the real files, by the number of the sequence:
+Pitfalls reproduced from the real files, by the number of the sequence:
 
 - 0: a leading run without a hand, as in most others; a stray file beside it.
 - 1: an object that has no pose in the second half of the frames; the hand is there from the start.
@@ -46,7 +46,7 @@ _POSE_NPZ_OFF_M: Final = np.array([0.006, -0.0078, 0.0018])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraspPlan:
-    """One sequence: place in the tree, what it shows, how its frames go.
+    """Plan of one sequence: location in the tree, content, frames.
 
     ``ycb_ids`` ascend; ``grasp_ind`` is an index into them. ``num_before`` frames come before the
     hand, then ``num_unlabelled`` with a hand without labels; ``num_after`` after it has left.
@@ -110,7 +110,7 @@ def plans(seed: int, num: int) -> tuple[GraspPlan, ...]:
 
 
 def _plan(seed: int, k: int, subjects: int, num_frames: int) -> GraspPlan:
-    """Draw the plan of sequence ``k``."""
+    """Sample the plan of sequence ``k``."""
     rng = _stream(seed, 0, k)
     turn, owner = divmod(k, subjects)
     subject = SUBJECTS[_SUBJECT_ORDER[owner]]
@@ -146,7 +146,7 @@ def _plan(seed: int, k: int, subjects: int, num_frames: int) -> GraspPlan:
 
 
 def _stream(seed: int, *parts: int) -> np.random.Generator:
-    """Random numbers of one part of the sample."""
+    """Return the random generator for one part of the sample."""
     return np.random.default_rng([seed, 300, *parts])
 
 
@@ -189,7 +189,7 @@ def T_world_from_cam(seed: int, subject: str, serial: str) -> np.ndarray:  # noq
     return np.asarray(cameras[MASTER] @ invert_transform(cameras[serial]))
 
 
-# --- what is true ---------------------------------------------------------------------------------
+# --- ground truth ---------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=16)
@@ -217,12 +217,13 @@ def scene_of(seed: int, num: int, number: int) -> HandObjectSequence:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Truth:
-    """What is true of one image, whether labelled or not; camera frame, metres, radians.
+    """Ground truth of one image, whether labelled or not; camera frame, metres, radians.
 
     ``theta`` [48] absolute, ``transl`` [3], ``beta`` [10] and ``root_rest`` [3] belong to the model
-    as shipped; ``vertices`` [778, 3], ``joints_3d`` [21, 3] in standard order with manopth's tips;
-    all NaN without a hand. ``labelled``: the hand's labels are in the files. ``T_cam_from_obj``
-    [n, 4, 4] by slot of ``plan.ycb_ids``; ``posed`` bool [n]: the pose is in the files.
+    as shipped; ``vertices`` [778, 3], ``joints_3d`` [21, 3] in standard order with manopth's
+    fingertips; all NaN without a hand. ``labelled``: the hand's labels are in the files.
+    ``T_cam_from_obj`` [n, 4, 4] by slot of ``plan.ycb_ids``; ``posed`` bool [n]: the pose is in the
+    files.
     """
 
     plan: GraspPlan
@@ -259,7 +260,7 @@ class Truth:
 
 
 def truth(seed: int, num: int, image: str) -> Truth:
-    """Return what is true of an image, named by its path below the root.
+    """Return the ground truth of an image, given by its path below the root.
 
     Raises:
         ValueError: If a sample of that seed and number has no such image.
@@ -276,7 +277,7 @@ def truth(seed: int, num: int, image: str) -> Truth:
 
 
 def truth_of(seed: int, num: int, plan: GraspPlan, serial: str, frame: int) -> Truth:
-    """Return what is true of one frame of a sequence as one camera sees it."""
+    """Return the ground truth of one frame of a sequence in one camera."""
     scene = scene_of(seed, num, plan.number)
     T_cam = table_cameras(seed, plan.subject)[serial]
     model = shipped_or_fixed(plan.side, as_shipped=True)
@@ -311,7 +312,7 @@ def truth_of(seed: int, num: int, plan: GraspPlan, serial: str, frame: int) -> T
 
 
 def _standard_joints(scene: HandObjectSequence, frame: int) -> np.ndarray:
-    """The 21 joints with manopth's tips, the frame of the table."""
+    """Return the 21 joints with manopth's fingertips, table frame."""
     tips: Sequence[int] = getattr(TIP_VERTICES["manopth"], scene.side)
     joints = np.concatenate([scene.joints[frame], scene.vertices[frame][list(tips)]])
     return joints[list(STANDARD_FROM_MANO21)]

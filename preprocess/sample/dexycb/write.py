@@ -1,9 +1,9 @@
-"""DexYCB-like samples: the official files, filled with rendered stand-in hands and objects.
+"""Synthetic DexYCB: the official files, filled with rendered synthetic hands and objects.
 
 Layout as in DexYCB: ``<subject>/<sequence>/`` with ``meta.yml``, ``pose.npz`` and per camera
 ``color_*.jpg``, ``aligned_depth_to_color_*.png``, ``labels_*.npz``; ``calibration`` and ``models``
 beside the subjects. Hands are fitted with MANO's left model as shipped, poses are 45 coefficients,
-joints have manopth's tips. What is drawn, and which traps are where, is in ``dexycb_scene``.
+joints have manopth's fingertips. The scenes and their pitfalls are in ``dexycb.scene``.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def write(
         num: Images; rounded up to the eight cameras of a time step.
         seed: Any non-negative integer.
         num_eval: Not used: DexYCB's splits are rules over the same images.
-        workers: Processes; 0 takes every core.
+        workers: Processes; 0: one per core.
         progress: Called with (done, total) images.
     """
     del num_eval
@@ -74,7 +74,7 @@ def write(
     ]
     _write_calibration(out / "calibration", seed, sequences)
     write_models(out, sorted({name for plan in sequences for name in plan.object_names}))
-    # One process draws all of a sequence.
+    # One process renders a whole sequence.
     chunk = len(SERIALS) * max(plan.num_frames for plan in sequences)
     written = in_processes(
         partial(_write_task, out, seed, num), tasks, workers, progress, chunk=chunk

@@ -1,12 +1,12 @@
-"""FreiHAND-like samples: the official files, filled with rendered stand-in hands.
+"""Synthetic FreiHAND: the official files, filled with rendered synthetic hands.
 
 Layout as in ``FreiHAND_pub_v2``: ``training/rgb`` holds every pose four times
 (``file_id = idx + num * version``), ``training/mask`` the masks of version 0, the
 ``training_*.json`` files one row per pose; ``evaluation`` one image per pose. Version 0 stands
-before a green screen; versions 1 to 3 put the same rendering over other backgrounds with other
-tints. Right hands only.
+before a green screen; versions 1 to 3 composite the same rendering over other backgrounds with
+other tints. Right hands only.
 
-What is drawn within which limits is written in ``preprocess.sample.hand.pose``.
+``preprocess.sample.hand.pose`` documents the sampling ranges.
 """
 
 import json
@@ -47,10 +47,10 @@ _JPEG: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One drawn right hand before its camera. Metres, radians, camera frame.
+    """A sampled right hand and its camera. Metres, radians, camera frame.
 
     ``theta`` [48] absolute axis-angle, ``beta`` [10], ``transl`` [3], ``K`` [3, 3] pixels,
-    ``vertices`` [778, 3], ``joints_3d`` [21, 3] in standard order (FreiHAND's joint set).
+    ``vertices`` [778, 3], ``joints_3d`` [21, 3] in standard order (FreiHAND's joint convention).
     """
 
     theta: np.ndarray
@@ -62,7 +62,7 @@ class Scene:
 
 
 def draw_scene(seed: int, split: str, idx: int) -> Scene:
-    """Draw scene ``idx`` of ``split``; a pure function of its arguments."""
+    """Sample scene ``idx`` of ``split``; a pure function of its arguments."""
     rng = _stream(seed, split, idx, 0)
     hand = draw_hand(rng)
     root = Rotation.from_matrix(draw_orientation(rng)).as_rotvec()
@@ -83,27 +83,27 @@ def draw_scene(seed: int, split: str, idx: int) -> Scene:
 
 
 def regress_joints(vertices: np.ndarray) -> np.ndarray:
-    """FreiHAND's 21 joints [21, 3] in standard order from posed vertices [778, 3]."""
+    """Regress FreiHAND's 21 joints [21, 3] in standard order from posed vertices [778, 3]."""
     joints = stand_in_model("right").J_regressor @ vertices
     tips = vertices[list(TIP_VERTICES["freihand"].right)]
     return np.concatenate([joints, tips])[list(STANDARD_FROM_MANO21)]
 
 
 def _stream(seed: int, split: str, idx: int, part: int) -> np.random.Generator:
-    """Random numbers of one part of one sample."""
+    """Return the random generator for one part of one sample."""
     return np.random.default_rng([seed, SPLITS.index(split), idx, part])
 
 
 def _draw_camera(
     rng: np.random.Generator, vertices: np.ndarray, root: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw ``K`` and the translation that puts the whole hand into the image."""
+    """Sample ``K`` and a translation that puts the whole hand into the image."""
     distance = np.exp(rng.uniform(np.log(0.45), np.log(0.95)))
     wanted = rng.uniform(0.50, 0.85) * SIZE_PX
     principal = SIZE_PX / 2 - 0.5 + rng.normal(0.0, 4.0, 2)
     place = rng.uniform(-1.0, 1.0, 2)
     transl = np.array([0.0, 0.0, distance]) - root
-    # The picture of the hand changes a little as it moves off the axis: three rounds settle it.
+    # The projection changes a little as the hand moves off the axis: three rounds converge.
     for _ in range(3):
         moved = vertices + transl
         rays = moved[:, :2] / moved[:, 2:]
@@ -138,13 +138,13 @@ def label_rows(scene: Scene) -> dict[str, str]:
         "mano": json.dumps([mano.tolist()]),
         "xyz": json.dumps(scene.joints_3d.tolist()),
         "scale": json.dumps(float(scale)),
-        # A tenth of a micrometre: the file is by far the largest one.
+        # Rounded to 0.1 micrometre: this file is by far the largest.
         "verts": json.dumps(np.round(scene.vertices, 7).tolist()),
     }
 
 
 def write_one(root: Path, seed: int, split: str, idx: int, num: int) -> dict[str, str]:
-    """Render sample ``idx`` of ``num``, write its images, return its label rows."""
+    """Render sample ``idx`` of ``num``, write its images and return its label rows."""
     scene = draw_scene(seed, split, idx)
     picture = _render(scene, seed, split, idx)
     if split == "evaluation":
@@ -159,7 +159,7 @@ def write_one(root: Path, seed: int, split: str, idx: int, num: int) -> dict[str
 
 
 def write_labels(root: Path, split: str, rows: list[dict[str, str]]) -> None:
-    """Write the label files of a split from the rows of all its samples."""
+    """Write the label files of a split from the label rows of all its samples."""
     for name in FIELDS:
         text = ", ".join(row[name] for row in rows)
         (root / f"{split}_{name}.json").write_text(f"[{text}]", encoding="ascii")
@@ -185,7 +185,7 @@ def _render(scene: Scene, seed: int, split: str, idx: int) -> Picture:
 
 
 def _version(picture: Picture, seed: int, split: str, idx: int, version: int) -> np.ndarray:
-    """One of the four versions, uint8 RGB."""
+    """Return one of the four versions of the image, uint8 RGB."""
     rng = _stream(seed, split, idx, 2 + version)
     size = (SIZE_PX, SIZE_PX)
     if version == 0:

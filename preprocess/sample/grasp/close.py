@@ -1,8 +1,8 @@
-"""Grasping: closing a hand on an object until its fingers touch.
+"""Grasp closing: close a hand on an object until its fingers touch.
 
-The hand comes along the line of a grip with open fingers, stops at the object or the table, then
-every finger closes until it touches: first all its joints, then the outer two, then the last one.
-All is measured with the signed distance of the object's surface at the hand's vertices.
+The hand moves along the approach of a grip with open fingers, stops at the object or the table,
+then every finger closes until it touches: first all its joints, then the outer two, then the last.
+Contact is measured by the signed distance to the object's surface at the hand's vertices.
 
 Frames as in ``solid`` and ``hand_curl``. Metres and radians.
 """
@@ -24,7 +24,7 @@ class Grasp:
 
     ``R_stand_from_hand`` [3, 3]; ``wrist`` [3]; ``open_level`` and ``closed_level`` [5, 3] for
     ``finger_angles``; ``approach`` [3]; ``touching`` bool [5] fingers within 1 mm of the object;
-    ``deepest_m`` how far the hand's vertices go into it.
+    ``deepest_m`` the maximum penetration depth of the hand's vertices.
     """
 
     R_stand_from_hand: np.ndarray
@@ -38,7 +38,7 @@ class Grasp:
 
 
 def close_hand(grip: Grip, solid: Solid, model: ManoArrays, beta: np.ndarray, side: str) -> Grasp:
-    """Bring a hand of any shape along the grip and close its fingers on the object."""
+    """Move a hand of any shape along the grip and close its fingers on the object."""
     opened = np.full((5, 3), grip.level)
     turn = grip.R_stand_from_hand.T
 
@@ -68,7 +68,7 @@ def close_hand(grip: Grip, solid: Solid, model: ManoArrays, beta: np.ndarray, si
     far = solid.distance(closed)
     touching = np.array([far[mine].min() < 0.001 for mine in members])
     if touching[1:].any() and not touching[1:].all():
-        # Fingers that find nothing stay beside their neighbours instead of making a fist.
+        # Fingers that touch nothing stay beside their neighbours instead of making a fist.
         level[1:][~touching[1:]] = np.minimum(
             level[1:][~touching[1:]], level[1:][touching[1:]].mean(0)
         )
@@ -109,8 +109,8 @@ def grasp_object(
 ) -> Grasp:
     """Return a hand of the given shape closed on an object: thumb and two fingers at least touch.
 
-    Tries the grips that were found for the mean hand, the better ones first by a draw; where none
-    works for this shape, also a little farther from or nearer to the object. The best is kept.
+    Tries the grips found for the mean hand in random order, better ones likely first; if none works
+    for this shape, also slightly farther from or nearer to the object. The best is kept.
     """
     solid, grips = solid_of(name), find_grips(name, side)
     model = shipped_or_fixed(side, as_shipped=left_as_shipped)

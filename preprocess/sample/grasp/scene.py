@@ -1,4 +1,4 @@
-"""Hand-object scenes: objects on a table, a hand comes, grasps one of them, lifts and turns it.
+"""Hand-object scenes: a hand reaches for one of several objects on a table, lifts and rotates it.
 
 World frame: the table is the plane z = 0, z up, the grasped object near the origin; metres. A
 sequence is a pure function of its arguments; ``hand_object_render.render_frame`` draws a frame.
@@ -41,11 +41,11 @@ class HandObjectSequence:
     theta: np.ndarray
     """[F, 48] absolute axis-angle, root first."""
     transl: np.ndarray
-    """[F, 3] in smplx's meaning: joint 0 = J0(beta) + transl."""
+    """[F, 3] in the smplx convention: joint 0 = J0(beta) + transl."""
     vertices: np.ndarray
     """[F, 778, 3]."""
     joints: np.ndarray
-    """[F, 16, 3] posed skeleton in MANO's order, without tips."""
+    """[F, 16, 3] posed skeleton in MANO's order, without fingertips."""
     T_world_from_obj: np.ndarray
     """[F, n, 4, 4]."""
     hand_there: np.ndarray
@@ -66,11 +66,11 @@ def draw_sequence(
     num_before: int = 0,
     num_after: int = 0,
 ) -> HandObjectSequence:
-    """Draw a sequence; a pure function of its arguments.
+    """Sample a sequence; a pure function of its arguments.
 
     The last frame with the hand shows the object grasped and lifted, the first one the open hand on
-    its way; a sequence with one such frame shows the grasp. In a grasp the hand goes at most 2 mm
-    into the object.
+    its way; a sequence with one such frame shows the grasp. In a grasp the hand penetrates the
+    object by at most 2 mm.
 
     Args:
         rng_key: Non-negative integers.
@@ -146,7 +146,7 @@ def _padded(values: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def _yaw(rng: np.random.Generator) -> np.ndarray:
-    """A turn about the up axis."""
+    """Return a rotation about the up axis."""
     return np.asarray(Rotation.from_rotvec([0.0, 0.0, rng.uniform(0, 2 * np.pi)]).as_matrix())
 
 
@@ -157,7 +157,7 @@ def _smooth(t: float) -> float:
 
 
 def _draw_motion(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Turn (axis-angle [3]) and shift [3] of hand and object at the end of the lift."""
+    """Sample rotation (axis-angle [3]) and translation [3] of hand and object at the lift's end."""
     turn = np.clip(rng.normal(0.0, [0.35, 0.35, 0.5]), -0.8, 0.8)
     shift = np.array([*rng.normal(0.0, 0.06, 2), rng.uniform(0.10, 0.22)])
     return turn, shift
@@ -168,7 +168,7 @@ def _moved(motion: tuple[np.ndarray, np.ndarray], progress: float) -> np.ndarray
     turn, shift = motion
     share = _smooth((progress - GRASP_FROM) / (1.0 - GRASP_FROM))
     out = np.eye(4)
-    # Turned about a point at the height of an object, so that nothing dips into the table.
+    # Rotated about a point at the height of an object, so that nothing dips into the table.
     centre = np.array([0.0, 0.0, 0.06])
     out[:3, :3] = Rotation.from_rotvec(turn * share).as_matrix()
     out[:3, 3] = centre - out[:3, :3] @ centre + shift * share
@@ -216,7 +216,7 @@ def _place_beside(
     """
     T_stand_from_obj, stood = standing(name)
     radius, height = _radius(name), float(stood[:, 2].max())
-    # The forearm goes on from the wrist about where the fingers come from.
+    # The forearm extends from the wrist, roughly opposite to the fingers.
     outward = wrists - vertices.mean(1)
     arm = wrists[:, None] + outward[:, None] * np.linspace(0.3, 3.0, 8)[:, None]
     low = vertices[vertices[..., 2] < height + 0.02][:, :2]
@@ -228,7 +228,7 @@ def _place_beside(
         clear = all(np.linalg.norm(centre - c) > radius + r + 0.01 for c, r in taken)
         if clear and (not len(low) or np.linalg.norm(low - centre, axis=1).min() > radius + 0.02):
             break
-        # Farther out there is always room.
+        # Farther out there is always space.
         reach += 0.004
     taken.append((centre, radius))
     pose = np.eye(4)

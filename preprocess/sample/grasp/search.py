@@ -1,4 +1,4 @@
-"""Where to hold an object: a search over ways to come to it, with the mean hand.
+"""Grasp search: candidate approaches to an object, evaluated with the mean hand.
 
 Frames as in ``solid`` and ``hand_curl``. Metres and radians.
 """
@@ -19,16 +19,16 @@ from preprocess.sample.objects.solid import Solid, solid_of
 from preprocess.sample.objects.ycb import OBJECTS
 
 TOUCH_M: Final = 0.0002
-"""A finger stops this far from the surface."""
+"""Distance from the surface at which a finger stops, metres."""
 TABLE_GAP_M: Final = 0.003
-"""No vertex of the hand is nearer to the table."""
+"""Minimum distance of the hand's vertices from the table, metres."""
 _RUN_UP_M: Final = 0.16
-"""The hand starts this far before its target."""
+"""Distance from the target at which the hand starts, metres."""
 _LEVELS: Final = np.linspace(0.0, 1.0, 21)
 _CANDIDATES: Final = 240
 _KEPT: Final = 8
 _EVERY: Final = 3
-"""The search looks at every third vertex."""
+"""Vertex stride: the search uses every third vertex."""
 _FOREARM_M: Final = np.linspace(0.03, 0.24, 8)
 _FOREARM_RADIUS_M: Final = 0.04
 
@@ -52,12 +52,12 @@ def advance(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Grip:
-    """A way to come to an object as it stands.
+    """A candidate grasp: an approach to a standing object.
 
     ``R_stand_from_hand`` [3, 3]; ``start`` [3] where the wrist starts; ``approach`` [3] unit vector
-    of its way; ``back`` how far it draws back from where it hits something, metres; ``level`` how
-    far the fingers are closed on the way; ``thumb`` the thumb's position; ``score`` grows with
-    fingers that touch and with forces that oppose.
+    of its motion; ``back`` its retreat from the point of collision, metres; ``level`` the closing
+    of the fingers on the way; ``thumb`` the thumb's position; ``score`` grows with fingers that
+    touch and with opposing forces.
     """
 
     R_stand_from_hand: np.ndarray
@@ -71,7 +71,7 @@ class Grip:
 
 @lru_cache(maxsize=2 * len(OBJECTS))
 def find_grips(name: str, side: str) -> tuple[Grip, ...]:
-    """Return the best ways to hold an object, best first; found with the mean hand."""
+    """Return the best grasps of an object, best first; found with the mean hand."""
     solid = solid_of(name)
     rng = np.random.default_rng([OBJECTS.index(name), int(side == "left")])
     hands = _closing_hands(side)
@@ -94,7 +94,7 @@ def _closing_hands(side: str) -> np.ndarray:
 
 
 def _draw_grip(rng: np.random.Generator, solid: Solid, side: str) -> Grip:
-    """Draw a way to come: from the side with the thumb up, or from above."""
+    """Sample an approach: from the side with the thumb up, or from above."""
     low, high = solid.vertices.min(0), solid.vertices.max(0)
     turn = rng.uniform(0.0, 2 * np.pi)
     ahead = np.array([np.cos(turn), np.sin(turn), 0.0])
@@ -125,13 +125,13 @@ def _draw_grip(rng: np.random.Generator, solid: Solid, side: str) -> Grip:
 
 
 def _towards(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """A unit vector between two."""
+    """Return a unit vector between two others."""
     mixed = (1.0 - share) * a + share * b
     return np.asarray(mixed / np.linalg.norm(mixed))
 
 
 def _judged(grip: Grip, solid: Solid, side: str, hands: np.ndarray) -> Grip | None:
-    """The grip with its score; None where it holds nothing."""
+    """Return the grip with its score; None if it holds nothing."""
     along = grip.R_stand_from_hand[:, 0] * (-1.0 if side == "left" else 1.0)
     if (grip.start + _FOREARM_M[:, None] * along)[:, 2].min() < 0.0:
         return None

@@ -1,4 +1,4 @@
-"""Opening and closing the stand-in hand: finger levels, hands in their own frame.
+"""Opening and closing the synthetic hand: finger flexion levels, hands in their own frame.
 
 The hand frame has its origin in the wrist and the axes of the rest pose. Metres and radians.
 """
@@ -33,8 +33,8 @@ def finger_angles(side: str, level: np.ndarray, thumb: int) -> np.ndarray:
 
     Args:
         side: ``right`` or ``left``.
-        level: How far the joints are closed [n, 5, 3], thumb to little, root to tip.
-        thumb: Which of the thumb's positions.
+        level: Closing of the joints, 0 to 1, [n, 5, 3], thumb to little finger, root to tip.
+        thumb: Index of the thumb's position.
     """
     angles = np.zeros((len(level), NUM_MANO_JOINTS, 3))
     flexion = bend(level)
@@ -77,7 +77,7 @@ def finger_owner() -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def shipped_or_fixed(side: str, *, as_shipped: bool) -> ManoArrays:
-    """Return the stand-in model of a side; a left one as MANO ships it, if asked for."""
+    """Return the synthetic model of a side; the left one optionally as MANO ships it."""
     model = stand_in_model(side)
     if side == "left" and as_shipped:
         return replace(model, shapedirs=with_other_x(model.shapedirs))

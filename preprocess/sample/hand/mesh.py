@@ -1,7 +1,7 @@
-"""The stand-in hand as MANO arrays: a procedural hand in MANO's layout, with its own geometry.
+"""The synthetic hand as MANO arrays: a procedural hand in MANO's layout, with its own geometry.
 
-778 vertices, 1538 triangles, 16 joints in MANO's order, the nine arrays of a MANO file. Nothing
-of it comes from the licensed model; numbers obtained with it test the plumbing, not anatomy.
+778 vertices, 1538 triangles, 16 joints in MANO's order, the nine arrays of a MANO file. Nothing in
+it comes from the licensed model; results obtained with it test the code, not anatomy.
 The left hand is the exact mirror image ``x -> -x`` of the right one.
 
 Shape components (standard deviation 1 is a plausible spread of adults): the lengths of thumb,
@@ -41,7 +41,7 @@ from preprocess.sample.hand.shape import (
 from preprocess.sample.hand.topology import HandTopology, build_topology
 
 MIRROR: Final = np.array([-1.0, 1.0, 1.0])
-"""Right hand to left hand, as a diagonal."""
+"""Reflection from right to left hand, as a diagonal."""
 _SPREAD: Final = {
     "finger": 0.050,
     "palm_length": 0.035,
@@ -74,7 +74,7 @@ def stand_in_mano() -> dict[str, Arrays]:
 
 @lru_cache(maxsize=2)
 def stand_in_model(side: str) -> ManoArrays:
-    """Return one side, ``"right"`` or ``"left"``, as ``model.mano.files.mano_forward`` takes it."""
+    """Return one side, ``"right"`` or ``"left"``, in the form ``mano_forward`` expects."""
     arrays = dict(stand_in_mano()[side])
     arrays["f"] = arrays["f"].astype(np.int64)
     return ManoArrays(**arrays)
@@ -82,7 +82,7 @@ def stand_in_model(side: str) -> ManoArrays:
 
 @lru_cache(maxsize=1)
 def stand_in_topology() -> HandTopology:
-    """Return the connectivity of the stand-in hand."""
+    """Return the connectivity of the synthetic hand."""
     return build_topology()
 
 
@@ -97,7 +97,7 @@ def _right_hand() -> Arrays:
     topology = stand_in_topology()
     bones = skeleton(Measures())
     points = place_vertices(topology, Measures())
-    # The design frame is left-handed, so the faces turn over on the way to MANO's.
+    # The design frame is left-handed, so the faces are flipped for MANO's frame.
     faces = topology.faces[:, ::-1]
     weights = skinning_weights(points, bones, topology, neighbour_mean(topology.faces, len(points)))
     normals = surface_gradient(points, bones, Measures())
@@ -137,7 +137,7 @@ def _varied(component: int, amount: float) -> Measures:
 def _shape_basis(
     points: np.ndarray, bones: Skeleton, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of vertices [778, 3, 10] and joints [16, 3, 10] by the measures, MANO frame.
+    """Derivatives of vertices [778, 3, 10] and joints [16, 3, 10] w.r.t. the measures, MANO frame.
 
     A vertex first follows its bones (shift and stretch), then one Newton step takes it to the
     surface of the changed hand; central differences over that.
@@ -185,7 +185,7 @@ def _carried(
 
 
 def mirrored(right: Arrays) -> Arrays:
-    """Return the left hand: geometry mirrored ``x -> -x``, faces turned over.
+    """Return the left hand: geometry mirrored ``x -> -x``, faces flipped.
 
     With ``theta_left = theta_right * (1, -1, -1)`` per joint, the left hand's vertices are the
     mirror image of the right hand's. A rotation ``R`` becomes ``M R M``, hence the signs of
@@ -210,8 +210,8 @@ def mirrored(right: Arrays) -> Arrays:
 def interhand_regressor() -> np.ndarray:
     """Return ``J_regressor_mano_ih26m``, float32 [21, 778]: each finger tip to base, wrist last.
 
-    Its joints lie 1-3 mm beside MANO's, as in the real file: towards the back of the finger; its
-    tips are the middle of the last phalanx's end, inside the flesh.
+    As in the real file, its joints lie 1-3 mm from MANO's, towards the back of the finger, and its
+    fingertips are at the centre of the last phalanx's end, inside the flesh.
     """
     right = stand_in_mano()["right"]
     topology = stand_in_topology()
@@ -244,8 +244,8 @@ def write_mano(folder: Path, *, shapedirs_bug: bool = False) -> None:
 
     Args:
         folder: Created if missing.
-        shapedirs_bug: Give the left hand the right hand's ``shapedirs`` x axis, as the file that is
-            shipped with MANO has it (smplx issue 48).
+        shapedirs_bug: Give the left hand the right hand's ``shapedirs`` x axis, as in the file
+            shipped with MANO (smplx issue 48).
     """
     folder.mkdir(parents=True, exist_ok=True)
     hands = stand_in_mano()

@@ -1,4 +1,4 @@
-"""Where the stand-in hand's 778 vertices lie on its surface.
+"""Placement of the synthetic hand's 778 vertices on its implicit surface.
 
 They start on simple tubes along the skeleton and are moved onto the implicit surface. Design frame
 of ``hand_shape``, metres.

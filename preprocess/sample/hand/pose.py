@@ -1,4 +1,4 @@
-"""Drawing hands: finger angles, shape, orientation, camera.
+"""Sampling of hands: finger angles, shape, orientation, camera.
 
 Limits (radians unless said):
 
@@ -8,14 +8,14 @@ Limits (radians unless said):
 - Finger abduction: within 0.30 of the flat hand, less when the finger is bent.
 - Thumb: flexion -0.25 to 0.60, 0 to 0.85, -0.20 to 1.10; out of the palm's plane -0.95 to 0.35;
   twist 0 to 0.60 with opposition.
-- A hand whose thumb or fingers run into one another by more than 45 % of their girth is drawn
-  again (the eighth draw is kept as it is).
+- A hand whose thumb or fingers penetrate one another by more than 45 % of their girth is resampled
+  (the eighth sample is kept as it is).
 - Shape: normal, standard deviation 1, clipped at +-2.
-- Orientation: the fingers point up in the image, turned in the plane by a normal angle (standard
-  deviation 25 degrees, at most 75), tipped to or from the camera by a normal angle (15 degrees,
-  at most 45); the palm (90 %) or the back faces the camera up to a normal roll of 22 degrees. The
-  palm more often: behind the back of a hand bent fingers are hidden. Wider limits (40, 18, 32) were
-  tried: a network trained for two minutes then learns the orientation and hardly a finger.
+- Orientation: the fingers point up in the image, rotated in the plane by a normal angle (standard
+  deviation 25 degrees, at most 75), tilted to or from the camera by a normal angle (15 degrees, at
+  most 45); the palm (90 %) or the back faces the camera up to a normal roll of 22 degrees. The palm
+  is more frequent, because the back of a hand occludes bent fingers. With wider limits (40, 18, 32)
+  a network trained for two minutes learns the orientation but hardly any finger.
 - Camera: hand at 0.45 to 0.95 m, focal length such that the hand spans 50 to 85 % of the
   image, anywhere inside it.
 """
@@ -51,7 +51,7 @@ class HandPose:
 
 
 def draw_hand(rng: np.random.Generator, beta: np.ndarray | None = None) -> HandPose:
-    """Draw a right hand; ``beta`` fixes its shape."""
+    """Sample a right hand; ``beta`` fixes its shape."""
     if beta is None:
         beta = draw_beta(rng)
     for _ in range(_MAX_DRAWS):
@@ -62,12 +62,12 @@ def draw_hand(rng: np.random.Generator, beta: np.ndarray | None = None) -> HandP
 
 
 def draw_beta(rng: np.random.Generator) -> np.ndarray:
-    """Draw a shape [10]."""
+    """Sample a shape [10]."""
     return np.clip(rng.standard_normal(NUM_BETAS), -2.0, 2.0)
 
 
 def _draw_fingers(rng: np.random.Generator) -> np.ndarray:
-    """Draw the 15 finger joints as axis-angle [15, 3]."""
+    """Sample the 15 finger joints as axis-angle [15, 3]."""
     curls = _draw_curls(rng)
     spread = rng.uniform(-0.10, 0.24)
     lead = rng.uniform(-0.45, 0.45)
@@ -100,7 +100,7 @@ def _draw_fingers(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_curls(rng: np.random.Generator) -> np.ndarray:
-    """Draw how far index, middle, ring, little are curled, 0 straight to 1 in the palm."""
+    """Sample the curl of index, middle, ring and little finger, 0 straight to 1 in the palm."""
     common = rng.beta(0.8, 0.9)
     if rng.random() < 0.45:
         ramp = rng.uniform(-0.25, 0.35) * (np.arange(4) - 1.5) / 1.5
@@ -113,7 +113,7 @@ def _draw_curls(rng: np.random.Generator) -> np.ndarray:
 
 
 def _collides(fingers: np.ndarray) -> bool:
-    """Whether spheres along the mean hand's fingers run into one another or into the palm."""
+    """Whether spheres along the mean hand's fingers intersect one another or the palm."""
     arrays = stand_in_mano()["right"]
     joints = arrays["J_regressor"] @ arrays["v_template"]
     turns = Rotation.from_rotvec(fingers).as_matrix()
@@ -150,9 +150,9 @@ def _tip(finger: str) -> np.ndarray:
 
 
 def draw_orientation(rng: np.random.Generator, *, turn_deg: float = 25.0) -> np.ndarray:
-    """Draw the root rotation ``R_cam_from_hand`` [3, 3] of a right hand.
+    """Sample the root rotation ``R_cam_from_hand`` [3, 3] of a right hand.
 
-    ``turn_deg`` is the standard deviation of the turn in the image plane.
+    ``turn_deg`` is the standard deviation of the in-plane rotation, degrees.
     """
     turn = _clipped_normal(rng, turn_deg, 75.0)
     tip = _clipped_normal(rng, 15.0, 45.0)

@@ -1,4 +1,4 @@
-"""The stand-in hand's rig: skinning weights, joint regressors, pose correctives, pose space.
+"""Rig of the synthetic hand: skinning weights, joint regressors, pose correctives, pose space.
 
 Design frame (``hand_shape``), metres, until ``to_mano_frame``; rotations and axes are in the MANO
 frame: fingers along -x, back of the hand along +y, thumb side along +z for the right hand.
@@ -41,7 +41,7 @@ def mano_joints(bones: Skeleton) -> np.ndarray:
 def joint_axes(bones: Skeleton) -> np.ndarray:
     """Axes of every joint in the MANO frame, [16, 3 axes, 3]: flexion, abduction, twist.
 
-    A positive flexion bends towards the palm, a positive abduction turns towards the thumb's side
+    A positive flexion bends towards the palm, a positive abduction rotates towards the thumb's side
     (the thumb: away from the palm's plane), twist is about the bone.
     """
     axes = np.tile(np.eye(3)[[2, 1, 0]], (NUM_MANO_JOINTS, 1, 1))
@@ -113,7 +113,7 @@ def _off_axis(points: np.ndarray, segment: np.ndarray) -> np.ndarray:
 
 
 def _thumb_share(points: np.ndarray, chain: np.ndarray) -> np.ndarray:
-    """How much of a palm vertex moves with the thumb's metacarpal."""
+    """Fraction by which a palm vertex moves with the thumb's metacarpal."""
     axis = (chain[1] - chain[0]) / np.linalg.norm(chain[1] - chain[0])
     along = (points - chain[0]) @ axis
     distance = np.linalg.norm(points - chain[0] - along[:, None] * axis, axis=1)
@@ -124,7 +124,7 @@ def _thumb_share(points: np.ndarray, chain: np.ndarray) -> np.ndarray:
 def _split_over_bones(
     points: np.ndarray, chain: np.ndarray, rooted: np.ndarray, *, free: np.ndarray
 ) -> np.ndarray:
-    """Share a finger's weight between its bones, [n, 3]; only ``free`` vertices go past one."""
+    """Split a finger's weight among its bones, [n, 3]; only ``free`` vertices go past one."""
     second = _smoothstep(_along(points, chain[1], chain[2]), -0.0065, 0.0065) * free
     third = _smoothstep(_along(points, chain[2], chain[3]), -0.0055, 0.0055) * free
     second = np.maximum(second, third)

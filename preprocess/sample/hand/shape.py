@@ -1,4 +1,4 @@
-"""The shape of the stand-in hand: measures, skeleton, implicit surface.
+"""The shape of the synthetic hand: measures, skeleton, implicit surface.
 
 Everything here is in the design frame, metres: ``u`` from the wrist to the fingertips, ``v`` out
 of the back of the hand, ``w`` towards the thumb. The wrist joint is the origin. The surface is the
@@ -51,7 +51,7 @@ _PROFILE: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measures:
-    """Factors on the mean hand; 1 everywhere is the template."""
+    """Scale factors of the mean hand; all 1 is the template."""
 
     finger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FINGERS, 1.0))
     palm_length: float = 1.0
@@ -92,7 +92,7 @@ def skeleton(measures: Measures) -> Skeleton:
 def _round_cone(
     points: np.ndarray, a: np.ndarray, b: np.ndarray, r_a: float, r_b: float
 ) -> np.ndarray:
-    """Distance to a segment less a radius that runs linearly along it."""
+    """Distance to a segment minus a radius that varies linearly along it."""
     axis = b - a
     along = np.clip(((points - a) @ axis) / (axis @ axis), 0.0, 1.0)
     near = points - a - along[:, None] * axis
@@ -112,7 +112,7 @@ def _finger_distance(
     best = np.full(len(points), np.inf)
     for i, length in enumerate(lengths):
         axis = (nodes[i + 1] - nodes[i]) / length
-        # The first bone runs back into the palm, so that the tube has no round start there.
+        # The first bone extends into the palm, so that the tube has no round end there.
         low = -0.3 * total if i == 0 else 0.0
         along = np.clip((points - nodes[i]) @ axis, low, length)
         offset = points - nodes[i] - along[:, None] * axis

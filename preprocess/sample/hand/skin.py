@@ -1,9 +1,9 @@
-"""Skin of the stand-in hand: a rest-space atlas of marks, and skin tones drawn per hand.
+"""Skin of the synthetic hand: a rest-pose texture atlas, and skin tones sampled per hand.
 
 The atlas has two sheets, the back of the hand and the palm, seen straight on: a vertex's place on
 a sheet is its rest position along the fingers and across the palm. Marks (nails, creases, redness)
-come from the skeleton once per process; tone, mottling and the strength of the marks are drawn per
-hand. All five fingers are treated alike, so colour tells no finger from another.
+come from the skeleton once per process; tone, mottling and the strength of the marks are sampled
+per hand. All five fingers are treated equally, so colour does not distinguish fingers.
 """
 
 from dataclasses import dataclass
@@ -193,7 +193,7 @@ class SkinAtlas:
 
 
 def draw_skin(rng: np.random.Generator) -> SkinAtlas:
-    """Draw a skin: tone from the lightest to the darkest, undertone, mottling, marks."""
+    """Sample a skin: tone from the lightest to the darkest, undertone, mottling, marks."""
     marks = _marks()
     position = rng.uniform(0.0, len(_TONES) - 1.001)
     low = int(position)

@@ -1,4 +1,4 @@
-"""Connectivity of the stand-in hand: 778 vertices, 1538 triangles, one open loop at the wrist.
+"""Connectivity of the synthetic hand: 778 vertices, 1538 triangles, one open loop at the wrist.
 
 The mesh is put together from tubes. The palm is a stack of rings of 20 vertices between a wrist
 loop of 16 and a row of four finger openings; each finger is a stack of rings of 8 that ends in a

@@ -1,4 +1,4 @@
-"""What HO-3D-like samples show: official sequence names, their cameras, objects and people.
+"""Synthetic HO-3D scenes: official sequence names, their cameras, objects and people.
 
 A recording is made of takes of ``TAKE`` listed frames; in each the hand comes, grasps the object
 and lifts it. Sequences of one recording are its cameras and show the same takes. Frames are
@@ -35,7 +35,7 @@ SEQUENCES: Final = {
 """Official names in the order in which a growing sample takes them. As in the real set SB11 is a
 camera of a recording of train, AP has an object and MPM a hand that train never shows."""
 _RUN: Final = {"train": TAKE, "evaluation": 4}
-"""Frames of a sequence before the next one's turn."""
+"""Frames of a sequence before switching to the next one."""
 _BLEACH, _BANANA, _MEAT, _DRILL = (
     "021_bleach_cleanser", "011_banana", "010_potted_meat_can", "035_power_drill",
 )  # fmt: skip
@@ -52,7 +52,7 @@ _RECORDED: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """Which frame a sample is."""
+    """Identifies the frame of a sample."""
 
     part: str
     sequence: str
@@ -82,7 +82,7 @@ class Slot:
 
     @property
     def person(self) -> int:
-        """Return whose hand it is."""
+        """Return the person whose hand it is."""
         return _RECORDED[self._letters][1]
 
     @property
@@ -123,10 +123,10 @@ def unlisted(slot: Slot) -> Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageTruth:
-    """The truth of one image: OpenCV camera frame, metres, radians, pixels.
+    """Ground truth of one image: OpenCV camera frame, metres, radians, pixels.
 
     ``K`` [3, 3]; ``T_cam_from_world`` [4, 4]; ``vertices`` [778, 3]; ``joints_3d`` [21, 3] standard
-    order, HO-3D's joint set; ``beta`` [10]; ``T_cam_from_obj`` [4, 4].
+    order, HO-3D's joint convention; ``beta`` [10]; ``T_cam_from_obj`` [4, 4].
     """
 
     K: np.ndarray
@@ -138,7 +138,7 @@ class ImageTruth:
 
 
 def draw_frame(seed: int, slot: Slot) -> ImageTruth:
-    """Draw the frame in a slot; a pure function of its arguments."""
+    """Sample the frame in a slot; a pure function of its arguments."""
     take = draw_take(seed, slot)
     K, T = draw_camera(seed, slot.recording, slot.camera)
     vertices = take.vertices[slot.frame]
@@ -166,7 +166,7 @@ def draw_parameters(
 
 
 def draw_take(seed: int, slot: Slot) -> HandObjectSequence:
-    """Draw the take of a slot, ``TAKE + 1`` frames; cameras of one recording share it."""
+    """Sample the take of a slot, ``TAKE + 1`` frames; cameras of one recording share it."""
     return _draw_take(
         seed, recording_number(slot.recording), slot.take, slot.person, slot.object_name
     )
@@ -188,7 +188,7 @@ def _draw_take(
 
 
 def draw_camera(seed: int, recording: str, camera: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``K`` and ``T_cam_from_world`` of a camera, which stays through all takes."""
+    """Sample ``K`` and ``T_cam_from_world`` of a camera, fixed for all takes."""
     shared = np.random.default_rng([seed, 3, recording_number(recording)])
     rng = np.random.default_rng([seed, 4, recording_number(recording), camera])
     azimuth_rad = shared.uniform(0.0, 2 * np.pi) + camera * 2 * np.pi / 5 + rng.normal(0.0, 0.1)

@@ -1,13 +1,13 @@
-"""HO-3D-like samples: the official files of v2 or v3, filled with rendered stand-in scenes.
+"""Synthetic HO-3D: the official files of v2 or v3, filled with rendered synthetic scenes.
 
 Layout as in ``HO3D_v2`` and ``HO3D_v3``: ``<part>/<sequence>/{rgb,depth,meta}/%04d``, in train also
 ``seg``; ``train.txt``, ``evaluation.txt``, in v3 ``calibration/``; the truth of evaluation in
 ``evaluation_xyz.json`` and ``evaluation_verts.json``; in ``models/`` the objects that occur. OpenGL
 axes, MANO's joint order, absolute angles. Not written: contact fields, ``manual_annotations/``.
 
-Gaps as in the real set: images that no list names, without a meta file or with one of None;
-frames without an object pose; evaluation frames with a wrist and a box alone. A few listed frames
-have a meta file of None, which readers must survive.
+Gaps as in the real set: unlisted images, without a meta file or with one of only None; frames
+without an object pose; evaluation frames with only a wrist and a box. A few listed frames have a
+meta file of only None, which readers must handle.
 """
 
 import itertools
@@ -65,7 +65,7 @@ _FLAT_JPEG: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """What a frame adds to the lists; ``xyz`` and ``verts`` are JSON, empty in train."""
+    """List entries of a frame; ``xyz`` and ``verts`` are JSON, empty in train."""
 
     slot: Slot
     xyz: str
@@ -88,8 +88,8 @@ def write(
         out: Target folder; the root of the dataset.
         num: Listed training images.
         seed: Any non-negative integer.
-        num_eval: Evaluation images; None takes ``num // 8``, at least 8.
-        workers: Processes; 0 takes every core.
+        num_eval: Evaluation images; None: ``num // 8``, at least 8.
+        workers: Processes; 0: one per core.
         progress: Called with (done, total) frames.
         version: ``v2`` or ``v3``.
 
@@ -200,7 +200,7 @@ def _opengl(points: np.ndarray) -> np.ndarray:
 
 
 def _write_calibration(folder: Path, seed: int, recording: str) -> None:
-    """Write poses and intrinsics by place in the list of cameras."""
+    """Write poses and intrinsics by position in the list of cameras."""
     folder.mkdir(parents=True, exist_ok=True)
     order, poses = calibration_poses(seed, recording)
     (folder / "cam_orders.txt").write_text(" ".join(map(str, order)) + "\n", encoding="ascii")
@@ -233,5 +233,5 @@ def _write_pictures(folder: Path, slot: Slot, version: str, picture: RenderedFra
 
 
 def _write_image(path: Path, rgb: np.ndarray, jpeg: tuple[int, ...] = _JPEG) -> None:
-    """Write RGB as PNG or baseline JPEG, as the name says."""
+    """Write RGB as PNG or baseline JPEG, by file name."""
     save_picture(path, rgb[:, :, ::-1], jpeg if path.suffix == ".jpg" else ())

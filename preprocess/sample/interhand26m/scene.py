@@ -1,10 +1,10 @@
-"""InterHand2.6M-like scenes: captures, sequences, cameras, hands in the world.
+"""Synthetic InterHand2.6M scenes: captures, sequences, cameras, hands in the world.
 
-A capture has one subject and a rig of six cameras. Sequences of right, left and two hands take
-turns; each has six frames seen by two cameras of its capture. World axes as OpenCV's with y down;
+A capture has one subject and a rig of six cameras. Sequences of right, left and two hands
+alternate; each has six frames seen by two cameras of its capture. World axes as in OpenCV, y down;
 camera positions in millimetres, hands in metres.
 
-Fingers and shapes as in ``preprocess.sample.hand.pose``; a sequence moves from one drawn pose to
+Fingers and shapes as in ``preprocess.sample.hand.pose``; a sequence moves from one sampled pose to
 another. Two hands are moved apart, by up to 120 mm, until their vertices are 3 mm from one another.
 """
 
@@ -110,7 +110,7 @@ class PosedHand:
 
 
 def stream(seed: int, split: str, *parts: int) -> np.random.Generator:
-    """Random numbers of one part of a split."""
+    """Return the random generator for one part of a split."""
     return np.random.default_rng([seed, 100 + SPLITS.index(split), *parts])
 
 
@@ -189,7 +189,7 @@ def _motion(
 def _placed(
     side: str, root: np.ndarray, fingers: np.ndarray, beta: np.ndarray, place: np.ndarray
 ) -> PosedHand:
-    """Put a hand, drawn as a right one, on the stage; a left hand is its mirror image."""
+    """Place a hand, sampled as a right one, in the world; a left hand is its mirror image."""
     if side == "left":
         mirror = np.diag(MIRROR)
         root, fingers, place = mirror @ root @ mirror, fingers * [1.0, -1.0, -1.0], mirror @ place

@@ -1,4 +1,4 @@
-"""InterHand2.6M-like samples: the official files, filled with rendered stand-in hands.
+"""Synthetic InterHand2.6M: the official files, filled with rendered synthetic hands.
 
 Layout as in the 5 fps release: ``Capture<k>/<sequence>/cam<id>/image<frame>.jpg`` below
 ``images/<split>``, and four files per split below ``annotations/<split>``. As in the real set,
@@ -6,7 +6,7 @@ cameras ``40...`` are in colour and ``41...`` grey, joints come from InterHand2.
 world coordinates are millimetres, MANO translations metres for the fixed left hand, and the MANO
 pose has the mean subtracted. One frame in eight misses joints; some have no MANO fit.
 
-What is drawn is in ``interhand26m_scene``. A sample is a pure function of (seed, split, index).
+The scenes are in ``interhand26m.scene``. A sample is a pure function of (seed, split, index).
 """
 
 import json
@@ -61,7 +61,7 @@ def joint_labels(seed: int, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         start = NUM_JOINTS if hand.side == "left" else 0
         seen = np.ones(NUM_JOINTS, dtype=bool)
         if rng.random() < 0.125:
-            # The wrist stays: without it the official toolkit drops the whole hand.
+            # The wrist stays valid: without it the official toolkit drops the whole hand.
             seen[rng.choice(NUM_JOINTS - 1, rng.integers(1, 6), replace=False)] = False
         rows = slice(start, start + NUM_JOINTS)
         world[rows] = np.where(seen[:, None], regressor @ hand.vertices * 1000.0, INVALID_POINT_MM)
@@ -109,7 +109,7 @@ def render(seed: int, slot: Slot) -> Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """What one image adds to the annotation files."""
+    """Rows of one image in the annotation files."""
 
     slot: Slot
     image: dict[str, Any]

@@ -1,1 +1,1 @@
-"""Synthetic objects."""
+"""Synthetic objects: shapes, textures and signed distances."""

@@ -1,6 +1,6 @@
-"""How each stand-in object is made: a surface and a texture per YCB name.
+"""Catalogue of the synthetic objects: a surface and a texture per YCB name.
 
-Sizes are those of the class in everyday life, metres. Up is +z as the object stands or lies.
+Sizes are typical of the class, metres. Up is +z as the object stands or lies.
 """
 
 from collections.abc import Callable

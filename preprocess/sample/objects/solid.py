@@ -1,6 +1,6 @@
-"""Objects as solids: the signed distance of points to a stand-in object on the table.
+"""Signed distance of points to a synthetic object on the table.
 
-An object *stands* on the plane z = 0 with the middle of its box above the origin. Metres.
+An object *stands* on the plane z = 0 with the centre of its box above the origin. Metres.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _GRID_MARGIN_M: Final = 0.028
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Solid:
-    """An object as it stands: vertices [v, 3], faces [f, 3], a grid of signed distances.
+    """A standing object: vertices [v, 3], faces [f, 3], a grid of signed distances.
 
     ``grid`` [x, y, z] has its first cell at ``low`` [3].
     """
@@ -48,7 +48,7 @@ class Solid:
         return value
 
     def roughly(self, points: np.ndarray) -> np.ndarray:
-        """Return about the signed distance [*] of points [*, 3], from the grid."""
+        """Return the approximate signed distance [*] of points [*, 3], from the grid."""
         high = self.low + _GRID_CELL_M * (np.array(self.grid.shape) - 1)
         inside = np.clip(points, self.low, high)
         at = np.moveaxis((inside - self.low) / _GRID_CELL_M, -1, 0)
@@ -68,7 +68,7 @@ def standing(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=len(OBJECTS))
 def solid_of(name: str) -> Solid:
-    """Return an object as it stands on the table; takes a tenth of a second or so, once."""
+    """Return an object standing on the table; the first call takes about a tenth of a second."""
     _, vertices = standing(name)
     start = vertices.min(0) - _GRID_MARGIN_M
     counts = np.ceil((vertices.max(0) + _GRID_MARGIN_M - start) / _GRID_CELL_M).astype(int) + 1

@@ -1,6 +1,6 @@
-"""Closed surfaces for stand-in objects: turned profiles, boxes, level sets; with texture places.
+"""Closed surfaces with texture coordinates: surfaces of revolution, boxes, level sets.
 
-Every function returns one watertight surface with outward faces. Metres; +z is the object's up.
+Every function returns one watertight surface with outward faces. Metres; +z is up.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import igl
 import numpy as np
 
 NUM_SIDES: Final = 40
-"""Corners of a turned ring."""
+"""Vertices per ring of a surface of revolution."""
 _LONGEST_M: Final = 0.012
-"""Longest step along a profile or an edge."""
+"""Longest step along a profile or an edge, metres."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Surface:
-    """A surface with texture places, as in ``objects.ObjectMesh``."""
+    """A surface with texture coordinates, as in ``ObjectMesh``."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -32,7 +32,7 @@ Distance = Callable[[np.ndarray], np.ndarray]
 
 
 def ellipse(y_over_x: float, power: float = 2.0) -> Section:
-    """Return a section: unit radius along x, ``y_over_x`` along y; a power above 2 squares it."""
+    """Return a cross-section: radius 1 along x, ``y_over_x`` along y; power > 2 squares it off."""
 
     def section(angle: np.ndarray) -> np.ndarray:
         x, y = np.cos(angle), np.sin(angle)
@@ -43,7 +43,7 @@ def ellipse(y_over_x: float, power: float = 2.0) -> Section:
 
 
 def turned(profile: list[tuple[float, float]], section: Section | None = None) -> Surface:
-    """Turn a profile of (radius, z) about z; it starts and ends on the axis, the body to its left.
+    """Revolve a (radius, z) profile about z; it starts and ends on the axis, the body to its left.
 
     Texture: u runs around, v along the profile. ``section`` replaces the circle.
     """
@@ -64,7 +64,7 @@ def turned(profile: list[tuple[float, float]], section: Section | None = None) -
     places = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
     v = places / places[-1]
     u = np.arange(NUM_SIDES + 1) / NUM_SIDES
-    # One more column than the ring has corners: the seam. Each side has its own place at the poles.
+    # One more column than ring vertices, for the seam. Each side has its own uv at the poles.
     grid = np.stack([np.tile(u, count), np.repeat(v[1:-1], NUM_SIDES + 1)], axis=1)
     middle = (np.arange(NUM_SIDES) + 0.5) / NUM_SIDES
     bottom = np.stack([middle, np.zeros(NUM_SIDES)], axis=1)
@@ -96,7 +96,7 @@ def turned(profile: list[tuple[float, float]], section: Section | None = None) -
 
 
 def _refined(profile: np.ndarray) -> np.ndarray:
-    """The profile with steps of at most ``_LONGEST_M``."""
+    """Subdivide a profile to steps of at most ``_LONGEST_M``."""
     points = [profile[:1]]
     for start, end in pairwise(profile):
         steps = int(np.ceil(np.linalg.norm(end - start) / _LONGEST_M))
@@ -106,7 +106,7 @@ def _refined(profile: np.ndarray) -> np.ndarray:
 
 
 def box(size: tuple[float, float, float]) -> Surface:
-    """Return a box about the origin; its six faces have the cells of a 3 x 2 atlas.
+    """Return a box centred on the origin; its six faces use the cells of a 3 x 2 texture atlas.
 
     Cells from left to right, upper row: -x, +x, -y; lower row: +y, -z, +z.
     """
@@ -141,7 +141,7 @@ def box(size: tuple[float, float, float]) -> Surface:
         count += rows * columns
     separate = np.concatenate(points)
     uv_faces = np.concatenate(faces)
-    # Edges and corners are shared: weld what lies at the same place.
+    # Edges and corners are shared: merge coincident vertices.
     _, first, inverse = np.unique(
         np.round(separate, 9), axis=0, return_index=True, return_inverse=True
     )
@@ -161,13 +161,13 @@ def level_set(
     cell_m: float,
     num_faces: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices and faces of the zero set of ``distance``, thinned out to ``num_faces``."""
+    """Return vertices and faces of the zero set of ``distance``, decimated to ``num_faces``."""
     counts = np.ceil((np.array(high) - low) / cell_m).astype(int) + 1
     axes = [low[i] + cell_m * np.arange(counts[i]) for i in range(3)]
     z, y, x = np.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
     grid = np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
     values = distance(grid)
-    # A value of exactly 0 at a grid point would give triangles without area.
+    # A value of exactly 0 at a grid point would give zero-area triangles.
     values = np.where(np.abs(values) < 1e-7, 1e-7, values)
     vertices, faces, _ = igl.marching_cubes(values, grid, *(int(n) for n in counts))
     thin = igl.qslim(
@@ -180,7 +180,7 @@ def level_set(
 
 
 def wrapped(vertices: np.ndarray, faces: np.ndarray) -> Surface:
-    """Give a surface places on a cylinder about z: u the angle, v the height.
+    """Add cylindrical texture coordinates about z: u the angle, v the height.
 
     A face across the seam goes past u = 1, where the texture begins again.
     """
@@ -197,7 +197,7 @@ def wrapped(vertices: np.ndarray, faces: np.ndarray) -> Surface:
 
 
 def pressed(vertices: np.ndarray, faces: np.ndarray) -> Surface:
-    """Give a flat thing places as seen from +z (left half of the texture) and -z (right half)."""
+    """Add planar texture coordinates from +z (left half of the texture) and -z (right half)."""
     corner = vertices[faces]
     normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
     low, high = vertices.min(0), vertices.max(0)
@@ -219,7 +219,7 @@ def pressed(vertices: np.ndarray, faces: np.ndarray) -> Surface:
 def round_box(
     centre: tuple[float, float, float], size: tuple[float, float, float], radius: float
 ) -> Distance:
-    """Return the distance to a box with rounded edges."""
+    """Return the signed distance function of a box with rounded edges."""
 
     def distance(points: np.ndarray) -> np.ndarray:
         over = np.abs(points - centre) - np.array(size) / 2 + radius
@@ -232,7 +232,7 @@ def round_box(
 def rod(
     start: tuple[float, float, float], end: tuple[float, float, float], r_start: float, r_end: float
 ) -> Distance:
-    """Return the distance to a round cone between two balls."""
+    """Return the signed distance function of a round cone between two balls."""
 
     def distance(points: np.ndarray) -> np.ndarray:
         axis = np.array(end) - start
@@ -246,7 +246,7 @@ def rod(
 def disc(
     centre: tuple[float, float, float], radius: float, height: float, axis: int = 2
 ) -> Distance:
-    """Return the distance to a cylinder along a coordinate axis."""
+    """Return the signed distance function of a cylinder along a coordinate axis."""
 
     def distance(points: np.ndarray) -> np.ndarray:
         offset = points - centre
@@ -264,13 +264,13 @@ def hoop(
     thickness: float,
     axis: int = 2,
 ) -> Distance:
-    """Return about the distance to an elliptic ring of round wire; ``axis`` is square to it."""
+    """Return an approximate distance function of an elliptic torus; ``axis`` is its normal."""
 
     def distance(points: np.ndarray) -> np.ndarray:
         offset = points - centre
         plane = np.delete(offset, axis, axis=1)
         scaled = np.linalg.norm(plane / radii, axis=1)
-        # Distance to an ellipse to first order: value over length of its gradient.
+        # First-order distance to an ellipse: value over gradient norm.
         slope = np.linalg.norm(plane / np.square(radii), axis=1) / np.maximum(scaled, 1e-6)
         off = (scaled - 1.0) / np.maximum(slope, 1.0 / max(radii))
         return np.asarray(np.hypot(off, offset[:, axis]) - thickness)
@@ -279,10 +279,10 @@ def hoop(
 
 
 def union(*parts: Distance) -> Distance:
-    """Return the distance to whatever part is nearest."""
+    """Return the distance function of the union of several parts."""
     return lambda points: np.asarray(np.min([part(points) for part in parts], axis=0))
 
 
 def less(body: Distance, hole: Distance) -> Distance:
-    """Return the distance to a body with a hole in it."""
+    """Return the distance function of a body minus a hole."""
     return lambda points: np.maximum(body(points), -hole(points))

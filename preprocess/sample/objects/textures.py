@@ -1,6 +1,6 @@
-"""Textures of stand-in objects: plain colours, bands, labels with a word, speckles.
+"""Textures of synthetic objects: plain colours, bands, labels with a word, speckles.
 
-uint8 [h, w, 3] RGB; row 0 is v = 1. Places are texture places (u, v) in 0..1.
+uint8 [h, w, 3] RGB; row 0 is v = 1. Positions are texture coordinates (u, v) in 0..1.
 """
 
 import zlib
@@ -61,7 +61,7 @@ def lines(
 
 
 def worn(image: np.ndarray, name: str, amount: float = 5.0) -> np.ndarray:
-    """Return the texture with blotches and grain, the same for the same name."""
+    """Add blotches and grain to a texture; deterministic by name."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     height, width = image.shape[:2]
     coarse = rng.standard_normal((8, 12)).astype(np.float32)
@@ -80,9 +80,9 @@ def can(
     side: tuple[float, float],
     ends: Colour,
 ) -> np.ndarray:
-    """Return the texture of a turned can: bands in fractions of its side, two labels, metal ends.
+    """Return the texture of a can: bands in fractions of its side, two labels, metal ends.
 
-    ``side`` are the v at which the upright wall begins and ends.
+    ``side`` holds the v at which the upright wall begins and ends.
     """
     image = plain(ends)
     low, height = side[0], side[1] - side[0]

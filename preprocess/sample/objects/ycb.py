@@ -1,8 +1,8 @@
-"""Stand-in objects: the 21 YCB objects of DexYCB by name, with shapes and textures of our own.
+"""Synthetic objects: the 21 YCB objects of DexYCB by name, with procedural shapes and textures.
 
 Size and outline follow the class (a can of 102 x 140 mm, a bowl of 159 mm); nothing comes from the
-YCB scans. Every mesh is one closed surface, outward faces counter-clockwise. As in the real files,
-the origin is not the middle of the object; +z is up as it stands or lies on a table.
+YCB scans. Every mesh is one watertight surface with counter-clockwise outward faces. As in the real
+files, the origin is not the centre of the object; +z is up as it stands or lies on a table.
 """
 
 from collections.abc import Iterable
@@ -18,18 +18,18 @@ from preprocess.sample.picture_file import save_picture
 from preprocess.sources.ycb import YCB_NAMES
 
 OBJECTS: Final = YCB_NAMES
-"""Names by DexYCB's id less one."""
+"""Names by DexYCB id minus one."""
 _OFFSETS_M: Final = ((0.0, 0.0, 0.0), (-0.012, 0.008, 0.021), (0.017, -0.022, -0.014))
-"""Where the middle of the bounding box lies in the model frame, in turns."""
+"""Positions of the bounding box centre in the model frame, used cyclically."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ObjectMesh:
-    """One textured object, metres, in its own frame.
+    """A textured object mesh, metres, object frame.
 
     ``vertices`` [v, 3] float64 and ``faces`` [f, 3] int64 are one watertight surface; ``uv`` [t, 2]
-    are texture places with v up (u repeats), ``uv_faces`` [f, 3] those of each face's corners, as
-    in an OBJ file (a seam has one vertex and two places). ``texture`` uint8 [h, w, 3] RGB.
+    are texture coordinates with v up (u repeats), ``uv_faces`` [f, 3] their indices per face
+    corner, as in an OBJ file (a seam vertex has two). ``texture`` uint8 [h, w, 3] RGB.
     """
 
     vertices: np.ndarray
@@ -41,7 +41,7 @@ class ObjectMesh:
 
 @lru_cache(maxsize=len(OBJECTS))
 def stand_in_object(name: str) -> ObjectMesh:
-    """Return the object of a YCB name; always the same, built once per process, read-only arrays.
+    """Return the synthetic object of a YCB name: deterministic, cached per process, read-only.
 
     Raises:
         KeyError: If the name is not in ``OBJECTS``.

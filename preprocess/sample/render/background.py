@@ -1,4 +1,4 @@
-"""Backgrounds: gradients, noise of all scales, clutter of shapes, at times coloured like skin."""
+"""Backgrounds: gradients, multi-scale noise and cluttered shapes, sometimes skin-coloured."""
 
 from typing import Final
 

@@ -61,7 +61,7 @@ class Picture:
 
 
 def draw_lights(rng: np.random.Generator) -> Lights:
-    """Draw lights: a key light anywhere in front, a weaker fill, sky and ground."""
+    """Sample lights: a key light anywhere in front, a weaker fill, sky and ground."""
     key = _direction(rng, forward=-0.15)
     fill = _direction(rng, forward=-0.6)
     warmth = rng.normal(0.0, 0.10)
@@ -81,7 +81,7 @@ def draw_lights(rng: np.random.Generator) -> Lights:
 
 
 def _direction(rng: np.random.Generator, *, forward: float) -> np.ndarray:
-    """A unit vector to a light, from above more often, never from far behind the hand."""
+    """Sample a unit vector to a light: more often from above, never from far behind the hand."""
     while True:
         vector = rng.standard_normal(3)
         vector /= np.linalg.norm(vector)
@@ -139,7 +139,7 @@ def skin_coordinates() -> np.ndarray:
 def render_hands(
     sights: list[Sight], K: np.ndarray, size_hw: tuple[int, int], lights: Lights
 ) -> Picture:
-    """Draw hands with their forearms; nearer ones hide farther ones."""
+    """Render hands with their forearms; nearer ones occlude farther ones."""
     points, faces, skins, count = [], [], [], 0
     for sight in sights:
         body = with_forearm(sight)
@@ -176,7 +176,7 @@ def render_hands(
 
 
 def cast_shadow(vertices: np.ndarray, faces: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Return the share of the key light that reaches each vertex, 0..1, from a small depth map."""
+    """Return the fraction of key light that reaches each vertex, 0..1, from a small shadow map."""
     size = 128
     side = np.cross(light, [0.0, 1.0, 0.0] if abs(light[1]) < 0.9 else [1.0, 0.0, 0.0])
     side /= np.linalg.norm(side)
@@ -199,10 +199,10 @@ def cast_shadow(vertices: np.ndarray, faces: np.ndarray, light: np.ndarray) -> n
 
 
 def shade(albedo: np.ndarray, normal: np.ndarray, shadow: np.ndarray, lights: Lights) -> np.ndarray:
-    """Return colours [m, 3], sRGB 0..255; albedo is squared to linear light, a root leads back."""
+    """Return colours [m, 3], sRGB 0..255; gamma is approximated by square and square root."""
     unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
     facing = unit @ np.stack([lights.key, lights.fill], 1).astype(np.float32)
-    # Light wraps a little around the skin.
+    # Wrap lighting for skin.
     wrapped = np.clip((facing + 0.22) / 1.22, 0.0, 1.0)
     wrapped[:, 0] *= shadow
     up = 0.5 - 0.5 * unit[:, 1]
@@ -219,7 +219,7 @@ def shade(albedo: np.ndarray, normal: np.ndarray, shadow: np.ndarray, lights: Li
 def compose(
     picture: Picture, background: np.ndarray, rng: np.random.Generator, *, noise: bool = True
 ) -> np.ndarray:
-    """Put a picture over a background; adds sensor noise. uint8 [h, w, 3] RGB."""
+    """Composite a rendering over a background and add sensor noise. uint8 [h, w, 3] RGB."""
     image = picture.rgb + background * (1.0 - picture.cover[:, :, None])
     if noise:
         grain = rng.standard_normal(image.shape, dtype=np.float32)
@@ -228,5 +228,5 @@ def compose(
 
 
 def draw_wrist_bend(rng: np.random.Generator) -> np.ndarray:
-    """Draw the forearm's bend, axis-angle [3]: twist, sideways, flexion; at most 0.7 rad each."""
+    """Sample the forearm's bend, axis-angle [3]: twist, sideways, flexion; at most 0.7 rad each."""
     return np.clip(rng.normal(0.0, [0.08, 0.18, 0.28]), -0.7, 0.7)

@@ -1,7 +1,7 @@
 """Rendering hand-object scenes: textured objects, a hand with forearm, a table, a room.
 
-Colour is drawn at twice the resolution and averaged down; depth and segmentation are those of the
-ray through each pixel's centre.
+Colour is rendered at twice the resolution and averaged down; depth and segmentation are those of
+the ray through each pixel's centre.
 """
 
 import zlib
@@ -46,7 +46,7 @@ _TABLE_PX_PER_M: Final = 400.0
 _SHADOW_HALF_M: Final = 0.6
 _SHADOW_PX: Final = 256
 _CREASE_DEG: Final = 40.0
-"""Edges sharper than this are drawn sharp."""
+"""Edges sharper than this are shaded sharp."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ class RenderedFrame:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Look:
-    """What a sequence looks like: skin, forearm, light directions in the world, table."""
+    """Appearance of a sequence: skin, forearm, light directions in the world, table."""
 
     skin: SkinAtlas
     wrist_bend: np.ndarray
@@ -92,11 +92,11 @@ def render_frame(
     size_hw: tuple[int, int],
     look_key: tuple[int, ...],
 ) -> RenderedFrame:
-    """Draw one frame as a camera sees it; a pure function of its arguments.
+    """Render one frame as a camera sees it; a pure function of its arguments.
 
     Args:
         sequence: The scene.
-        frame: Which frame of it.
+        frame: Index of the frame.
         K: Intrinsics [3, 3], pixels.
         T_cam_from_world: Camera pose [4, 4].
         size_hw: Image height and width, pixels.
@@ -115,7 +115,7 @@ def render_bodies(
     size_hw: tuple[int, int],
     look_key: tuple[int, ...],
 ) -> RenderedFrame:
-    """Draw bodies over a table, z = 0 in the world, in a room; arguments as in ``render_frame``."""
+    """Render bodies over a table (z = 0 in the world) in a room; arguments as ``render_frame``."""
     look = _look(look_key)
     vertices = np.concatenate([part.vertices for part in parts])
     starts = np.cumsum([0, *(len(part.vertices) for part in parts)])
@@ -145,7 +145,7 @@ def render_bodies(
 
 @lru_cache(maxsize=8)
 def _look(look_key: tuple[int, ...]) -> _Look:
-    """Draw the look of a sequence."""
+    """Sample the appearance of a sequence."""
     rng = np.random.default_rng([*look_key, 0])
     height, azimuth = rng.uniform(0.7, 1.3), rng.uniform(0, 2 * np.pi)
     key = np.array([np.cos(azimuth), np.sin(azimuth), 0.0]) * np.cos(height)
@@ -270,7 +270,7 @@ def _draw(
     size_hw: tuple[int, int],
     look: _Look,
 ) -> Picture:
-    """Colour and cover of all bodies."""
+    """Render colour and coverage of all bodies."""
     scale = SUPERSAMPLING
     height, width = size_hw[0] * scale, size_hw[1] * scale
     seen = rasterise((pixel + 0.5) * scale - 0.5, vertices[:, 2], faces, (height, width))
@@ -309,7 +309,7 @@ def _turned(lights: Lights, turn: np.ndarray) -> Lights:
 
 
 def _mixed(weight: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Values [m, c] between those at a face's corners [m, 3, c]."""
+    """Interpolate values [m, c] from those at a face's corners [m, 3, c]."""
     total = weight[:, :1] * corners[:, 0]
     total += weight[:, 1:2] * corners[:, 1]
     total += weight[:, 2:] * corners[:, 2]

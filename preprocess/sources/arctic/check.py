@@ -1,8 +1,8 @@
-"""Our labels of ARCTIC against those that the official code made of the same capture.
+"""Cross-check ARCTIC labels against those that the official code computed from the same capture.
 
-``processed_seqs/sXX/<sequence>.npy`` and ``splits/{p1,p2}_{train,val}.npy`` are not needed by a
-build; ``verify-cache root=...`` compares every sequence of every such file that is there, and the
-images that a split lists. Files of 18 GB are read one sequence at a time.
+A build does not need ``processed_seqs/sXX/<sequence>.npy`` and ``splits/{p1,p2}_{train,val}.npy``;
+``verify-cache root=...`` compares every sequence of every such file present, and the image list of
+each split. The files, 18 GB in total, are read one sequence at a time.
 
 Source:
     The dataset's src/arctic/processing.py and split.py (described in the dataset notes, 5.4).
@@ -23,13 +23,13 @@ from preprocess.sources.arctic.compare import LIMITS, Apart, compare_sequence
 from preprocess.sources.arctic.files import NAME, Rig
 
 _KEYS: Final = frozenset({"cam_coord", "2d", "bbox", "params"})
-"""Of the dictionary of a sequence."""
+"""Required keys in the dictionary of a sequence."""
 _MAX_STEPS: Final = 50_000_000
-"""Three for each of 1.5 million names of images, and 500 for a sequence."""
+"""Limit on pickle values: three for each of 1.5 million image names, and 500 per sequence."""
 
 
 def checked_files(root: Path) -> list[Path]:
-    """Return the official files that are there."""
+    """Return the official files that are present."""
     splits = [root / "splits" / f"{p}_{s}.npy" for p in ("p1", "p2") for s in ("train", "val")]
     found = sorted((root / "processed_seqs").glob("s??/*.npy"))
     return [*found, *(path for path in splits if path.is_file())]
@@ -44,7 +44,7 @@ def cross_check(
     rows: Rows,
     splits: Mapping[str, Int64[np.ndarray, " k"]],
 ) -> CrossCheck:
-    """Return how far apart the labels of the sequences of ``lenses`` are, in every file."""
+    """Compare the labels of the sequences of ``lenses`` with those in every official file."""
     problems: list[str] = []
     found: list[list[Apart]] = []
 
@@ -100,7 +100,7 @@ def _value(apart: Apart) -> float:
 def _names_differ(
     path: Path, rest: np.ndarray, rows: Rows, splits: Mapping[str, Int64[np.ndarray, " k"]]
 ) -> list[str]:
-    """Return the problem of a split file whose list of images is not that of our split, if any."""
+    """Return the problem if the image list of a split file differs from that of our split."""
     content = rest.item() if rest.size == 1 else None
     names = content.get("imgnames") if isinstance(content, Mapping) else None
     if names is None or path.stem not in splits:

@@ -1,7 +1,7 @@
-"""One sequence of ARCTIC as the official code processed it against our labels of it.
+"""Compare our labels of one ARCTIC sequence with the output of the official processing code.
 
 ``theirs`` is a dictionary of ``processed_seqs`` or ``splits``: per captured frame, in float32, with
-views 0 to 8 and the distorted one of the head as 9.
+views 0 to 8 and the distorted egocentric view as 9.
 
 Source:
     The dataset's src/arctic/processing.py (described in the dataset notes, 5.4).
@@ -32,17 +32,18 @@ LIMITS: Final = {
     "object angles": (1e-4, "rad"),
     "who is in view": (0.0, ""),
 }
-"""Largest difference that is none, and its unit. Who is in view differs by 1 where it would not do
-so with a box ``_UNDECIDED_PX`` larger or smaller."""
+"""Largest tolerated difference and its unit. "Who is in view" counts as different (1) only if it
+still differs with a box ``_UNDECIDED_PX`` larger or smaller."""
 _UNDECIDED_PX: Final = 0.05
 _CHUNK: Final = 256
 _SEEN: Final = 2.0
-"""Pixels are compared up to this many images from the middle: farther off float32 is too coarse."""
+"""Pixels are compared up to this many image sizes from the centre; beyond, float32 is too coarse.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Apart:
-    """The largest difference of one quantity, and where it is."""
+    """The largest difference of one quantity, and where it occurs."""
 
     quantity: str
     value: float
@@ -50,11 +51,11 @@ class Apart:
 
     @property
     def is_over(self) -> bool:
-        """Return whether it is a difference."""
+        """Return whether it exceeds the limit."""
         return not self.value <= LIMITS[self.quantity][0]
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return it as text."""
         number = f"{self.value:.2g} {LIMITS[self.quantity][1]}".rstrip()
         return f"{self.quantity} {number} ({self.where})"
 
@@ -70,7 +71,7 @@ def compare_sequence(
     """Return the largest differences of a sequence, ``sXX/<name>``.
 
     Raises:
-        SourceError: If something is missing, or has another shape than the capture.
+        SourceError: If something is missing, or its shape does not match the capture.
     """
     num = len(read_raw(root, sequence).object)
     views = [
@@ -164,7 +165,7 @@ class _Largest:
         self.found: dict[str, Apart] = {}
 
     def add(self, quantity: str, view: int, difference: np.ndarray, start: int = 0) -> None:
-        """Take differences of frames from ``start`` on; NaN counts as infinite."""
+        """Add differences of the frames from ``start`` on; NaN counts as infinite."""
         size = np.nan_to_num(np.abs(difference.astype(np.float64)), nan=np.inf)
         size = size.reshape(len(size), -1).max(1)
         frame = int(size.argmax())
@@ -174,5 +175,5 @@ class _Largest:
             self.found[quantity] = Apart(quantity=quantity, value=float(size[frame]), where=where)
 
     def result(self) -> list[Apart]:
-        """Return them in the order of ``LIMITS``."""
+        """Return the largest differences in the order of ``LIMITS``."""
         return [self.found[name] for name in LIMITS if name in self.found]

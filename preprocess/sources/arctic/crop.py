@@ -1,13 +1,12 @@
-"""Where the pixels of ARCTIC's ``cropped_images`` are in the official images.
+"""Affine maps from official pixels to pixels of ARCTIC's ``cropped_images``.
 
-A still camera's file is the square around the object, half as large again, cut out with black
-beyond the image and scaled to 1000 x 1000; the file of the camera on the head is the whole image at
-0.3 of its size, as distorted as before. Both were made with PIL: it rounds each edge of the cut to
-a whole pixel (of halves to the even one), so the cut need not be a square, and scaling takes edges
-to edges, half a pixel outside of centres.
+A static camera's file is the square around the object, enlarged by 1.5, cropped with black padding
+and scaled to 1000 x 1000. The egocentric camera's file is the whole image scaled by 0.3, still
+distorted. Both were made with PIL, which rounds each crop edge to a whole pixel (halves to even),
+so that the crop need not be square, and maps edges to edges, half a pixel outside pixel centres.
 
-The official squares are float32. Ours are rounded to float32 too, but an edge within their noise of
-a half may still round the other way: it is a pixel off then, in about one image of two thousand.
+The official squares are float32. Ours are rounded to float32 too, but an edge very close to a half
+may still round the other way and be one pixel off, in about one image of two thousand.
 
 Source:
     The dataset's scripts_data/crop_images.py (described in the dataset notes, 5.5).
@@ -24,10 +23,10 @@ _EGO_SCALE: Final = 0.3
 
 
 def crop_affines(squares: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2 3"]:
-    """Return the maps of official pixels to those of a still camera's cropped files.
+    """Return the affine maps from official pixels to those of a static camera's cropped files.
 
     Args:
-        squares: Around the object (centre x, centre y, side), official pixels.
+        squares: Squares around the object (centre x, centre y, side), official pixels.
     """
     middle, side = squares[:, :2].astype(np.float32), squares[:, 2:].astype(np.float32)
     half = side * _AROUND / 2
@@ -36,7 +35,7 @@ def crop_affines(squares: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 
 
 
 def ego_affine(size_wh: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, "2 3"]:
-    """Return the map of pixels of the camera on the head to those of its cropped files."""
+    """Return the affine map from official egocentric pixels to those of the cropped files."""
     scaled = np.array([int(side * _EGO_SCALE) for side in size_wh.tolist()], float)
     return np.asarray(_edges_to_edges(np.zeros((1, 2)), size_wh[None], scaled)[0])
 
@@ -46,7 +45,7 @@ def _edges_to_edges(
     high: Float64[np.ndarray, "n 2"],
     size_wh: Float64[np.ndarray, " 2"],
 ) -> Float64[np.ndarray, "n 2 3"]:
-    """Return the maps of pixels ``low`` to ``high - 1`` of an image to all of a scaled one."""
+    """Return the affine maps from pixels ``low`` to ``high - 1`` of an image to its scaled crop."""
     scale = size_wh / (high - low)
     A = np.zeros((len(low), 2, 3))
     A[:, [0, 1], [0, 1]] = scale

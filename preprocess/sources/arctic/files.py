@@ -1,7 +1,7 @@
-"""ARCTIC's files: sequences of ``raw_seqs``, cameras and objects of ``meta``, lists of sequences.
+"""Read ARCTIC's files: sequences (``raw_seqs``), cameras and objects (``meta``), sequence lists.
 
-Everything is what users download; a build needs none of the 18 GB of processed splits. Files with
-pickles are read without running anything in them.
+These are the files that users download; a build does not need the 18 GB of processed splits.
+Pickles are read without executing code in them.
 """
 
 import re
@@ -19,14 +19,14 @@ from preprocess.sources.annotations import read_json
 
 NAME: Final = "arctic"
 VIEWS: Final = 9
-"""0 is on the head, 1 to 8 stand still."""
+"""View 0 is egocentric, views 1 to 8 are static."""
 EGO: Final = 0
 OBJECTS: Final = (
     "capsulemachine", "box", "ketchup", "laptop", "microwave", "mixer", "notebook",
     "espressomachine", "waffleiron", "scissors", "phone",
 )  # fmt: skip
 IMAGE_FOLDERS: Final = ("images", "cropped_images")
-"""Folders with the same names of files; the first that holds a sequence is read."""
+"""Folders with the same file names; the first that holds a sequence is read."""
 CROPPED: Final = IMAGE_FOLDERS[1]
 SIDES: Final = ("right", "left")
 """By slot."""
@@ -37,7 +37,7 @@ _ROTATION_TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HandTrack:
-    """One hand of a sequence, world frame, angles about the mean pose."""
+    """MANO parameters of one hand in a sequence, world frame, angles relative to the mean pose."""
 
     rot: Float64[np.ndarray, "f 3"]
     pose: Float64[np.ndarray, "f 45"]
@@ -47,23 +47,23 @@ class HandTrack:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RawSequence:
-    """What was captured; world frame."""
+    """A captured sequence, world frame."""
 
     hands: tuple[HandTrack, HandTrack]
     """By slot."""
     object: Float64[np.ndarray, "f 7"]
-    """Angle (radians), axis-angle, translation in millimetres."""
+    """Articulation angle (radians), axis-angle, translation (millimetres)."""
     T_ego_from_world: Float64[np.ndarray, "f 4 4"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Rig:
-    """The still cameras of a subject."""
+    """The static cameras of a subject."""
 
     T_cam_from_world: Float64[np.ndarray, "8 4 4"]
     K: Float64[np.ndarray, "8 3 3"]
     image_size_wh: Float64[np.ndarray, "9 2"]
-    """Of all views, the one on the head first, pixels."""
+    """Image size of all views, egocentric first, pixels."""
     ioi_offset: int
     """Number of the image file that shows the first captured frame."""
 
@@ -86,10 +86,10 @@ def list_sequences(root: Path) -> dict[str, set[str]]:
 
 
 def list_image_sequences(root: Path) -> dict[str, list[str]]:
-    """Return the sequences (``sXX/<name>``) in each of ``IMAGE_FOLDERS`` that is there, sorted.
+    """Return the sequences (``sXX/<name>``) in each existing folder of ``IMAGE_FOLDERS``, sorted.
 
     Raises:
-        SourceError: If neither is there or a folder cannot be listed.
+        SourceError: If neither folder exists or one cannot be listed.
     """
     there = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     if not there:
@@ -110,7 +110,7 @@ def list_image_sequences(root: Path) -> dict[str, list[str]]:
 
 
 def count_images(folder: Path) -> int:
-    """Return the largest number of images in a view of a sequence's ``folder``."""
+    """Return the largest number of images in any view of a sequence's ``folder``."""
     views = [view for view in map(str, range(VIEWS)) if (folder / view).is_dir()]
     return max((sum(n.endswith(".jpg") for n in _names(folder / v)) for v in views), default=0)
 
@@ -129,7 +129,7 @@ def read_rigs(root: Path) -> dict[str, Rig]:
     """Return the cameras of every subject in ``meta/misc.json``.
 
     Raises:
-        SourceError: If the file is missing, broken, or lacks something of a subject.
+        SourceError: If the file is missing, broken, or incomplete for a subject.
     """
     path = root / "meta" / "misc.json"
     content = read_json(NAME, path)
@@ -154,7 +154,7 @@ def read_rigs(root: Path) -> dict[str, Rig]:
 def read_protocol(root: Path, protocol: str) -> dict[str, list[str]] | None:
     """Return the sequences (``sXX/<name>``) of train, val and test; None without the file.
 
-    Train is what is in none of the other two, as the official code has it.
+    Train is everything in neither of the other two, as in the official code.
 
     Raises:
         SourceError: If the file is broken or its lists overlap.
@@ -189,10 +189,10 @@ def read_num_frames(root: Path, sequence: str) -> int:
 
 
 def read_raw(root: Path, sequence: str) -> RawSequence:
-    """Return a sequence, ``sXX/<name>``.
+    """Read a sequence, ``sXX/<name>``.
 
     Raises:
-        SourceError: If a file is missing or broken, or the files disagree about their length.
+        SourceError: If a file is missing or broken, or the files differ in length.
     """
     parameters = _read_object(root, sequence)
     num = len(parameters)
@@ -223,7 +223,7 @@ def read_raw(root: Path, sequence: str) -> RawSequence:
 
 
 def read_lens(root: Path, sequence: str) -> Lens:
-    """Return the lens of the camera on the head in ``sXX/<name>``.
+    """Read the lens of the egocentric camera in ``sXX/<name>``.
 
     Raises:
         SourceError: If the file is missing or broken.
@@ -286,7 +286,7 @@ def finite_array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Return finite numbers of a shape in float64.
 
     Raises:
-        SourceError: If they are not; ``where`` says which they are.
+        SourceError: If they are not; ``where`` names the array in the message.
     """
     try:
         array = np.asarray(value, dtype=np.float64)
@@ -295,8 +295,8 @@ def finite_array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
     if array.shape != shape or not np.isfinite(array).all():
         found = f"shape {array.shape}" if array.shape != shape else "NaN or infinity"
         raise SourceError(
-            f"{NAME}: {where} must hold finite numbers of shape {shape}, found {found}; download "
-            "the file again"
+            f"{NAME}: {where} must hold finite numbers of shape {shape}, found {found}; "
+            "download the file again"
         )
     return array
 
@@ -307,6 +307,6 @@ def _require_rigid(T: np.ndarray, where: str) -> None:
     bad = np.flatnonzero((off > _ROTATION_TOLERANCE) | (np.linalg.det(R) < 0))
     if len(bad):
         raise SourceError(
-            f"{NAME}: {where}[{bad[0]}] is no rotation ({len(bad)} of {len(T)} are not); download "
-            "the file again"
+            f"{NAME}: {where}[{bad[0]}] is not a rotation ({len(bad)} of {len(T)} are wrong); "
+            "download the file again"
         )

@@ -1,7 +1,8 @@
-"""ARCTIC's labels from captured sequences; runs in a worker.
+"""Compute ARCTIC's labels from captured sequences; runs in a worker.
 
-Hands, object and the camera on the head are in the world frame of the capture; each row moves them
-to its own camera. A shard shows few sequences: each is read once, whole, some hundred kilobytes.
+Hands, object and the egocentric camera are in the world frame of the capture; each row transforms
+them to its own camera. A shard covers few sequences: each is read once, whole, a few hundred
+kilobytes.
 """
 
 import functools
@@ -36,9 +37,9 @@ class View:
     rig: Rig
     lens: Lens
     frames: Int64[np.ndarray, " k"]
-    """Captured frames; not all need be in the capture."""
+    """Frame indices in the capture; some may lie outside it."""
     rows: Int64[np.ndarray, " k"]
-    """Where the labels go."""
+    """Output rows of the labels."""
 
 
 def read_views(
@@ -49,10 +50,10 @@ def read_views(
     *,
     cropped: bool = False,
 ) -> LabelStack:
-    """Return the labels of ``num_rows`` rows; those of no view have none.
+    """Return the labels of ``num_rows`` rows; rows in no view have none.
 
-    ``cropped``: the files are those of ``cropped_images``; where a row has no object, its crop is
-    not known.
+    ``cropped``: the files are those of ``cropped_images``; without an object, the crop of a row is
+    unknown.
 
     Raises:
         SourceError: If a file is missing or broken.
@@ -119,7 +120,7 @@ def posed_object(
 def _in_view(
     view: View, joints: Float64[np.ndarray, "k 2 21 3"], vertices: Float64[np.ndarray, "k v 3"]
 ) -> Bool[np.ndarray, "k 3"]:
-    """Return which hands and objects of rows of a view the official protocol counts."""
+    """Return which hands and objects of a view's rows are in view by the official protocol."""
     K = view.rig.K[view.view - 1]
     lens = view.lens if view.view == EGO else None
     return in_view(joints, vertices, K, view.rig.image_size_wh[view.view], lens)
@@ -127,7 +128,7 @@ def _in_view(
 
 @functools.lru_cache(maxsize=len(OBJECTS))
 def _vertices(root: Path, name: str) -> tuple[Float64[np.ndarray, "v 3"], Int8[np.ndarray, " v"]]:
-    """Return every vertex of an object's file, metres, and its part."""
+    """Return all vertices of an object's file, metres, and their parts."""
     folder = root / "meta" / "object_vtemplates" / name
     lines = (folder / "mesh.obj").read_text().splitlines()
     points = np.array([line.split()[1:4] for line in lines if line.startswith("v ")], np.float64)
@@ -136,7 +137,7 @@ def _vertices(root: Path, name: str) -> tuple[Float64[np.ndarray, "v 3"], Int8[n
 
 
 def _joints(mano: ManoModels, slot: int, hands: HandParameters) -> Float64[np.ndarray, "k 21 3"]:
-    """Return the 21 joints of the hands as they were fitted: the shape and model as shipped."""
+    """Return the 21 joints of the hands as fitted: with the shape and model as shipped."""
     from model.mano.convert import rest_root
 
     own = mano.left_as_shipped if slot == LEFT else mano.right

@@ -1,16 +1,16 @@
-"""ARCTIC: two hands use an articulated object, eight still cameras and one on the head, 30 fps.
+"""ARCTIC: two hands manipulate an articulated object; eight static cameras, one egocentric; 30 fps.
 
-``root`` is the folder with ``images``, ``raw_seqs`` and ``meta`` (the official ``data``); without
-``images``, ``cropped_images`` takes their place, and rows carry where their crop is. Rows are
-the official images of all nine views: files 10 to F - 11 of a sequence of F captured frames, since
-the first and last ones may be black. File i shows frame ``i - ioi_offset`` of the capture, whose
-``world2cam`` and object translations are in metres and millimetres. Hands were fitted with MANO's
-left model as shipped (smplx issue 48). The labels are in undistorted space, the images of view 0
-are not: a build undistorts them (``DatasetSource.lens_of``).
+``root`` is the folder with ``images``, ``raw_seqs`` and ``meta`` (the official ``data``). Without
+``images``, ``cropped_images`` is used, and rows hold the affine map of their crop. Rows are the
+official images of all nine views: files 10 to F - 11 of a sequence of F captured frames, since the
+first and last ones may be black. File i shows frame ``i - ioi_offset`` of the capture, whose
+``world2cam`` is in metres and object translations in millimetres. Hands were fitted with MANO's
+left model as shipped (smplx issue 48). The labels are in undistorted space, but the images of view
+0 are distorted: a build undistorts them (``DatasetSource.lens_of``).
 
-Splits: ``p1_*`` shows the eight still cameras, ``p2_*`` the one on the head; the sequences come
-from ``splits_json``, or from the rule that gives the same: val is s05, test s03, whose labels are
-hidden. The official subsets are drawn as the official code draws them.
+Splits: ``p1_*`` has the eight static cameras, ``p2_*`` the egocentric one; the sequences come from
+``splits_json``, or from the equivalent rule: val is s05, test is s03, whose labels are hidden. The
+official subsets are sampled exactly as in the official code.
 
 Source:
     The dataset's src/arctic/split.py, src/datasets/dataset_utils.py, src/arctic/processing.py
@@ -51,7 +51,7 @@ from preprocess.sources.arctic.files import (
 from preprocess.sources.arctic.labels import View, read_views
 
 BORDER: Final = 10
-"""Frames at either end of a sequence that are no part of the official set."""
+"""Frames at either end of a sequence that are not in the official set."""
 VIEWS_OF: Final = {"p1": tuple(range(1, VIEWS)), "p2": (EGO,)}
 VAL_SUBJECT: Final = "s05"
 TEST_SUBJECT: Final = "s03"
@@ -72,7 +72,7 @@ CITATION: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """A sequence of the dataset."""
+    """A sequence found below the root."""
 
     name: str
     """``sXX/<name>``."""
@@ -81,7 +81,7 @@ class _Found:
 
     @property
     def num_files(self) -> int:
-        """Return the official images of one view."""
+        """Return the number of official images of one view."""
         return max(0, self.num_frames - 2 * BORDER)
 
 
@@ -89,7 +89,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open ARCTIC below ``root``; subjects and sequences may be missing.
 
     Raises:
-        SourceError: If nothing is there, or a file that a sequence needs is missing or broken.
+        SourceError: If nothing is found, or a file that a sequence needs is missing or broken.
     """
     require(NAME, root, ["meta/misc.json"], ["raw_seqs", "meta/object_vtemplates"])
     rigs = read_rigs(root)
@@ -131,7 +131,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     )
 
 
-# --- what is there --------------------------------------------------------------------------------
+# --- sequences ------------------------------------------------------------------------------------
 
 
 def _find(
@@ -140,7 +140,7 @@ def _find(
     pictured: Sequence[str],
     protocol: Mapping[str, Sequence[str]] | None,
 ) -> list[_Found]:
-    """Return the sequences: in the order of the first protocol, others behind by name."""
+    """Return the sequences in the order of the first protocol, then the others by name."""
     labelled = {f"{s}/{name}" for s, names in list_sequences(root).items() for name in names}
     there = list(pictured)
     if not there:
@@ -171,7 +171,7 @@ def _find(
 
 
 def _objects(root: Path, found: Sequence[_Found]) -> tuple[ObjectFile, ...]:
-    """Return all 11 objects; only those that appear must have a mesh."""
+    """Return all 11 objects; only those that occur need a mesh."""
     seen = {f.name.split("/")[1].split("_")[0] for f in found}
     files = []
     for name in OBJECTS:
@@ -192,7 +192,7 @@ def _objects(root: Path, found: Sequence[_Found]) -> tuple[ObjectFile, ...]:
 
 
 def _scaled(lens: Lens, rig: Rig) -> Lens:
-    """Return a lens in the pixels of its cropped images: distortion is in units of the depth."""
+    """Return a lens for the pixels of its cropped images; distortion coefficients are unchanged."""
     A = np.vstack([ego_affine(rig.image_size_wh[EGO]), [0.0, 0.0, 1.0]])
     return Lens(K=A @ lens.K, dist8=lens.dist8)
 
@@ -230,7 +230,7 @@ def _first_rows(found: Sequence[_Found]) -> Int64[np.ndarray, " k"]:
 
 
 def _rows(found: Sequence[_Found], folder: str) -> Rows:
-    """Return the rows: by sequence, then file, then view."""
+    """Return the rows, ordered by sequence, then file, then view."""
     image: list[str] = []
     sequence: list[str] = []
     frames: list[np.ndarray] = []
@@ -250,7 +250,7 @@ def _rows(found: Sequence[_Found], folder: str) -> Rows:
 
 
 def _lens_of(found: Sequence[_Found], named: Sequence[str]) -> np.ndarray:
-    """Return the lens of each row, -1: none."""
+    """Return the lens index of each row; -1 = none."""
     number = {name: i for i, name in enumerate(named)}
     parts = []
     for f in found:
@@ -294,9 +294,9 @@ def _by_rule(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _drawn(num: int, size: int) -> list[int]:
-    """Return the places that the official code draws: Python's generator, seeded with 1."""
+    """Return the indices that the official code samples: Python's generator, seeded with 1."""
     generator = random.Random(1)
-    generator.randint(0, 100)  # the official code checks its generator so
+    generator.randint(0, 100)  # the official code calls this once first
     return generator.sample(range(num), size)
 
 
@@ -310,7 +310,7 @@ def _label_job(
     mano: ManoModels | None,
     official_idx: Sequence[int],
 ) -> LabelJob:
-    """Return the job for some rows; it carries only the cameras they need."""
+    """Return the label job for some rows; it carries only the cameras they need."""
     wanted = np.asarray(official_idx, dtype=np.int64)
     sequence = np.searchsorted(first, wanted, side="right") - 1
     file, view = np.divmod(wanted - first[sequence], VIEWS)

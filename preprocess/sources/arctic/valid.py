@@ -1,8 +1,8 @@
-"""Which hands and objects ARCTIC's official protocol counts: those that are in view.
+"""Visibility rule of ARCTIC's official protocol: which hands and objects are in view.
 
-A hand: its wrist and at least three joints inside the box around the object, cut by the image; the
-object: the mean of its projected vertices. The camera on the head has the whole image for a box and
-is looked through with its distortion.
+A hand is in view if its wrist and at least three joints lie inside the object's box, clipped to the
+image; the object if the mean of its projected vertices does. For the egocentric camera the box is
+the whole image, and projection includes lens distortion.
 
 Source:
     The dataset's src/arctic/processing.py: compute_bbox_batch, forward_define_bbox, forward_valid
@@ -18,13 +18,13 @@ from preprocess.camera import pixels
 from preprocess.records import Lens
 
 _AROUND: Final = 1.1 + 0.6
-"""Side of the box over the longer extent of the object."""
+"""Side of the box as a multiple of the longer extent of the object."""
 _SMALLEST_PX: Final = 600.0
 _MIN_JOINTS: Final = 3
 
 
 def square_of(object_px: Float64[np.ndarray, "n v 2"]) -> Float64[np.ndarray, "n 3"]:
-    """Return a still camera's square (centre x, y, side) around projected vertices, not cut."""
+    """Return the square (centre x, y, side) around vertices in a static camera, not clipped."""
     low, high = object_px.min(1), object_px.max(1)
     side = np.maximum((high - low).max(-1, keepdims=True) * _AROUND, _SMALLEST_PX)
     return np.concatenate([(low + high) / 2, side], axis=-1)
@@ -33,7 +33,7 @@ def square_of(object_px: Float64[np.ndarray, "n v 2"]) -> Float64[np.ndarray, "n
 def box_of(
     object_px: Float64[np.ndarray, "n v 2"], size_wh: Float64[np.ndarray, " 2"]
 ) -> Float64[np.ndarray, "n 4"]:
-    """Return the box (x0, y0, x1, y1) around projected vertices, cut by the image from pixel 1."""
+    """Return the box (x0, y0, x1, y1) around projected vertices, clipped to pixels from 1 on."""
     middle, half = np.split(square_of(object_px) / [1.0, 1.0, 2.0], [2], axis=-1)
     return np.concatenate(
         [np.maximum(middle - half, 1.0), np.minimum(middle + half, size_wh)], axis=-1
@@ -52,12 +52,12 @@ def in_view(
     """Return whether right hand, left hand and object are in view; NaN joints are not.
 
     Args:
-        joints: Camera frame, metres.
-        vertices: Of the whole object where it is, camera frame, metres.
-        K: Of a still camera, where ``lens`` is None.
-        size_wh: Of the image, pixels.
-        lens: Of the camera on the head; its image is the box.
-        slack_px: By how much more than by the rule the box reaches out.
+        joints: Hand joints, camera frame, metres.
+        vertices: All object vertices in their pose, camera frame, metres.
+        K: Intrinsics of a static camera, used if ``lens`` is None.
+        size_wh: Width and height of the image, pixels.
+        lens: Lens of the egocentric camera, whose image is the box.
+        slack_px: Expands the box beyond the rule, pixels.
     """
     if lens is None:
         object_px, joints_px = pixels(vertices, K), pixels(joints, K)
@@ -73,7 +73,7 @@ def in_view(
 
 
 def distorted(points: Float64[np.ndarray, "*n 3"], lens: Lens) -> Float64[np.ndarray, "*n 3"]:
-    """Return points moved so that a pinhole camera sees them where the lens does, same depth."""
+    """Apply lens distortion to points: a pinhole camera then projects them where the lens does."""
     k1, k2, p1, p2, k3, k4, k5, k6 = lens.dist8
     z = points[..., 2]
     x, y = points[..., 0] / z, points[..., 1] / z

@@ -1,6 +1,6 @@
-"""DexYCB's ``.npz`` and depth files: plain arrays of known shape, no pickles.
+"""Read DexYCB's ``.npz`` and depth files: plain arrays of known shape, no pickles.
 
-All problems of a file come in one error.
+All problems of a file are reported in one error.
 """
 
 import math
@@ -74,9 +74,9 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     """Read an ``aligned_depth_to_color_*.png``, millimetres, 0 = unknown.
 
     Raises:
-        SourceError: If the file cannot be read or is another picture.
+        SourceError: If the file cannot be read or has another type or size.
     """
-    import cv2  # heavy, and only builds that keep depth need it
+    import cv2  # slow to import, and only builds with depth need it
 
     try:
         data = path.read_bytes()
@@ -85,7 +85,7 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     expected = f"a uint16 picture of {WIDTH} x {HEIGHT} pixels"
     if image is None:
-        refuse(path, [f"it is no picture, expected {expected}"])
+        refuse(path, [f"it is not an image, expected {expected}"])
     elif image.dtype != np.uint16 or image.shape != (HEIGHT, WIDTH):
         refuse(path, [f"it is {image.dtype} of shape {image.shape}, expected {expected}"])
     return np.asarray(image)
@@ -98,7 +98,7 @@ def _read_npz(
     kinds: tuple[str, ...] = ("f4", "f8"),
     unread: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz``; of those in ``unread`` the shape is checked alone."""
+    """Return the arrays of an ``.npz``; for those in ``unread`` only the shape is checked."""
     arrays: dict[str, np.ndarray] = {}
     problems: list[str] = []
     try:
@@ -116,7 +116,7 @@ def _read_npz(
                             expected = " or ".join(kinds)
                             problems.append(f"{key}: it holds {dtype}, expected {expected}")
                         else:
-                            # One byte more than there should be: the end is where the checksum is.
+                            # Read one byte too many: the checksum is verified at the end.
                             data = file.read(math.prod(shape) * dtype.itemsize + 1)
                             order: Literal["F", "C"] = "F" if fortran else "C"
                             arrays[key] = np.frombuffer(data, dtype).reshape(shape, order=order)
@@ -130,7 +130,7 @@ def _read_npz(
         raise SourceError(f"{NAME}: cannot read {path} ({error.strerror})") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OverflowError) as error:
         raise SourceError(
-            f"{NAME}: {path} is no zip file, or is cut off; unpack the official file again"
+            f"{NAME}: {path} is not a zip file, or is cut off; unpack the official file again"
         ) from error
     refuse(path, problems)
     return arrays

@@ -1,8 +1,8 @@
-"""A look at DexYCB before a build: do the files of a sequence agree?
+"""Consistency check of DexYCB's files before a build.
 
-Reads ``pose.npz`` and one label file of each sequence, and decides about no row: images take their
-labels from ``labels_*.npz``, and ``pose.npz`` is known to be centimetres off in some sequences
-(dex-ycb-toolkit issue 26). The result goes into the notes of the report.
+Reads ``pose.npz`` and one label file of each sequence. It affects no row: labels come from
+``labels_*.npz``, and ``pose.npz`` is known to be centimetres off in some sequences (dex-ycb-toolkit
+issue 26). The result goes into the notes of the report.
 """
 
 from collections.abc import Sequence
@@ -22,27 +22,28 @@ from preprocess.sources.dexycb.arrays import HandLabel, read_label, read_pose
 from preprocess.sources.dexycb.labels import Recording
 
 _APART_M: Final = 5e-3
-_THREADS: Final = 16  # a network disk answers in a millisecond, whoever waits
+_THREADS: Final = 16  # hides the latency of a network disk, about a millisecond per file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Checked:
-    """One sequence; None where a file is missing or broken, or there is no hand."""
+    """Check result of one sequence; None if a file is missing or broken, or there is no hand."""
 
     pose_error: str | None = None
-    """Why ``pose.npz`` cannot be used."""
+    """Reason why ``pose.npz`` cannot be used."""
     no_hand: int = 0
-    """Time steps without one, by ``pose.npz``."""
+    """Number of time steps without a hand, by ``pose.npz``."""
     label: HandLabel | None = None
-    """Of the first camera, in the first time step with a hand."""
+    """Label of the first camera, in the first time step with a hand."""
     apart_m: float | None = None
-    """Largest distance of the wrist or an object between the two files, in that time step."""
+    """Largest distance of the wrist or an object between the two files at that time step, metres.
+    """
 
 
 def cross_check(
     root: Path, sequences: Sequence[Recording], mano: ManoModels | None
 ) -> dict[str, Any]:
-    """Return what the report says about the agreement of the files; never raises for a file."""
+    """Return the report's notes on the consistency of the files; never raises for a file."""
     with ThreadPoolExecutor(_THREADS) as pool:
         checked = list(pool.map(lambda sequence: _check(root, sequence), sequences))
     errors = [c.pose_error for c in checked if c.pose_error is not None]
@@ -76,7 +77,7 @@ def _check(root: Path, sequence: Recording) -> _Checked:
     try:
         label = read_label(path, len(sequence.meta.ycb_ids))
     except SourceError:
-        return _Checked(no_hand=no_hand)  # the build stops at it, and names it
+        return _Checked(no_hand=no_hand)  # the build itself will report this file
     apart = _largest_distance(sequence.T_world_from_cam[0], label, pose_m[frame], pose_y[frame])
     return _Checked(no_hand=no_hand, label=label, apart_m=apart)
 
@@ -87,11 +88,11 @@ def _largest_distance(
     pose_m: Float[np.ndarray, " 51"],
     pose_y: Float[np.ndarray, "o 7"],
 ) -> float | None:
-    """Return how far apart the two files put the wrist and the objects that both of them have."""
+    """Return the largest distance of wrist and shared objects between the two files, metres."""
     R, t = T_world_from_cam[:3, :3], T_world_from_cam[:3, 3]
     distances = []
     if (label.pose_m != 0).any() and (label.joint_3d != -1).any():
-        # joint 0 = J0 + translation in either frame, and J0 needs no MANO this way.
+        # joint 0 = J0 + translation in either frame, so J0 follows without MANO.
         rest_wrist = label.joint_3d[0] - label.pose_m[48:]
         distances.append(np.linalg.norm(R @ label.joint_3d[0] + t - pose_m[48:] - rest_wrist))
     for ours, theirs in zip(label.pose_y, pose_y, strict=True):
@@ -103,7 +104,7 @@ def _largest_distance(
 def _decoded_apart(
     sequences: Sequence[Recording], checked: Sequence[_Checked], mano: ManoModels
 ) -> float | None:
-    """Return the largest distance of a decoded joint from ``joint_3d``: is this the right MANO?"""
+    """Return the largest error of the decoded joints against ``joint_3d``: detects a wrong MANO."""
     largest: list[float] = []
     for sequence, check in zip(sequences, checked, strict=True):
         label = check.label
@@ -125,7 +126,7 @@ def _decode(
     *,
     is_left: bool,
 ) -> Float[np.ndarray, "21 3"]:
-    """Return the 21 joints as manopth does, standard order."""
+    """Decode the 21 joints as manopth does, standard order."""
     pose = pose_m.astype(np.float64)[None]
     theta = np.concatenate((pose[:, :3], pca_to_axis_angle(own, pose[:, 3:48])), axis=1)
     vertices, skeleton = mano_forward(own, theta, betas[None], pose[:, 48:])

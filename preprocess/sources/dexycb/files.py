@@ -1,6 +1,6 @@
-"""DexYCB's ``meta.yml`` and calibration, checked for keys, types and ranges.
+"""Read DexYCB's ``meta.yml`` and calibration, validating keys, types and ranges.
 
-All problems of a file come in one error.
+All problems of a file are reported in one error.
 """
 
 import math
@@ -35,19 +35,19 @@ _ROTATION_TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meta:
-    """One ``meta.yml``."""
+    """Content of one ``meta.yml``."""
 
     num_frames: int
     serials: tuple[str, ...]
-    """In official order."""
+    """Camera serials in official order."""
     ycb_ids: tuple[int, ...]
-    """1 to 21; row i of ``pose_y`` belongs to the i-th."""
+    """YCB ids, 1 to 21; row i of ``pose_y`` belongs to the i-th."""
     grasp: int
     """``ycb_grasp_ind``, an index into ``ycb_ids``."""
     slot: int
-    """Of the hand, from ``mano_sides``."""
+    """Side of the hand, from ``mano_sides``."""
     mano: str
-    """``mano_calib``: whose betas."""
+    """``mano_calib``: the calibration that holds the subject's betas."""
     extrinsics: str
 
 
@@ -55,7 +55,7 @@ def read_meta(path: Path) -> Meta:
     """Read a ``meta.yml``.
 
     Raises:
-        SourceError: If it cannot be read, lacks a key, or one holds what no official file does.
+        SourceError: If it cannot be read, lacks a key, or a value differs from official files.
     """
     table = _mapping(path)
     problems: list[str] = []
@@ -89,7 +89,7 @@ def read_meta(path: Path) -> Meta:
 
 
 def read_intrinsics(path: Path) -> Float64[np.ndarray, "3 3"]:
-    """Return K of the colour camera, pixels of the 640 x 480 image.
+    """Read K of the colour camera, in pixels of the 640 x 480 image.
 
     Raises:
         SourceError: If the file cannot be read or does not hold it.
@@ -114,10 +114,10 @@ def read_intrinsics(path: Path) -> Float64[np.ndarray, "3 3"]:
 
 
 def read_extrinsics(path: Path) -> dict[str, Float64[np.ndarray, "4 4"]]:
-    """Return ``T_world_from_cam`` by serial; the world is the camera frame of the master.
+    """Read ``T_world_from_cam`` by serial; the world is the master camera's frame.
 
     Raises:
-        SourceError: If the file cannot be read, or an entry is no rigid transform.
+        SourceError: If the file cannot be read, or an entry is not a rigid transform.
     """
     table = _mapping(path).get("extrinsics")
     if not isinstance(table, dict):
@@ -142,7 +142,7 @@ def read_extrinsics(path: Path) -> dict[str, Float64[np.ndarray, "4 4"]]:
 
 
 def read_betas(path: Path) -> Float64[np.ndarray, " 10"]:
-    """Return the shape of a subject's hand.
+    """Read the shape (betas) of a subject's hand.
 
     Raises:
         SourceError: If the file cannot be read or does not hold it.
@@ -182,7 +182,7 @@ def _one(value: Any, choices: tuple[str, ...] | None = None) -> Any:
 
 
 def _folder(value: Any) -> str:
-    """Return the last part of a folder's name; it must not lead elsewhere."""
+    """Return the last component of a folder name; it must not be a path to elsewhere."""
     if not isinstance(value, str) or not _FOLDER_PART.fullmatch(value):
         raise ValueError(value)
     return value
@@ -203,7 +203,7 @@ def _ycb_ids(value: Any) -> tuple[int, ...]:
 
 
 def _numbers(value: Any, num: int) -> Float64[np.ndarray, " n"]:
-    """Return finite numbers; YAML 1.1 takes 1e-05 for text, as some writers put it."""
+    """Return finite numbers; also parses text, since YAML 1.1 reads 1e-05 as a string."""
     items = _items(value, num)
     if not all(type(item) in (int, float, str) for item in items):
         raise ValueError(value)
@@ -214,7 +214,7 @@ def _numbers(value: Any, num: int) -> Float64[np.ndarray, " n"]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for an error, short whatever it is."""
+    """Format a value for an error message, always short."""
     nested = (list, tuple, dict)
     if not isinstance(value, nested):
         return repr(value)[:60]
@@ -227,10 +227,10 @@ def _shown(value: Any) -> str:
 
 
 def refuse(path: Path, problems: list[str]) -> None:
-    """Refuse a file that has problems.
+    """Reject a file that has problems.
 
     Raises:
-        SourceError: With all of them.
+        SourceError: If there are problems; lists all of them.
     """
     if problems:
         raise _bad(path, "; ".join(problems))
@@ -238,5 +238,5 @@ def refuse(path: Path, problems: list[str]) -> None:
 
 def _bad(path: Path, problem: str) -> SourceError:
     return SourceError(
-        f"{NAME}: {path} is no official file: {problem}; unpack the official file again"
+        f"{NAME}: {path} is not an official file: {problem}; unpack the official file again"
     )

@@ -1,8 +1,7 @@
-"""DexYCB's label files as labels and pictures; runs in a worker.
+"""Convert DexYCB's label files to labels and segmentation masks; runs in a worker.
 
-A label file holds one image's hand and objects in its own camera frame. What the files of a
-sequence share (calibration, objects, the subject's shape) is read once at open and travels with the
-job.
+A label file holds the hand and objects of one image in its camera frame. Data shared by a sequence
+(calibration, objects, the subject's shape) is read once on opening and pickled with the job.
 """
 
 import functools
@@ -22,22 +21,22 @@ from preprocess.sources.dexycb.arrays import HandLabel, read_depth, read_label, 
 from preprocess.sources.dexycb.files import NAME, Meta, read_meta
 
 _HAND: Final = 255
-"""The hand in ``seg``, whichever side."""
+"""Value of the hand in ``seg``, for either side."""
 _STORED_HAND: Final = {LEFT: 254, RIGHT: 255}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Recording:
-    """What the rows of one sequence share."""
+    """Data shared by the rows of one sequence."""
 
     folder: str
     """``<subject>/<sequence>``."""
     meta: Meta
     K: Float64[np.ndarray, "c 3 3"]
-    """By camera, in the order of ``meta.serials``."""
+    """Intrinsics by camera, in the order of ``meta.serials``."""
     T_world_from_cam: Float64[np.ndarray, "c 4 4"]
     betas: Float64[np.ndarray, " 10"] | None
-    """None: without MANO."""
+    """None without MANO."""
 
     def file(self, root: Path, camera: int, kind: str, frame: int) -> Path:
         """Return the path of a file of one image; ``kind`` as in ``labels_%06d.npz``."""
@@ -52,7 +51,7 @@ class View:
     camera: int
     frames: Int64[np.ndarray, " k"]
     rows: Int64[np.ndarray, " k"]
-    """Where the labels go."""
+    """Output rows of the labels."""
 
 
 def read_views(root: Path, views: Sequence[View], mano: ManoModels | None) -> LabelStack:
@@ -84,7 +83,7 @@ def read_views(root: Path, views: Sequence[View], mano: ManoModels | None) -> La
 
 
 def _fill_view(root: Path, view: View, stack: LabelStack) -> list[HandLabel]:
-    """Write everything but MANO into the rows of a view; return its label files."""
+    """Write all labels but MANO into the rows of a view; return its label files."""
     sequence, camera, rows = view.sequence, view.camera, view.rows
     num_objects = len(sequence.meta.ycb_ids)
 
@@ -121,13 +120,13 @@ _read_meta = functools.lru_cache(maxsize=16)(read_meta)
 
 
 def read_picture(root: Path, image: str, kind: str) -> np.ndarray:
-    """Return ``depth_mm`` or ``segmentation`` of one image, as ``schema.PICTURES`` means them.
+    """Read ``depth_mm`` or ``segmentation`` of one image, as defined in ``schema.PICTURES``.
 
-    The side of a hand and the objects come from ``meta.yml``, not from the labels: a hand without
-    annotation may still be seen.
+    The hand's side and the objects come from ``meta.yml``, not from the labels: a hand without
+    annotation may still be visible.
 
     Raises:
-        SourceError: If a file is missing or broken, or the segmentation names an object that the
+        SourceError: If a file is missing or broken, or the segmentation contains an object that the
             sequence does not have.
     """
     path = PurePosixPath(image)

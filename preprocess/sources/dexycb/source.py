@@ -1,12 +1,12 @@
-"""DexYCB: one hand grasps one of several YCB objects, eight cameras, 640 x 480 pixels.
+"""DexYCB: one hand grasps one of several YCB objects; eight cameras, 640 x 480 pixels.
 
-``root`` holds the subjects' folders, ``calibration`` and ``models``. Rows are those that
-``meta.yml`` promises, in the toolkit's order: sequence, camera, frame (frame fastest). The world is
-the master camera's frame. Hands were fitted with MANO's left model as shipped (smplx issue 48).
+``root`` holds the subjects' folders, ``calibration`` and ``models``. Rows are those listed in
+``meta.yml``, in the toolkit's order: sequence, camera, frame (frame fastest). The world frame is
+that of the master camera. Hands were fitted with MANO's left model as shipped (smplx issue 48).
 
-Splits ``s0`` to ``s3`` with ``train``, ``val``, ``test`` are the official ones. Their rules count
-subjects and cameras in the official lists, and a sequence by its place among the sequences of its
-subject that are there: they are the official splits only where a subject has all its 100.
+Splits ``s0`` to ``s3`` with ``train``, ``val``, ``test`` follow the official rules, which index
+subjects and cameras in the official lists, and a sequence by its position among its subject's
+sequences that are present: they equal the official splits only if a subject has all its 100.
 
 Source:
     dex-ycb-toolkit dex_ycb.py, README.md (described in the dataset notes, 2).
@@ -56,42 +56,42 @@ OFFICIAL_COUNTS: Final = {
     "s2_train": 436_476, "s2_val": 72_746, "s2_test": 72_746,
     "s3_train": 436_416, "s3_val": 58_192, "s3_test": 87_360,
 }  # fmt: skip
-"""All images, with a hand or without, as the protocols count them."""
+"""Number of images, with or without a hand, as the protocols count them."""
 LICENCE: Final = "DexYCB: CC BY-NC 4.0"
 CITATION: Final = (
     "Chao, Yang, Xiang, Molchanov, Handa, Tremblay, Narang, Van Wyk, Iqbal, Birchfield, Kautz, "
     "Fox: DexYCB: A Benchmark for Capturing Hand Grasping of Objects, CVPR 2021"
 )
 _SEQUENCE: Final = re.compile(r"\d{8}_\d{6}")
-_THREADS: Final = 16  # a network disk answers in a millisecond, whoever waits
+_THREADS: Final = 16  # hides the latency of a network disk, about a millisecond per file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """A sequence folder."""
+    """A sequence folder found below the root."""
 
     subject: int
-    """Into ``SUBJECTS``."""
+    """Index into ``SUBJECTS``."""
     position: int
-    """Among the sequences of its subject."""
+    """Position among the sequences of its subject."""
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _RowPlaces:
-    """Where each row comes from; arrays in official order."""
+    """Origin of each row; arrays in official order."""
 
     subject: Int64[np.ndarray, " n"]
     position: Int64[np.ndarray, " n"]
     serial: Int64[np.ndarray, " n"]
-    """Into ``SERIALS``."""
+    """Index into ``SERIALS``."""
 
 
 def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open DexYCB below ``root``; subjects and sequences may be missing.
 
     Raises:
-        SourceError: If nothing is there, or a file that a sequence needs is missing or broken.
+        SourceError: If nothing is found, or a file that a sequence needs is missing or broken.
     """
     require(NAME, root, [], ["calibration"])
     found = _find_sequences(root)
@@ -116,11 +116,11 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     )
 
 
-# --- what is there --------------------------------------------------------------------------------
+# --- sequences ------------------------------------------------------------------------------------
 
 
 def _find_sequences(root: Path) -> list[_Found]:
-    """Return the sequence folders in official order; other entries do not count."""
+    """Return the sequence folders in official order, ignoring other entries."""
     found: list[_Found] = []
     for subject, name in enumerate(SUBJECTS):
         try:
@@ -150,7 +150,7 @@ def _find_sequences(root: Path) -> list[_Found]:
 def _with_calibration(
     root: Path, found: Sequence[_Found], metas: Sequence[Meta], *, with_betas: bool
 ) -> list[Recording]:
-    """Read the calibration that the sequences name, each file once."""
+    """Read the calibration files that the sequences refer to, each once."""
     folder = root / "calibration"
     serials = sorted({serial for meta in metas for serial in meta.serials})
     K_files = {s: folder / "intrinsics" / f"{s}_{WIDTH}x{HEIGHT}.yml" for s in serials}
@@ -194,7 +194,7 @@ def _refuse_missing_cameras(
 
 
 def _objects(root: Path, metas: Sequence[Meta]) -> tuple[ObjectFile, ...]:
-    """Return all 21 objects; only those that appear must have a mesh."""
+    """Return all 21 objects; only those that occur need a mesh."""
     meshes = [find_mesh(root, name) for name in YCB_NAMES]
     seen = sorted({ycb_id - 1 for meta in metas for ycb_id in meta.ycb_ids})
     missing = [f"models/{YCB_NAMES[i]}/textured_simple.obj" for i in seen if not meshes[i]]
@@ -208,7 +208,7 @@ def _objects(root: Path, metas: Sequence[Meta]) -> tuple[ObjectFile, ...]:
 
 
 def _notes(found: Sequence[_Found], metas: Sequence[Meta]) -> dict[str, Any]:
-    """Return what is there of the whole dataset."""
+    """Return notes on how much of the dataset is present."""
     per_subject = Counter(SUBJECTS[f.subject] for f in found)
     notes: dict[str, Any] = {
         "sequences": len(found),
@@ -268,7 +268,7 @@ def _row_places(found: Sequence[_Found], metas: Sequence[Meta]) -> _RowPlaces:
 
 
 def _splits(places: _RowPlaces) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Return the official splits; all indices count from zero."""
+    """Return the official splits; all indices are zero-based."""
     fifth = places.position % 5 == 4
     few_subjects = np.isin(places.subject, (0, 1))
     grasp = places.position // 5
@@ -295,7 +295,7 @@ def _label_job(
     mano: ManoModels | None,
     official_idx: Sequence[int],
 ) -> LabelJob:
-    """Return the job for some rows; it carries only the sequences they belong to."""
+    """Return the label job for some rows; it carries only the sequences they belong to."""
     wanted = np.asarray(official_idx, dtype=np.int64)
     num = [s.meta.num_frames * len(s.meta.serials) for s in sequences]
     first = np.cumsum([0, *num])

@@ -1,8 +1,8 @@
-"""DexYCB's YAML files: scalars, lists, mappings and ``!!python/tuple``, nothing else.
+"""Safe parser for DexYCB's YAML files: scalars, lists, mappings and ``!!python/tuple`` only.
 
-Safe YAML with the one Python tag that the official ``extrinsics.yml`` needs. Before anything is
-built, the events of a file are counted: a few short aliases can stand for gigabytes, and deep
-nesting overflows the stack of libyaml, which composes by recursion.
+Safe YAML plus the one Python tag that the official ``extrinsics.yml`` needs. The events of a file
+are counted before any object is built: a few short aliases can expand to gigabytes, and deep
+nesting overflows the stack of libyaml, which composes recursively.
 """
 
 from pathlib import Path
@@ -15,19 +15,19 @@ from preprocess.records import SourceError
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 MAX_VALUES: Final = 10_000
-"""An official file holds about a hundred."""
+"""Limit on values; an official file has about a hundred."""
 _TAG: Final = "tag:yaml.org,2002:"
 
-# libyaml reads the thousand meta.yml five times as fast as the Python parser does.
+# libyaml is five times as fast as the Python parser on the thousand meta.yml files.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _RefusedError(ValueError):
-    """The words follow the name of the file."""
+    """A rejected file; the message continues the sentence after the file name."""
 
 
 def _construct_int(loader: Any, node: Any) -> int | str:
-    """Keep the name of a recording, 20200709_141754, as text: YAML takes it for a number."""
+    """Keep a recording name such as 20200709_141754 as text: YAML reads it as a number."""
     return str(node.value) if "_" in node.value else int(loader.construct_yaml_int(node))
 
 
@@ -54,10 +54,10 @@ class _Loader(_Base):  # type: ignore[misc]  # one of two classes of a library w
 
 
 def read_yaml(dataset: str, path: Path) -> Any:
-    """Return the value in a file.
+    """Read the value in a file.
 
     Raises:
-        SourceError: If the file cannot be read, is no YAML, or holds anything else.
+        SourceError: If the file cannot be read, is not YAML, or holds any other tag or type.
     """
     try:
         with path.open("rb") as file:
@@ -66,7 +66,7 @@ def read_yaml(dataset: str, path: Path) -> Any:
         raise SourceError(f"{dataset}: cannot read {path} ({error.strerror})") from error
     try:
         _check_size(data)
-        return yaml.load(data, Loader=_Loader)  # a safe loader with less in it
+        return yaml.load(data, Loader=_Loader)  # a restricted safe loader
     except _RefusedError as error:
         raise SourceError(
             f"{dataset}: {path} {error}; nothing in it was run, unpack the official file again"
@@ -83,15 +83,15 @@ def read_yaml(dataset: str, path: Path) -> Any:
 
 
 def _check_size(data: bytes) -> None:
-    """Refuse more bytes, levels or values than any official file has; an alias counts in full.
+    """Reject more bytes, levels or values than any official file has; aliases count expanded.
 
     Raises:
-        _RefusedError: For one of these, or an alias within itself.
-        yaml.YAMLError: If it is no YAML.
+        _RefusedError: If a limit is exceeded, or an alias refers to itself.
+        yaml.YAMLError: If it is not YAML.
     """
     if len(data) > MAX_BYTES:
         raise _RefusedError(f"is larger than {MAX_BYTES} bytes")
-    sizes: dict[str | None, int] = {}  # by anchor: how many values it stands for
+    sizes: dict[str | None, int] = {}  # by anchor: number of values it expands to
     opened: list[tuple[str | None, int]] = []  # anchor, count before it
     count = 0
     for event in yaml.parse(data, Loader=_Base):

@@ -1,13 +1,13 @@
 """FreiHAND v2: right hands, four versions of each training image, a separate evaluation set.
 
-``root`` is the folder ``FreiHAND_pub_v2``; the evaluation's ground truth is taken from it or from
-its sibling ``FreiHAND_pub_v2_eval`` where one of them holds it, else evaluation rows carry no
-labels. Training image ``idx + num_unique * v`` is version v of pose ``idx``.
+``root`` is the folder ``FreiHAND_pub_v2``. Evaluation ground truth is read from it or its sibling
+``FreiHAND_pub_v2_eval``; without it, evaluation rows have no labels. Training image
+``idx + num_unique * v`` is version v of pose ``idx``.
 
-Beside the official ``train`` and ``evaluation`` there are ``train_gs`` (version 0, the only one
-with masks) and a hold-out ``train90`` / ``val10``: val10 is the last ``num_unique // 10`` poses (at
-least one) in all four versions. One block, because poses with neighbouring numbers come from the
-same recording.
+Besides the official ``train`` and ``evaluation`` splits there are ``train_gs`` (version 0, the only
+one with masks) and a hold-out ``train90`` / ``val10``: val10 is the last ``num_unique // 10`` poses
+(at least one) in all four versions. It is one contiguous block, because poses with adjacent numbers
+come from the same recording.
 """
 
 import functools
@@ -38,7 +38,7 @@ _MANO_ROW: Final = (1, 61)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Poses:
-    """The annotation rows of one of the two sets; None = not available."""
+    """Annotation rows of the training or evaluation set; None = not available."""
 
     K: Float[np.ndarray, "n 3 3"]
     joints_3d: Float[np.ndarray, "n 21 3"] | None
@@ -98,7 +98,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
 
 
 def _labels(training: _Poses, evaluation: _Poses, official_idx: int) -> Labels:
-    """Return the labels of one image; the four versions of a pose share them."""
+    """Return the labels of one image, shared by the four versions of a pose."""
     num_train = len(training.K) * len(VERSIONS)
     poses = training if official_idx < num_train else evaluation
     row = official_idx % len(training.K) if official_idx < num_train else official_idx - num_train
@@ -118,7 +118,7 @@ def _truth_folders(root: Path) -> list[Path]:
 
 
 def _read_poses(root: Path, truth: Path | None, name: str, mano: ManoModels | None) -> _Poses:
-    """Read the files of ``training`` or ``evaluation``; ``truth`` holds all but K."""
+    """Read the files of ``training`` or ``evaluation``; all but K come from ``truth``."""
     K = read_number_rows(_NAME, root / f"{name}_K.json", (3, 3))
     rows = {f"{name}_K.json": len(K)}
     joints, parameters, vertices = None, None, None
@@ -146,7 +146,7 @@ def _read_poses(root: Path, truth: Path | None, name: str, mano: ManoModels | No
 
 
 def _check_images(root: Path, name: str, expected: int, meaning: str) -> None:
-    """Refuse images without annotation; missing images are the builder's to flag or refuse."""
+    """Reject images without annotation; the builder handles missing images."""
     found = sum(entry.name.endswith(".jpg") for entry in (root / name / "rgb").iterdir())
     if found > expected:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""The tree of HO-3D: lists of frames, which version it is, calibration, evaluation truth."""
+"""HO-3D's file tree: frame lists, version detection, calibration, evaluation ground truth."""
 
 import math
 import os
@@ -18,18 +18,18 @@ from preprocess.sources.annotations import read_number_rows
 NAME: Final = "ho3d"
 LISTS: Final = ("train", "evaluation")
 SUFFIXES: Final = {"v2": ".png", "v3": ".jpg"}
-"""Of colour images."""
+"""Suffixes of colour images."""
 NUM_LISTED: Final = {
     "v2": {"train": 66_034, "evaluation": 11_524},
     "v3": {"train": 83_325, "evaluation": 20_137},
 }
 SINGLE: Final = "single"
-"""The camera of a recording that was made with one."""
+"""Camera name of a single-camera recording."""
 
 _LINE: Final = re.compile(r"([A-Za-z0-9_-]+)/([0-9]{1,9})")
 _OF_SEVERAL: Final = re.compile(r"([A-Za-z]+[0-9]+)([0-9])")
 _RIGID: Final = 1e-3
-"""How far a printed rotation may be from orthonormal."""
+"""Tolerance for the orthonormality of a rotation printed as text."""
 
 
 class ListedFrame(NamedTuple):
@@ -39,16 +39,16 @@ class ListedFrame(NamedTuple):
     """``train`` or ``evaluation``."""
     sequence: str
     stem: str
-    """As listed, with its zeros: the name of every file of the frame."""
+    """File stem of the frame as listed, with leading zeros."""
 
     @property
     def folder(self) -> str:
-        """Return the folder of the sequence, relative to the root."""
+        """Return the sequence's folder relative to the root."""
         return f"{self.part}/{self.sequence}"
 
 
 class Version(NamedTuple):
-    """Which HO-3D a tree holds and how that shows."""
+    """HO-3D version of a tree, and the evidence for it."""
 
     name: str
     """``v2`` or ``v3``."""
@@ -58,18 +58,18 @@ class Version(NamedTuple):
 def recording_of(sequence: str) -> tuple[str, str]:
     """Return (recording, camera) of a sequence: ABF13 is camera 3 of ABF1, SM2 is a recording.
 
-    Two digits at the end say that several cameras recorded at the same time; that holds for the 11
-    groups of the toolkit (ABF1 to SMu4) and for no other official sequence.
+    Two trailing digits mean a multi-camera recording: the 11 groups of the toolkit (ABF1 to SMu4)
+    and no other official sequence.
     """
     match = _OF_SEVERAL.fullmatch(sequence)
     return (match[1], match[2]) if match else (sequence, SINGLE)
 
 
 def read_list(root: Path, part: str) -> list[ListedFrame]:
-    """Read ``train.txt`` or ``evaluation.txt`` in its order.
+    """Read ``train.txt`` or ``evaluation.txt`` in order.
 
     Raises:
-        SourceError: If a line is not ``SEQUENCE/FRAME`` or comes twice; counts all of them.
+        SourceError: If a line is not ``SEQUENCE/FRAME`` or is repeated; reports counts.
     """
     path = root / f"{part}.txt"
     try:
@@ -101,10 +101,10 @@ def read_list(root: Path, part: str) -> list[ListedFrame]:
 
 
 def find_version(root: Path, frames: Sequence[ListedFrame]) -> Version:
-    """Recognise the version by its images, else by the folder's name, else by the lists' lengths.
+    """Detect the version by image format, else by folder name, else by the lengths of the lists.
 
     Raises:
-        SourceError: If both versions are in the tree, or nothing tells which.
+        SourceError: If the tree mixes both versions, or the version cannot be determined.
     """
     first: dict[str, Path] = {}
     for folder in sorted({frame.folder for frame in frames}):
@@ -133,7 +133,7 @@ def find_version(root: Path, frames: Sequence[ListedFrame]) -> Version:
 
 
 def _first_images(folder: Path) -> dict[str, Path]:
-    """Return the first image of each kind, by suffix; nothing where the folder is missing."""
+    """Return the first image of each suffix; empty if the folder is missing."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
@@ -153,13 +153,13 @@ def _first_images(folder: Path) -> dict[str, Path]:
 def read_camera_poses(
     root: Path, sequences: Iterable[str]
 ) -> dict[str, Float64[np.ndarray, "4 4"]]:
-    """Return ``T_world_from_cam`` of the sequences that ``calibration/`` knows; OpenCV, metres.
+    """Return ``T_world_from_cam`` of the sequences in ``calibration/``; OpenCV axes, metres.
 
     ``cam_orders.txt`` lists the cameras of a recording; ``trans_<i>.txt`` is the pose of the i-th
-    of that list. The world is the calibration's, one for each recording.
+    in that list. Each recording has its own world frame, that of its calibration.
 
     Raises:
-        SourceError: If a file of a calibrated recording is missing or holds something else.
+        SourceError: If a file of a calibrated recording is missing or malformed.
 
     Source:
         HO-3D vis_pcl_all_cameras.py: point clouds in OpenCV axes of sequence ``<recording>
@@ -184,7 +184,7 @@ def _read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
     is_rigid = np.abs(R @ R.T - np.eye(3)).max() < _RIGID and np.linalg.det(R) > 0
     if not is_rigid or np.abs(T[3] - [0, 0, 0, 1]).max() > _RIGID:
         raise SourceError(
-            f"{NAME}: {path} is no camera pose ({len(values)} numbers); expected a rigid 4 x 4 "
+            f"{NAME}: {path} is not a camera pose ({len(values)} numbers); expected a rigid 4 x 4 "
             "matrix, unpack the calibration again"
         )
     return T
@@ -206,14 +206,14 @@ def _read_numbers(path: Path) -> list[float]:
 
 
 def read_truth(root: Path, num: int) -> tuple[str, Float64[np.ndarray, "n 21 3"]] | None:
-    """Return path and rows of ``evaluation_xyz.json``, None without one.
+    """Return path and rows of ``evaluation_xyz.json``; None without one.
 
-    It is looked for in ``root`` and in the folder that holds ``root``; the path is relative to
-    ``root``. Rows in the order of ``evaluation.txt``; OpenGL axes, MANO's order, metres. The meshes
-    in ``evaluation_verts.json`` are no labels.
+    Searches ``root`` and its parent folder; the path is relative to ``root``. Rows are in the order
+    of ``evaluation.txt``; OpenGL axes, MANO's joint order, metres. The meshes in
+    ``evaluation_verts.json`` are not used as labels.
 
     Raises:
-        SourceError: If its rows are not those of ``evaluation.txt``.
+        SourceError: If its rows do not match ``evaluation.txt``.
     """
     places = [root, root.absolute().parent]
     path = next((p for d in places if (p := d / "evaluation_xyz.json").is_file()), None)

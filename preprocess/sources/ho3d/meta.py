@@ -1,9 +1,9 @@
-"""One ``meta/<frame>.pkl`` of HO-3D as arrays; read without running anything in it.
+"""Read ``meta/<frame>.pkl`` of HO-3D as arrays, without executing code in the pickle.
 
-The files are pickles of Python 2: a dict with ``camMat``, ``handJoints3D``, ``objName``,
-``objRot``, ``objTrans``; in train also ``handPose``, ``handTrans``, ``handBeta``, in evaluation
-``handBoundingBox``. A field that the optimisation could not find is None. OpenGL axes (y up, the
-hand at negative z), metres, MANO's joint order. Further keys (contact, corners) are left out.
+The files are Python 2 pickles: a dict with ``camMat``, ``handJoints3D``, ``objName``, ``objRot``,
+``objTrans``; in train also ``handPose``, ``handTrans``, ``handBeta``, in evaluation
+``handBoundingBox``. A field without an optimisation result is None. OpenGL axes (y up, the hand at
+negative z), metres, MANO's joint order. Further keys (contact, corners) are ignored.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from preprocess.sources.ho3d.files import NAME
 from preprocess.sources.ycb import YCB_NAMES
 
 _MAX_BYTES: Final = 4 << 20
-"""A file with all contact fields has 40 KB."""
+"""Size limit; a file with all contact fields has 40 KB."""
 _MAX_STEPS: Final = 20_000
 
 
@@ -35,25 +35,25 @@ class RawHand(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Meta:
-    """What a file says, as it stands there; NaN and None are missing."""
+    """Raw content of a meta file; NaN and None are missing."""
 
     K: Float64[np.ndarray, "3 3"]
     joints: Float64[np.ndarray, "21 3"]
     joint_valid: Bool[np.ndarray, " 21"]
-    """In evaluation only the wrist."""
+    """In evaluation, only the wrist."""
     hand: RawHand | None
-    """None unless all three are there and finite."""
+    """None unless all three are present and finite."""
     bbox_xyxy: Float64[np.ndarray, " 4"]
     object_name: str | None
     object_pose: tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]] | None
-    """``objRot`` (axis-angle) and ``objTrans``; both are there and finite."""
+    """``objRot`` (axis-angle) and ``objTrans``; None unless both are present and finite."""
 
 
 def read_meta(path: Path) -> Meta | None:
-    """Read a file; None if it is not there.
+    """Read a meta file; None if it does not exist.
 
     Raises:
-        SourceError: If it is broken, not a plain pickle, or a field is another one than HO-3D's;
+        SourceError: If it is broken, not a plain pickle, or a field does not match HO-3D's format;
             all problems of the file in one sentence.
     """
     try:
@@ -121,7 +121,7 @@ def _parse(path: Path, values: Mapping[Any, Any]) -> Meta:
 def _numbers(
     value: Any, shapes: tuple[tuple[int, ...], ...]
 ) -> Float64[np.ndarray, "..."] | str | None:
-    """Return the numbers, None where the file has none, or what it has instead."""
+    """Return the numbers, None if the file has None, or a description of anything else."""
     if _is_none(value):
         return None
     try:
@@ -136,7 +136,7 @@ def _numbers(
 
 
 def _is_none(value: Any) -> bool:
-    # The release notes write the missing value in quotes.
+    # The release notes spell the missing value in quotes.
     return value is None or (isinstance(value, str) and value == "None")
 
 

@@ -1,8 +1,8 @@
-"""Depth and segmentation of HO-3D.
+"""Read depth maps and segmentation masks of HO-3D.
 
-Depth is an 8-bit PNG of three channels, the low byte in red and the high byte in green, in steps
-of 0.125 mm. The rendered segmentations are a download of their own, a quarter of the image's size,
-one flat colour for the hand and one for the object; there are none for evaluation.
+Depth is an 8-bit PNG with three channels, the low byte in red and the high byte in green, in steps
+of 0.125 mm. The rendered segmentations are a separate download, a quarter of the image's size, with
+one flat colour for the hand and one for the object; evaluation has none.
 
 Source:
     HO-3D utils/vis_utils.py ``read_depth_img``; the release notes for the size of the
@@ -23,15 +23,15 @@ from preprocess.sources.ho3d.files import NAME, SUFFIXES
 
 _MM_PER_STEP: Final = 0.00012498664727900177 * 1000.0
 _OBJECT: Final = 1
-"""The only object is in slot 0; see ``schema.PICTURES``."""
+"""Class of the only object, in slot 0; see ``schema.PICTURES``."""
 _RIGHT_HAND: Final = 255
 _LEVEL: Final = 128
 _STRAY: Final = 0.02
-"""Share of coloured pixels that may have another colour: JPEG blurs edges."""
+"""Fraction of coloured pixels that may have another colour: JPEG blurs edges."""
 
 
 class Colours(NamedTuple):
-    """RGB channel that is lit, by what is seen."""
+    """RGB channel of the hand's and of the object's colour."""
 
     hand: int
     object: int
@@ -41,15 +41,15 @@ COLOURS: Final = {"v2": Colours(hand=0, object=2), "v3": Colours(hand=2, object=
 
 
 def read_picture(root: Path, image: str, kind: str) -> np.ndarray | None:
-    """Return ``depth_mm`` or ``segmentation`` of an image, None if there is none.
+    """Read ``depth_mm`` or ``segmentation`` of an image; None if there is none.
 
     Args:
-        root: Folder of the dataset.
+        root: Dataset root.
         image: Path of the colour image below it.
         kind: Name in ``schema.PICTURES``.
 
     Raises:
-        SourceError: If a picture is damaged or is encoded in another way.
+        SourceError: If the file is damaged or has an unexpected encoding.
     """
     path = Path(image)
     if kind == "depth_mm":
@@ -86,7 +86,7 @@ def _read_segmentation(root: Path, image: Path, version: str) -> UInt8[np.ndarra
 def _decode(
     path: Path, pixels: UInt8[np.ndarray, "h w 3"], version: str
 ) -> UInt8[np.ndarray, "h w"]:
-    """Return the store's classes from colours."""
+    """Convert colours to the store's classes."""
     lit = pixels >= _LEVEL
     colours = COLOURS[version]
     alone = lit.sum(-1) == 1
@@ -108,7 +108,7 @@ def _decode(
 def _enlarge(
     image: Path, small: UInt8[np.ndarray, "h w"], size_hw: tuple[int, ...]
 ) -> UInt8[np.ndarray, "H W"]:
-    """Repeat pixels up to the size of the image."""
+    """Upscale to the size of the image by repeating pixels."""
     height, width = small.shape
     factor = size_hw[0] // height
     if (height * factor, width * factor) != tuple(size_hw):
@@ -128,7 +128,7 @@ def _size(path: Path) -> tuple[int, ...] | None:
 
 
 def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Return an 8-bit colour picture, None if it is not there."""
+    """Read an 8-bit colour image; None if it does not exist."""
     if not path.is_file():
         return None
     data = np.frombuffer(path.read_bytes(), np.uint8)

@@ -1,20 +1,20 @@
 """HO-3D v2 and v3: right hands with one YCB object, one to five cameras.
 
 ``root`` is the folder with ``train.txt`` and ``evaluation.txt``. Rows are the listed frames, train
-first: images without a line have no annotation and are no part of the official set. A listed frame
-whose meta file is missing or empty keeps its row without labels. Which version it is shows in the
-images: PNG is v2, JPEG v3.
+first: unlisted images have no annotation and are not in the official set. A listed frame whose meta
+file is missing or empty keeps its row without labels. The image format tells the version: PNG is
+v2, JPEG v3.
 
-Sequences of one recording (ABF10 to ABF14, the last digit is the camera) show the same moments.
-Beside the official ``train`` and ``evaluation`` there is a hold-out of whole recordings,
-``train_holdin`` / ``train_holdout``: going back from the last name, a recording is held out while
-at most a tenth of the frames is; if none is that small, the smallest one. The official evaluation
-itself shares a recording with train: SB11 and SB13 are cameras of SB10, SB12 and SB14.
+Sequences of one recording (ABF10 to ABF14, the last digit is the camera) are synchronised views.
+Besides the official ``train`` and ``evaluation`` there is a hold-out of whole recordings,
+``train_holdin`` / ``train_holdout``: in reverse order of names, recordings are held out as long as
+they total at most a tenth of the frames; if none is that small, the smallest one is. The official
+evaluation itself shares a recording with train: SB11 and SB13 are cameras of SB10, SB12 and SB14.
 
-The files are OpenGL (y up): ``C = diag(1, -1, -1)`` takes points, root rotation and object poses to
-OpenCV, intrinsics stay. Evaluation frames have their wrist; all 21 joints where
-``evaluation_xyz.json`` lies in ``root`` or beside it. ``T_world_from_cam`` comes from
-``calibration/``, which has the recordings of several cameras.
+The files use OpenGL axes (y up): ``C = diag(1, -1, -1)`` converts points, root rotation and object
+poses to OpenCV; intrinsics are unchanged. Evaluation frames have the wrist only, or all 21 joints
+if ``evaluation_xyz.json`` lies in ``root`` or next to it. ``T_world_from_cam`` comes from
+``calibration/``, which covers the multi-camera recordings.
 
 Source:
     HO-3D vis_HO3D.py, vis_pcl_all_cameras.py and its release notes (described in the dataset
@@ -68,7 +68,7 @@ CITATION: Final = (
     "Poses, CVPR 2020; for v3 also Hampali, Sarkar, Lepetit: HO-3D_v3, arXiv 2107.00887"
 )
 HOLDOUT: Final = 0.1
-"""Largest share of the frames of train that is held out."""
+"""Largest fraction of the train frames that is held out."""
 _TRUTH_AGREES_M: Final = 0.01
 _CHUNK: Final = 256
 
@@ -127,7 +127,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
 
 
 def _held_out(recordings: Sequence[str]) -> Bool[np.ndarray, " n"]:
-    """Return which rows of train are held out, from their recordings."""
+    """Return which train rows are held out, by recording."""
     frames = Counter(recordings)
     chosen: set[str] = set()
     budget = HOLDOUT * len(recordings)
@@ -141,7 +141,7 @@ def _held_out(recordings: Sequence[str]) -> Bool[np.ndarray, " n"]:
 
 
 def _in_time(frames: Sequence[ListedFrame]) -> dict[str, list[str]]:
-    """Return the listed frames of every sequence in time, by folder."""
+    """Return the listed frames of every sequence in temporal order, by folder."""
     stems: dict[str, list[str]] = {}
     for frame in frames:
         stems.setdefault(frame.folder, []).append(frame.stem)
@@ -160,7 +160,7 @@ def _label_job(
     mano: ManoModels | None,
     official_idx: Sequence[int],
 ) -> LabelJob:
-    """Return the job of some rows, with no more than they need."""
+    """Return the label job of some rows, carrying only the data they need."""
     own = [frames[i] for i in official_idx]
     return functools.partial(
         _read_labels,
@@ -183,8 +183,8 @@ def _read_labels(
 ) -> LabelStack:
     """Read the meta files of some rows.
 
-    ``stems`` lists all frames of their sequences in time: one of those may be where an object was
-    first seen.
+    ``stems`` lists all frames of their sequences in temporal order: the object's start may be in
+    any of them.
     """
     read = functools.lru_cache(maxsize=None)(functools.partial(_read_frame, root))
     start_of = functools.lru_cache(maxsize=None)(lambda folder: _start(folder, stems, read))
@@ -214,7 +214,7 @@ def _read_frame(root: Path, folder: str, stem: str) -> Meta | None:
 def _start(
     folder: str, stems: Mapping[str, list[str]], read: Callable[[str, str], Meta | None]
 ) -> Float64[np.ndarray, " 3"] | None:
-    """Return where the sequence first has its object, camera frame."""
+    """Return the first object position in the sequence, camera frame, metres."""
     for stem in stems[folder]:
         meta = read(folder, stem)
         if meta is not None and meta.object_pose is not None:
@@ -223,7 +223,7 @@ def _start(
 
 
 def _fill_frame(labels: Labels, meta: Meta, start: Float64[np.ndarray, " 3"] | None) -> None:
-    """Write all but MANO; the camera's pose must be in ``labels``."""
+    """Write all labels but MANO, in place; ``labels`` must already hold the camera pose."""
     labels.K[:] = meta.K
     standard = list(STANDARD_FROM_MANO21)
     labels.joints_3d[RIGHT] = opencv_from_opengl(meta.joints[standard])
@@ -242,7 +242,7 @@ def _fill_frame(labels: Labels, meta: Meta, start: Float64[np.ndarray, " 3"] | N
 
 
 def _fill_truth(labels: Labels, frame: ListedFrame, truth: Float64[np.ndarray, "21 3"]) -> None:
-    """Put the published joints of an evaluation frame in the place of the wrist."""
+    """Replace the wrist of an evaluation frame with its 21 published joints, in place."""
     joints = opencv_from_opengl(truth[list(STANDARD_FROM_MANO21)])
     off = float(np.linalg.norm(joints[0] - labels.joints_3d[RIGHT, 0]))
     if off > _TRUTH_AGREES_M:
@@ -256,7 +256,7 @@ def _fill_truth(labels: Labels, frame: ListedFrame, truth: Float64[np.ndarray, "
 
 
 def _fill_mano(rows: list[Labels], hands: list[tuple[int, RawHand]], mano: ManoModels) -> None:
-    """Convert all hands together, and check the five fingertips: they are vertices."""
+    """Convert all hands in one batch, and check the five fingertips, which are mesh vertices."""
     tips = list(TIP_VERTICES[NAME].right)
     for start in range(0, len(hands), _CHUNK):
         own = [rows[i] for i, _ in hands[start : start + _CHUNK]]

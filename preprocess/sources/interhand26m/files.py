@@ -1,4 +1,4 @@
-"""The JSON files of InterHand2.6M as small tables; all problems of a file in one error."""
+"""Parse InterHand2.6M's JSON files into compact tables; all problems of a file in one error."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Entry = TypeVar("Entry")
 
 
 class Image(NamedTuple):
-    """One entry of ``images`` in data.json, without what we do not use."""
+    """One entry of ``images`` in data.json, without the unused fields."""
 
     id: int
     file_name: str
@@ -35,7 +35,7 @@ class Image(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """One entry of ``annotations``; 42 validity bits, joint j in bit j."""
+    """One entry of ``annotations``; 42 validity bits, bit j for joint j."""
 
     image_id: int
     bbox_xywh: tuple[float, float, float, float]
@@ -50,7 +50,7 @@ class Camera:
     R: Float[np.ndarray, "3 3"]
     """``camrot``."""
     position_mm: Float[np.ndarray, " 3"]
-    """``campos``, world."""
+    """``campos``, world frame."""
     K: Float[np.ndarray, "3 3"]
 
 
@@ -65,13 +65,13 @@ class ManoHand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """The small files of one split."""
+    """Cameras, joints and MANO parameters of one split."""
 
     cameras: dict[Key, Camera]
     joints_mm: dict[Key, Float[np.ndarray, "42 3"]]
     """World."""
     mano: dict[Key, dict[int, ManoHand]]
-    """By slot."""
+    """MANO hands by slot."""
 
 
 def annotation_file(split: str, name: str) -> str:
@@ -80,7 +80,7 @@ def annotation_file(split: str, name: str) -> str:
 
 
 def read_tables(root: Path, split: str, *, with_mano: bool) -> Tables:
-    """Read cameras, joints and, if wanted and there, MANO parameters."""
+    """Read cameras, joints and, if requested and present, MANO parameters."""
     camera, joint_3d, mano = (
         root / annotation_file(split, name) for name in ("camera", "joint_3d", "MANO_NeuralAnnot")
     )
@@ -92,7 +92,7 @@ def read_tables(root: Path, split: str, *, with_mano: bool) -> Tables:
 
 
 def _cameras_by_name(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Turn [capture][field][camera] into [capture][camera][field]."""
+    """Transpose [capture][field][camera] to [capture][camera][field]."""
     turned: dict[str, dict[str, Any]] = {}
     for capture, fields in table.items():
         columns = {field: column for field, column in fields.items() if isinstance(column, dict)}
@@ -110,7 +110,7 @@ def _parse_camera(item: Mapping[str, Any]) -> Camera:
 
 
 def _parse_joints(item: Mapping[str, Any]) -> Float[np.ndarray, "42 3"]:
-    # Not asked to be finite: invalid joints hold anything, and validity is per image.
+    # Not checked to be finite: invalid joints may hold anything, and validity is per image.
     return np.asarray(item["world_coord"], dtype=np.float64).reshape(2 * NUM_JOINTS, 3)
 
 
@@ -134,7 +134,7 @@ def _numbers(value: Any, *shape: int) -> Float[np.ndarray, "..."]:
 
 
 def _mapping(path: Path) -> dict[str, dict[str, Any]]:
-    """Return a file of the form [capture][key]."""
+    """Read a file of the form [capture][key]."""
     table = read_json(NAME, path)
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
         raise SourceError(
@@ -148,7 +148,7 @@ def _parse(
     table: Mapping[str, Mapping[str, Any]],
     parse: Callable[[Mapping[str, Any]], Entry],
 ) -> dict[Key, Entry]:
-    """Return ``parse`` of every entry by (capture, key); all bad entries in one error."""
+    """Apply ``parse`` to every entry, by (capture, key); all bad entries in one error."""
     parsed: dict[Key, Entry] = {}
     bad: list[str] = []
     for capture, entries in table.items():
@@ -167,10 +167,10 @@ def _parse(
 
 
 def read_images(path: Path, tables: Tables) -> list[tuple[Image, Annotation]]:
-    """Read data.json in its order and check it against the other files.
+    """Read data.json in order and check it against the other files.
 
     Raises:
-        SourceError: If images lack an annotation, a camera or joints; counts all of them.
+        SourceError: If images lack an annotation, a camera or joints; reports counts.
     """
     data = read_json(NAME, path, object_hook=_compact)
     lists = [data.get(key) if isinstance(data, dict) else None for key in ("images", "annotations")]
@@ -205,7 +205,7 @@ def read_images(path: Path, tables: Tables) -> list[tuple[Image, Annotation]]:
 
 
 def _compact(item: dict[str, Any]) -> Any:
-    """Shrink an entry of data.json while it is parsed: 1.4 million of them stay in memory."""
+    """Compact an entry of data.json during parsing: 1.4 million of them stay in memory."""
     try:
         if "joint_valid" in item:
             flat = np.asarray(item["joint_valid"]).reshape(2 * NUM_JOINTS).tolist()

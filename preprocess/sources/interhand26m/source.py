@@ -1,14 +1,14 @@
 """InterHand2.6M: one or two interacting hands, 80-140 cameras, the released H+M annotation.
 
-``root`` is the folder with ``images/`` and ``annotations/``. Those of the splits train, val and
-test that are there are read, each in the order of its ``data.json``. Validity is kept as shipped;
-that a hand without a valid wrist has no valid joint is a rule of the protocol. Splits:
+``root`` is the folder with ``images/`` and ``annotations/``. The splits train, val and test are
+read as far as present, each in the order of its ``data.json``. Joint validity is kept as shipped;
+the rule that a hand without a valid wrist has no valid joints belongs to the protocol. Splits:
 ``<split>``, ``<split>_single`` and ``<split>_interacting``, by ``hand_type``.
 
 Camera: ``X_cam = camrot (X_world - campos)``, millimetres in the files. MANO (NeuralAnnot, root in
-world coordinates, optional) turns about the rest wrist: ``transl = camrot (trans + J0 - campos)
-- J0`` with the fixed left-hand model. It is a fit to the joints (about 5 mm), so there are no
-official vertices to check the decoding against.
+world coordinates, optional) rotates about the rest wrist: ``transl = camrot (trans + J0 - campos)
+- J0`` with the fixed left-hand model. It was fitted to the joints (about 5 mm error), so there are
+no official vertices to check the decoding against.
 
 Source:
     InterHand2.6M data/InterHand2.6M/dataset.py, common/utils/transforms.py and
@@ -45,7 +45,7 @@ OFFICIAL_COUNTS: Final = {
     "val": 380_125, "val_single": 234_183, "val_interacting": 145_942,
     "test": 849_160, "test_single": 488_968, "test_interacting": 360_192,
 }  # fmt: skip
-"""5 fps release v1.0, human and machine annotation together."""
+"""5 fps release v1.0, human and machine annotation combined."""
 LICENCE: Final = "InterHand2.6M: CC-BY-NC 4.0"
 CITATION: Final = (
     "Moon, Yu, Wen, Shiratori, Lee: InterHand2.6M: A Dataset and Baseline for 3D Interacting Hand "
@@ -57,7 +57,7 @@ _PERMUTATION: Final = np.array(
 
 
 class _Row(NamedTuple):
-    """What the labels of one image need."""
+    """Input for the labels of one image."""
 
     split: str
     image: Image
@@ -68,7 +68,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     """Open InterHand2.6M below ``root``.
 
     Raises:
-        SourceError: If no split is there, or files are missing, broken or disagree.
+        SourceError: If there is no split, or files are missing, broken or inconsistent.
     """
     require(NAME, root, [], ["annotations", "images"])
     present = [split for split in SPLITS if (root / "annotations" / split).is_dir()]
@@ -129,7 +129,7 @@ def _labels(
 
     slot = SIDES.get(annotation.hand_type)
     if slot is not None and not labels.joint_valid[slot].any():
-        x, y, width, height = annotation.bbox_xywh  # of the whole image, so of the only hand
+        x, y, width, height = annotation.bbox_xywh  # one box per image, here of the only hand
         labels.bbox_xyxy[slot] = x, y, x + width, y + height
     if mano is not None:
         for slot, hand in tables[split].mano.get((image.capture, image.frame), {}).items():
@@ -138,7 +138,7 @@ def _labels(
 
 
 def _fill_mano(labels: Labels, slot: int, hand: ManoHand, mano: ManoModels, camera: Camera) -> None:
-    """Move one hand's parameters from the world to the camera."""
+    """Transform one hand's MANO parameters from world to camera and write them, in place."""
     moved = interhand26m_hands(
         mano,
         slot,

@@ -1,11 +1,11 @@
-"""A root that ends the process that touches it; alone here, so that a worker imports it quickly."""
+"""A root that kills the process that accesses it; in its own module so that it imports quickly."""
 
 import os
 from pathlib import Path
 
 
 class Fatal:
-    """As the kernel does with a process when memory is out."""
+    """Kills the process as the kernel does when memory runs out."""
 
     def __truediv__(self, _: str) -> Path:
         os._exit(9)

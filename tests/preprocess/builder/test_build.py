@@ -171,7 +171,7 @@ def test_interhand_survives(tmp_path: Path) -> None:
 
 
 def test_the_rendered_sample_builds(tmp_path: Path) -> None:
-    """The stand-in dataset, written by other code of ours, decodes to its own vertices."""
+    """The synthetic dataset, written by separate code, decodes to its own vertices."""
     write_sample("freihand", tmp_path / "raw", 1, 0, num_eval=1, workers=1)
     report = build(
         BuildConfig(
@@ -410,10 +410,10 @@ def test_foreign_files_are_never_removed(truth: FreihandTruth, tmp_path: Path) -
     zarr.create_group(tmp_path / "other.zarr", attributes={"mine": 1})
     with pytest.raises(StoreError, match=r"is no Handloom store"):
         build(config(truth, out=str(tmp_path / "other.zarr"), overwrite=True), console=QUIET)
-    with pytest.raises(StoreError, match=r"is no folder"):
+    with pytest.raises(StoreError, match=r"is not a folder"):
         build(config(truth, out=str(out / "thesis.txt")), console=QUIET)
     (tmp_path / "link").symlink_to(out)
-    with pytest.raises(StoreError, match=r"is no folder"):
+    with pytest.raises(StoreError, match=r"is not a folder"):
         build(config(truth, out=str(tmp_path / "link"), overwrite=True), console=QUIET)
     assert (out / "thesis.txt").read_text() == "years"
 
@@ -492,7 +492,7 @@ def test_make_sample_names_the_next_command(
     out = tmp_path / "raw data"
     assert make_sample.main(SampleConfig(out=str(out), num=1, num_eval=1, workers=1)) == 0
     text = capsys.readouterr().out
-    assert "stand-in for freihand" in text
+    assert "synthetic freihand" in text
     words = shlex.split(text.split("next: ")[1])
     assert words[:4] == ["python", "-m", "preprocess", "build-cache"]
     options = BuildConfig(**dict(word.split("=", 1) for word in words[4:]))  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_no_cluster_at_the_address_is_one_sentence(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("preprocess.builder.executor._CONNECT_SECONDS", 1)
-    with pytest.raises(StoreError, match=r"is no Dask scheduler that answers .* dask scheduler"):
+    with pytest.raises(StoreError, match=r"no Dask scheduler responds .* dask scheduler"):
         build(on_dask(truth, "tcp://127.0.0.1:9"), console=QUIET)
 
 

@@ -225,7 +225,7 @@ def test_two_builds_of_one_store_do_not_meet(
     out = stopped(truth, monkeypatch, 2)
     with (
         journal.locked(out),
-        pytest.raises(StoreError, match=r"another build writes .*store.zarr at this moment"),
+        pytest.raises(StoreError, match=r"another build is writing .*store.zarr"),
     ):
         build(in_four(truth), console=QUIET)
     build(in_four(truth), console=QUIET)

@@ -142,7 +142,7 @@ def set_at(index: object, value: object) -> Callable[[np.ndarray], None]:
 DAMAGE = {
     "size": ("image/size_hw", set_at(3, [64, 48]), "row 3: image/size_hw is [64, 48]"),
     "order": ("labels/frame_idx", set_at(0, 9), "rows are not sorted"),
-    "official": ("labels/official_idx", set_at(1, 9), "official_idx is no permutation"),
+    "official": ("labels/official_idx", set_at(1, 9), "official_idx is not a permutation"),
     "table": ("labels/camera_idx", set_at(-1, 1), "camera_idx is outside the table of 1 in 1 rows"),
     "joint": ("labels/joints_3d", set_at((6, 0, 4), np.nan), "joint_valid and finite joints_3d"),
     "valid": ("labels/joint_valid", set_at((6, 1, 4), value=True), "joint_valid and finite joints"),

@@ -25,7 +25,7 @@ BEHIND = (0.0, 0.0, -0.5)
 
 
 def _joints(slot: int, bend_rad: float) -> np.ndarray:
-    """The 21 joints of the stand-in hand with its fingers bent, turned and moved."""
+    """The 21 joints of the synthetic hand with its fingers bent, rotated and translated."""
     arrays = stand_in_model(NAMES[slot])
     theta = np.zeros((1, 48))
     theta[0, :3] = [0.4, -0.7, 0.2]
@@ -166,7 +166,7 @@ def test_boxes_are_those_of_every_projected_point() -> None:
 
 
 def test_the_moving_part_of_an_object_is_in_its_box_where_it_is() -> None:
-    """Every point turned by scipy about -z, then posed and projected by the formula."""
+    """Every point rotated by scipy about -z, then posed and projected by the formula."""
     rng = np.random.default_rng(1)
     surface = SurfacePoints(
         points=rng.uniform(-0.1, 0.1, (400, 3)), part_id=rng.integers(0, 2, 400).astype(np.int8)

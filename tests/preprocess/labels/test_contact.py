@@ -272,7 +272,7 @@ def test_rows_do_not_touch_each_other() -> None:
 
 
 def test_both_parts_of_an_articulated_object_are_touched_where_they_are() -> None:
-    """Against two boxes, one of them turned by scipy, by the formula of a box."""
+    """Against two boxes, one of them rotated by scipy, by the formula of a box."""
     sides = {1: (0.08, 0.01, 0.06), 0: (0.08, 0.05, 0.06)}
     centre = {1: np.array([0.04, 0.005, 0.0]), 0: np.array([0.04, -0.03, 0.0])}
     boxes = {i: trimesh.creation.box(sides[i]) for i in (1, 0)}

@@ -316,7 +316,9 @@ def test_all_problems_of_a_file_are_in_one_error(tmp_path: Path, hands: Hands) -
     (tmp_path / "MANO_RIGHT.pkl").write_bytes(pickle.dumps(right, 2))
     (tmp_path / "MANO_LEFT.pkl").write_bytes(pickle.dumps(hands[1], 2))
     text = refusal(tmp_path, tmp_path / "out")
-    assert text.startswith(f"{tmp_path}/MANO_RIGHT.pkl is no MANO model: no posedirs; weights is ")
+    assert text.startswith(
+        f"{tmp_path}/MANO_RIGHT.pkl is not a MANO model: no posedirs; weights is "
+    )
     assert "float64 (5, 16), expected floats (778, 16); f numbers vertices 7" in text
 
 
@@ -447,7 +449,7 @@ def test_a_second_run_changes_nothing_and_another_model_is_not_replaced(
 
 def test_out_must_be_a_folder(template: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    assert "is no folder" in refusal(template, tmp_path / "file")
+    assert "is not a folder" in refusal(template, tmp_path / "file")
 
 
 def test_a_full_disk_leaves_the_old_file(

@@ -1,4 +1,4 @@
-"""Rows with hands and objects for tests: labels in which everything else is missing."""
+"""Label rows with hands and objects for tests; every other label is missing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from preprocess.records import Labels, LabelStack, empty_labels, stack_labels
 
 
 def pose_of(seed: int, t: Sequence[float] = (0.0, 0.0, 0.8)) -> np.ndarray:
-    """A random rotation beside a place, ``[R | t]``."""
+    """Return ``[R | t]`` with a random rotation and a given translation."""
     return np.concatenate([Rotation.random(rng=seed).as_matrix(), np.array(t)[:, None]], axis=1)
 
 
 def row(objects: Sequence[tuple[int, Any]] = (), grasped: int = -1, **arrays: Any) -> Labels:
-    """Labels with (object id, ``[R | t]``) in the first slots and other fields as given."""
+    """Return labels with (object id, ``[R | t]``) in the first slots and other fields as given."""
     labels = empty_labels()
     labels.K[:] = [[600.0, 2.0, 320.0], [0.0, 620.0, 240.0], [0.0, 0.0, 1.0]]
     labels.grasped_object[...] = grasped

@@ -1,4 +1,4 @@
-"""A small store with two objects: what a contact sheet and a report page have to cope with."""
+"""A small store with objects in various states, for tests of contact sheet and report page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,11 +68,11 @@ def object_store(
     """Build a finished store of one row per entry of ``POSES``.
 
     Args:
-        path: Where.
+        path: Folder of the store.
         objects: Shapes to write; the table of names is the same without them.
-        image: The frame of every row; None takes drawn ones.
+        image: The frame of every row; None: drawn frames.
         hands: Whether rows have hands.
-        mano_sha256: Of the attributes.
+        mano_sha256: Value for the attributes.
         pictures: Depth and segmentation of every row, by name.
         changes: Labels of every row.
     """

@@ -163,7 +163,7 @@ def test_a_cavity_stays_one(tmp_path: Path, flipped: list[int]) -> None:
         ("mesh.ply", "ply\nformat ascii 1.0\nelement vertex 3\n", "is broken|has no faces"),
         ("mesh.stl", "solid x\nfacet normal 0 0", "is broken|has no faces"),
         ("mesh.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n", "is broken|has no faces|does not have"),
-        ("mesh.step", CUBE + CUBE_FACES, r"is no mesh that is read here \(\.obj, \.ply"),
+        ("mesh.step", CUBE + CUBE_FACES, r"is not a supported mesh format \(\.obj, \.ply"),
     ],
 )
 def test_an_unusable_mesh_is_one_sentence(
@@ -337,7 +337,9 @@ def test_parts_that_do_not_fit_are_one_sentence(tmp_path: Path, part: object, pr
 def test_parts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     file = _two_parts(tmp_path, [0] * 16)
     (tmp_path / "parts.json").write_text("no json")
-    with pytest.raises(SourceError, match=r"parts.json cannot be used .is no JSON list of numbers"):
+    with pytest.raises(
+        SourceError, match=r"parts.json cannot be used .is not a JSON list of numbers"
+    ):
         make_shape(file, tmp_path)
     (tmp_path / "parts.json").unlink()
     with pytest.raises(SourceError, match=r"parts.json cannot be used .No such file"):

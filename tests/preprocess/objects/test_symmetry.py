@@ -13,7 +13,7 @@ from preprocess.objects.symmetry import find_symmetries
 closest: Any = trimesh.proximity.closest_point_naive
 TURNED = Rotation.from_rotvec([0.3, -0.5, 0.7])
 SHIFT = np.array([0.03, 0.1, -0.2])
-"""Where the middle of a turned shape lies in its object frame."""
+"""Centre of a rotated shape in its object frame."""
 
 
 def _mug() -> Any:

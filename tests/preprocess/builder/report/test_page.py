@@ -485,7 +485,7 @@ def test_the_text_is_silent_about_what_is_not_there() -> None:
 
 
 def test_a_resumed_build_counts_only_its_own_rows() -> None:
-    assert "500 frames/s, 3000 rows were written before" in report_text(
+    assert "500 frames/s, 3000 rows were already written" in report_text(
         build_report(fresh_rows=1000)
     )
-    assert "every shard was written before" in report_text(build_report(fresh_rows=0))
+    assert "all shards were already written" in report_text(build_report(fresh_rows=0))

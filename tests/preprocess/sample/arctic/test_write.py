@@ -1,4 +1,4 @@
-"""The rendered ARCTIC sample: its files, its pictures, and a store of it against what was drawn."""
+"""The rendered ARCTIC sample: its files, its images, and its store against the ground truth."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""ARCTIC's ``cropped_images`` from ``images``, made with PIL as the dataset's page describes it.
+"""Make ARCTIC's ``cropped_images`` from ``images`` with PIL, as the dataset's page describes.
 
-Written from the dataset notes (5.4, 5.5) in float32 and without any code of ours.
+Written from the dataset notes (5.4, 5.5) in float32, without Handloom's code.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def official_square(object_px: np.ndarray) -> tuple[np.float32, np.float32, np.f
 
 
 def cropped(image: Image.Image, square: tuple[np.float32, np.float32, np.float32]) -> Image.Image:
-    """Return the file of a still camera."""
+    """Return the cropped file of a static camera."""
     cx, cy, s = square
     side = s * np.float32(1.5) * np.float32(200)
     left, top, right, bottom = (
@@ -32,7 +32,7 @@ def cropped(image: Image.Image, square: tuple[np.float32, np.float32, np.float32
 
 
 def scaled(image: Image.Image) -> Image.Image:
-    """Return the file of the camera on the head."""
+    """Return the scaled file of the egocentric camera."""
     width, height = image.size
     return image.resize((int(width * 0.3), int(height * 0.3)))
 

@@ -1,4 +1,4 @@
-"""ARCTIC's processed sequences and split files from a tree's truth, without any code of ours.
+"""ARCTIC's processed sequences and split files from ground truth, without Handloom's code.
 
 Written from the dataset notes (5.4): float32, views 0 to 8 and the distorted head as 9.
 """
@@ -55,12 +55,12 @@ def processed(
     *,
     ego_wh: tuple[float, float] = (EGO_HW[1], EGO_HW[0]),
 ) -> dict[str, Any]:
-    """Return what the official code keeps of a sequence.
+    """Return the official code's output for a sequence.
 
     Args:
-        truth: From the number of a file to its nine rows.
-        numbers: Files of all captured frames.
-        ego_wh: Size of the image of the head.
+        truth: Function from the number of a file to its nine rows.
+        numbers: File numbers of all captured frames.
+        ego_wh: Size of the egocentric image.
     """
     keys = ("joints.right", "joints.left")
     cam: dict[str, list[Any]] = {key: [] for key in (*keys, "right_valid", "left_valid")}

@@ -139,7 +139,7 @@ def test_hands_decode_to_the_true_vertices_as_shipped(tiny: Tiny) -> None:
 
 
 def test_both_parts_of_the_object_are_where_they_are(tiny: Tiny) -> None:
-    """The lid turned by -angle about z in our frame of the object gives the true vertices."""
+    """The lid rotated by -angle about z in our object frame gives the true vertices."""
     for i, row in rows_with_labels(tiny):
         pose, angle = tiny.labels.object_pose[i, 0], tiny.labels.object_arti_rad[i, 0]
         np.testing.assert_allclose(pose, row.T_cam_from_obj[:3], atol=1e-6)
@@ -388,7 +388,7 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
         (_drop("meta/misc.json"), r"has no meta/misc.json"),
         (_edit_misc("ioi_offset", "3"), r"s01.ioi_offset must be a whole number, got '3'"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
-        (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is no rotation"),
+        (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),
         (_drop("raw_seqs/s01/box_use_01.egocam.dist.npy"), r"egocam.dist.npy cannot be read"),
         (_drop("meta/object_vtemplates/box/parts.json"), r"has no .*box/parts.json"),

@@ -1,4 +1,4 @@
-"""Tiny ARCTIC trees in the official layout, written without any code of ours; truth beside them.
+"""Tiny ARCTIC trees in the official layout with ground truth, written without Handloom's code.
 
 Hands are posed in the world by ``smplx.lbs`` in float64, the object by scipy, cameras by matrices;
 images are noise. ``write_frame_counts`` writes trees of the official size without images' content.
@@ -38,12 +38,12 @@ class Spec:
     num_frames: int
     labels: bool = True
     missing: tuple[int, ...] = ()
-    """Numbers of image files that are not there."""
+    """Numbers of the image files that are missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowTruth:
-    """What one official image shows; camera frame of the view, undistorted, metres."""
+    """Ground truth of one official image; camera frame of the view, undistorted, metres."""
 
     image: str
     sequence: str
@@ -107,7 +107,7 @@ def write_meta(root: Path, subjects: dict[str, int], seed: int = 0) -> dict[str,
 def write_arctic(
     root: Path, sides: dict[str, Arrays], specs: tuple[Spec, ...], offsets: dict[str, int]
 ) -> list[RowTruth]:
-    """Write a tree; return the truth of every official image, in official order."""
+    """Write a tree; return the ground truth of every official image, in official order."""
     misc = write_meta(root, offsets)
     rows: list[RowTruth] = []
     picture = {view: jpeg(view, *(EGO_HW if view == 0 else STILL_HW)) for view in range(9)}

@@ -1,4 +1,4 @@
-"""What the 1000 official sequences of DexYCB look like, by subject and in sorted order.
+"""Frame counts of the 1000 official sequences of DexYCB, by subject and in sorted order.
 
 Bare facts: number of frames, length of the leading and of the trailing run of frames without a
 hand, side. Counted in the raw ``pose_m`` of all 72,746 time steps as a public repository re-exports

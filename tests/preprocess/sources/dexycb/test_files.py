@@ -252,7 +252,7 @@ def test_a_label_file_that_is_damaged_or_gone_is_named(
     path.write_bytes(data[:-100])
     refused(tmp_path, mano, str(path), "cut off")
     path.write_bytes(b"")
-    refused(tmp_path, mano, str(path), "no zip file")
+    refused(tmp_path, mano, str(path), "not a zip file")
     at = data.rindex(b"joint_3d.npy", 0, data.index(b"PK\x01\x02")) + 100
     path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
     refused(tmp_path, mano, str(path), "joint_3d: it is damaged")
@@ -272,8 +272,8 @@ def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> 
     good = depth.read_bytes()
     for data, words in (
         (good[:200], "it is"),
-        (b"", "no picture"),
-        (b"GIF89a", "no picture"),
+        (b"", "not an image"),
+        (b"GIF89a", "not an image"),
         (cv2.imencode(".png", np.zeros((480, 640), np.uint8))[1].tobytes(), "it is uint8"),
         (cv2.imencode(".png", np.zeros((8, 9), np.uint16))[1].tobytes(), "shape (8, 9)"),
     ):

@@ -1,8 +1,8 @@
-"""DexYCB trees in the official layout, written without any code of ours; truth beside them.
+"""DexYCB trees in the official layout with ground truth, written without Handloom's code.
 
 Hands live in the master camera's frame, are decoded there with ``smplx.lbs`` under manopth's
 convention (mean + 45 PCA coefficients, the left model as published, its own fingertips), and their
-points are moved to each camera. The label of a camera is moved as parameters, by the J0 rule.
+points are transformed to each camera. Label parameters are transformed by the J0 rule.
 """
 
 from dataclasses import dataclass, field
@@ -305,7 +305,7 @@ def write_labels(
 
 
 def segmentation(spec: SequenceSpec) -> np.ndarray:
-    """Return a picture with a stripe for each object, by its YCB id, and one for the hand."""
+    """Return a segmentation with a stripe for each object, by its YCB id, and one for the hand."""
     seg = np.zeros((480, 640), np.uint8)
     for index, ycb_id in enumerate(spec.ycb_ids):
         seg[40 * index : 40 * index + 30, 100:200] = ycb_id

@@ -206,9 +206,9 @@ def test_the_version_without_images_is_that_of_the_name(tree: Ho3dTruth, tmp_pat
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
-        ("trans_1.txt", "1 0 0", "is no camera pose (3 numbers)"),
-        ("trans_1.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "is no camera pose"),
-        ("trans_1.txt", "1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1", "is no camera pose"),
+        ("trans_1.txt", "1 0 0", "is not a camera pose (3 numbers)"),
+        ("trans_1.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "is not a camera pose"),
+        ("trans_1.txt", "1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1", "is not a camera pose"),
         ("trans_1.txt", "one", "cannot read"),
         ("trans_1.txt", None, "cannot read"),
         ("trans_1.txt", "", "no finite numbers"),

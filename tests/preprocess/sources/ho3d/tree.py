@@ -1,4 +1,4 @@
-"""Tiny HO-3D trees in the official layout, written without any code of ours; truth beside them.
+"""Tiny HO-3D trees in the official layout with ground truth, written without Handloom's code.
 
 Pickles are written step by step as Python 2 does; hands are decoded with ``smplx.lbs``; the OpenGL
 camera, MANO's joint order and the depth encoding are written out as in the official description.
@@ -109,7 +109,7 @@ def write_ho3d(
 
 
 def rewrite(truth: Ho3dTruth, line: str, **changes: Any) -> FrameTruth:
-    """Write the meta file of a listed frame again with other values; return the old truth."""
+    """Rewrite the meta file of a listed frame with other values; return the old ground truth."""
     frame = truth.frames[truth.at(line)]
     (truth.root / frame.meta_path).write_bytes(python2_dumps(frame.meta | changes))
     return frame
@@ -179,7 +179,7 @@ def _write_frame(
 def _decode(
     mano: dict[str, np.ndarray], theta: np.ndarray, beta: np.ndarray, trans: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices and handJoints3D: the posed skeleton and the tips, MANO's order."""
+    """Return vertices and handJoints3D: the posed skeleton and the fingertips, MANO's order."""
 
     def tensor(value: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64))
