@@ -18,7 +18,7 @@ from typing import Final
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pipeline.decode.codec import Codec, Pixels
@@ -225,7 +225,7 @@ def gather(
     form: InputFormat,
     *,
     out: Tensor | None = None,
-) -> Float[Tensor, "*b 3 s s"]:
+) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return what ``pipeline.gather.reference.gather`` says, by the kernel.
 
     Can be captured in a CUDA graph: nothing waits, and the output is all that is allocated.

@@ -93,8 +93,8 @@ def test_the_familys_own_term_can_be_weighed_and_others_are_refused(
     off = words(freihand, tmp_path / "off", "steps=1", "loss.extra={aperture: 0}", "log_every=1")
     assert run(off) == 0
     assert "loss/aperture" not in losses(tmp_path / "off")[1]
-    wrong = words(freihand, tmp_path / "wrong", "steps=1", "loss.extra={apperture: 1}")
-    with pytest.raises(ValueError, match="'apperture', but the model family's own terms are: aper"):
+    wrong = words(freihand, tmp_path / "wrong", "steps=1", "loss.extra={apertures: 1}")
+    with pytest.raises(ValueError, match="'apertures', but the model family's own terms are: aper"):
         run(wrong)
     staged = words(
         freihand,
