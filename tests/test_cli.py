@@ -37,6 +37,7 @@ class Inner:
 @dataclass(kw_only=True, slots=True)
 class Schema:
     ALIASES: ClassVar[dict[str, str]] = {"size": "inner.size"}
+    SPELLINGS: ClassVar[dict[str, str]] = {"inner.size=auto": "finds_size=true"}
 
     root: str = MISSING
     """Folder of the data."""
@@ -44,6 +45,23 @@ class Schema:
     share: float = 0.5
     kind: Kind = Kind.small
     inner: Inner = field(default_factory=Inner)
+    finds_size: bool = False
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+def test_a_word_that_is_not_of_the_type_stands_for_another_option() -> None:
+    for word in ("size=auto", "inner.size=auto", "--size=auto"):
+        found = compose(Schema, ["root=x", word])
+        assert (found.finds_size, found.inner.size) == (True, 3)
+    with pytest.raises(UsageError, match="could not be converted to Integer"):
+        compose(Schema, ["root=x", "size=automatic"])
+
+
+def test_a_table_takes_names_of_the_users_own() -> None:
+    found = compose(Schema, ["root=x", "shares={a: 0.5, b.c: 1}"])
+    assert found.shares == {"a": 0.5, "b.c": 1.0}
+    with pytest.raises(UsageError, match=r"shares.a: .* could not be converted to Float"):
+        compose(Schema, ["root=x", "shares={a: many}"])
 
 
 @pytest.mark.parametrize(

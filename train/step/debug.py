@@ -114,12 +114,12 @@ class DebugStep:
         self, state: TrainState, batch: Batch, part: Batch, name: str, loss: Tensor, plan: LossPlan
     ) -> list[Tensor]:
         """Return the gradient of one term, after having seen that it is finite."""
-        gradient, why = _gradient_of(loss, state.model)
+        gradient, why = gradient_of(loss, state.model)
         if why:
             ids = []
             for one in parts_of(part, len(part)):
                 alone, _ = predicted_losses(state, one)(plan)
-                if _gradient_of(alone, state.model)[1]:
+                if gradient_of(alone, state.model)[1]:
                     ids += one.sample_id.flatten().tolist()
             self._stop(state, batch, f"the gradient of {name} is not finite ({why})", ids)
         return gradient
@@ -142,7 +142,7 @@ class DebugStep:
         )
 
 
-def _gradient_of(loss: Tensor, model: nn.Module) -> tuple[list[Tensor], str]:
+def gradient_of(loss: Tensor, model: nn.Module) -> tuple[list[Tensor], str]:
     """Return a loss's gradient for all that is trained, and why it is not finite, if it is not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not loss.requires_grad:

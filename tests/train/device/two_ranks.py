@@ -58,18 +58,15 @@ class Memory:
         self.room, self.visit, self.seen = 10**9, 0, 0
         layer = net.backbone[2]
         if place == "forward":
-            layer.register_forward_hook(lambda _, __, out: self.check(out))
+            layer.register_forward_hook(lambda _, __, out: self.check((out,)))
         elif place == "backward begins":
-            net.mlp.register_full_backward_pre_hook(lambda _, gradient: self.check_first(gradient))
+            net.mlp.register_full_backward_pre_hook(lambda _, gradient: self.check(gradient))
         else:  # in its middle: the gradient of mlp is there already
-            layer.register_full_backward_hook(lambda _, __, gradient: self.check_first(gradient))
+            layer.register_full_backward_hook(lambda _, __, gradient: self.check(gradient))
 
-    def check_first(self, values: Any) -> None:
-        self.check(values[0])
-
-    def check(self, value: torch.Tensor) -> None:
+    def check(self, values: Any) -> None:
         self.seen += 1
-        if len(value) > self.room or self.seen == self.visit:
+        if len(values[0]) > self.room or self.seen == self.visit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -143,6 +140,13 @@ def gradients_and_weights(store: str, out: Path) -> int:
             for _ in range(20):
                 train_step(state, in_dtype(next(batches), torch.float64), config, stage)
             found[f"weights {kind}"] = dict(state.model.state_dict())
+        parts = dataclasses.replace(config, accumulate=1 if ranks.world == 1 else 2)
+        who = ranks.rank, ranks.world
+        batches = iter(Loader(config.pipeline, device=CPU, rank=who[0], world=who[1]))
+        state = state_of("vit", parts, ranks, torch.float64)
+        for _ in range(20):
+            train_step(state, in_dtype(next(batches), torch.float64), parts, stage)
+        found["weights parts"] = dict(state.model.state_dict())
         found["weights short"] = short_of_memory(config, store, ranks)
         found["weights short"] = short_of_memory(config, store, ranks)
         if ranks.is_first:

@@ -31,8 +31,8 @@ def whole_copy(ema: nn.Module, trained: nn.Module, step: int) -> None:
     with torch.no_grad():
         for averaged, follows in zip(ema.parameters(), trained.parameters(), strict=True):
             averaged.add_((follows - averaged) * weight)
-        for held, new in zip(ema.buffers(), trained.buffers(), strict=True):
-            held.copy_(new)
+        for kept, buffer in zip(ema.buffers(), trained.buffers(), strict=True):
+            kept.copy_(buffer)
 
 
 def a_model() -> nn.Sequential:
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_a_whole_copy_is_put_back_into_a_shared_one() -> None:
         assert torch.equal(net.state_dict()[name], before[name]), name
     assert pointers(ema)["0.weight"] != pointers(net)["0.weight"]  # its average has a way to go
     with pytest.raises(RuntimeError, match="Missing key"):
-        load_average(ema, net, {"0.weight": net.state_dict()["0.weight"]})
+        load_average(ema, net, {"0.weight": net.get_parameter("0.weight")})
 
 
 STAGES = [

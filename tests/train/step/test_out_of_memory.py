@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -143,7 +143,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next() -> None:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[list[int]]]]:
+def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[int]]]:
     """Let a run go out of memory once, in a step; returns the samples of each step that it took."""
 
     def short(at: int) -> list[list[int]]:
@@ -166,7 +166,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[list
         monkeypatch.setattr(train.loop, "train_step", take)
         return taken
 
-    return short  # type: ignore[return-value]
+    return short
 
 
 def test_a_run_goes_on_with_more_parts_and_resumes_with_them(
@@ -235,10 +235,13 @@ def test_a_graph_is_captured_anew_with_the_parts_that_fit(
         def replay(self) -> None:
             did.append(("replay", state.accumulate))
 
-    class Capture(nullcontext[None]):
-        def __exit__(self, *raised: object) -> None:
-            if raised[0] is not None:
-                raise RuntimeError("operation failed due to a previous error during capture")
+    @contextmanager
+    def capture(_: Graph) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            failed = RuntimeError("operation failed due to a previous error during capture")
+            raise failed  # noqa: B904 - as from __exit__: what was before is its context
 
     def device_step(state: TrainState, *_: Any) -> Any:
         did.append(("capture", state.accumulate))
@@ -251,7 +254,7 @@ def test_a_graph_is_captured_anew_with_the_parts_that_fit(
         return train_step(state, *rest)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _: Capture())
+    monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(train.step.graph, "device_step", device_step)
     monkeypatch.setattr(GraphedStep, "_on_the_side", on_the_side)

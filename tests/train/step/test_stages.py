@@ -20,7 +20,9 @@ from train.device.distributed import Ranks
 from train.run import main as run
 from train.step.optim import build_optimizer
 from train.step.stages import (
+    Stage,
     freeze,
+    frozen_by,
     require_trainable,
     resolve_stages,
     stage_at,
@@ -81,6 +83,10 @@ def test_a_run_without_stages_is_one() -> None:
         (["stages.a.steps=1", "stages.a.loss={thetta: 1}"], "no term 'thetta'; there are joints"),
         (["stages.a.steps=-1"], "must not be negative, got -1"),
         (["stages.a.steps=1", "stages.a.lr=0"], "lr must be positive, got 0"),
+        (
+            ["stages.a.steps=1", "stages.a.freeze=[backbone]", "stages.a.train=[mlp]"],
+            r"or train=\[what alone is trained\], not both; got freeze=\[backbone\] and train=",
+        ),
     ],
 )
 def test_bad_stages_are_named(words: list[str], message: str) -> None:
@@ -129,6 +135,96 @@ def test_a_later_stage_is_checked_at_the_start(freihand: SampleStore, tmp_path: 
     (whole,) = resolve_stages(compose(RunConfig, ["store=x"]), lambda _: 1)
     with pytest.raises(ValueError, match=r"BatchNorms .* in training mode"):
         require_trainable(small(), whole, Ranks(world=2))
+
+
+def stage_of(*words: str) -> Stage:
+    (stage,) = resolve_stages(
+        compose(RunConfig, ["store=x", "stages.a.steps=1", *words]), lambda _: 1
+    )
+    return stage
+
+
+BUT_LAYER4 = "backbone.conv1,backbone.bn1,backbone.layer1,backbone.layer2,backbone.layer3"
+
+
+@pytest.mark.parametrize(
+    ("train", "freeze_instead"),
+    [
+        ("mlp", "backbone"),
+        ("backbone", "mlp"),
+        ("mlp,backbone.layer4", BUT_LAYER4),
+        ("mlp.2.bias", "backbone,mlp.0,mlp.2.weight"),
+    ],
+)
+def test_train_is_freeze_of_the_complement(train: str, freeze_instead: str) -> None:
+    found = frozen_by(small(), stage_of(f"stages.a.train=[{train}]"))
+    assert set(found) == set(freeze_instead.split(","))
+    kept, frozen = small(), small()
+    for model, word in ((kept, f"train=[{train}]"), (frozen, f"freeze=[{freeze_instead}]")):
+        names = frozen_by(model, stage_of(f"stages.a.{word}"))
+        freeze(model, names, trainable_names(model))
+        training_mode(model, names)
+    for one, other in zip(kept.named_parameters(), frozen.named_parameters(), strict=True):
+        assert (one[0], one[1].requires_grad) == (other[0], other[1].requires_grad)
+    assert trainable_names(kept) == {
+        name
+        for name, _ in kept.named_parameters()
+        if any(f"{name}.".startswith(f"{one}.") for one in train.split(","))
+    }
+    for module, same in zip(kept.modules(), frozen.modules(), strict=True):
+        assert module.training == same.training
+
+
+def test_a_run_of_train_is_that_of_freeze_to_the_bit(freihand: SampleStore, tmp_path: Path) -> None:
+    words = ["stages.first.steps=2", "stages.second.steps=3", "steps=5"]
+    pairs = {"train": "[mlp,backbone.layer4]", "freeze": f"[{BUT_LAYER4}]"}
+    for name, names in pairs.items():
+        settings = config(freihand, tmp_path / name, *words, f"stages.second.{name}={names}")
+        assert run(settings) == 0
+    one, other = weights(tmp_path / "train"), weights(tmp_path / "freeze")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "train") == losses(tmp_path / "freeze")
+
+
+def test_a_name_that_fits_nothing_is_answered_with_the_nearest() -> None:
+    there = "there are backbone, mlp"
+    for key, name, message in (
+        ("train", "backbone.layer5", rf"{there} \(did you mean 'backbone.layer\d'\?\)$"),
+        ("freeze", "mpl", rf"{there} \(did you mean 'mlp'\?\)$"),
+        ("train", "head", f"{there}$"),
+    ):
+        expected = rf"^stages\.a\.{key}: no parameters in a module '{name}'; {message}"
+        with pytest.raises(ValueError, match=expected):
+            require_trainable(small(), stage_of(f"stages.a.{key}=[{name}]"), Ranks())
+
+
+def test_modes_are_set_once_for_a_stage(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step walks over the modules, also after validation, pictures and checkpoints."""
+    calls: list[int] = []
+    modes: list[tuple[bool, bool]] = []
+    told, step = nn.Module.train, [0]
+
+    def count(self: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002
+        calls.append(step[0])
+        return told(self, mode)
+
+    def look(state: Any, *rest: Any) -> Any:
+        step[0] = state.step + 1
+        output = train_step(state, *rest)
+        modes.append((state.model.backbone.training, state.model.mlp.training))
+        step[0] = 0
+        return output
+
+    monkeypatch.setattr(nn.Module, "train", count)
+    monkeypatch.setattr(train.loop, "train_step", look)
+    words = ["stages.a.steps=4", "stages.a.freeze=[backbone]", "stages.b.steps=4"]
+    words += ["validation.split=evaluation", "validation.every=2", "pictures_every=3"]
+    assert run(config(freihand, tmp_path / "run", *words)) == 0
+    assert calls
+    assert not [number for number in calls if number]
+    assert modes == [(False, True)] * 4 + [(True, True)] * 4
 
 
 def test_what_was_never_trained_stays_so() -> None:
@@ -197,10 +293,10 @@ def test_a_run_stopped_in_any_stage_resumes_bitwise(
 # --- parameter groups -----------------------------------------------------------------------------
 
 
-def groups_of(model: nn.Module, **words: float) -> dict[str, tuple[float, float]]:
+def groups_of(model: nn.Module, **words: Any) -> dict[str, tuple[float, float]]:
     """(learning rate over the schedule's, weight decay) of every parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, OptimConfig(**words))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, OptimConfig(**words))
     return {
         names[id(parameter)]: (group["lr_share"], group["weight_decay"])
         for group in optimizer.param_groups
@@ -296,3 +392,84 @@ def test_a_backbone_without_layers_of_its_own_learns_slower_below() -> None:
     shares = [found[name][0] for name, _ in model.named_parameters()]
     assert shares == sorted(shares)
     assert shares[0] < shares[-1] == 1
+
+
+def test_shares_of_the_peak() -> None:
+    """The longest name counts; the backbone's other layers keep what they have without shares."""
+    words: dict[str, Any] = {"backbone_lr": 0.5, "layer_decay": 0.8}
+    plain = groups_of(small(), **words)
+    shares = {"mlp": 0.3, "mlp.2": 0.7, "backbone.layer4": 0.25, "backbone.layer1.0.conv1": 1.0}
+    found = groups_of(small(), **words, shares=shares)
+    expected = {
+        "mlp.0.weight": 0.3,
+        "mlp.0.bias": 0.3,
+        "mlp.2.weight": 0.7,
+        "mlp.2.bias": 0.7,
+        "backbone.layer4.0.conv1.weight": 0.25,
+        "backbone.layer1.0.conv1.weight": 0.8**3,
+    }
+    for name, share in expected.items():
+        assert found[name][0] == pytest.approx(share), name
+    others = [n for n in plain if not n.startswith(("mlp", "backbone.layer4", "backbone.layer1.0"))]
+    assert len(others) > 5
+    assert all(found[name] == plain[name] for name in others)
+    assert {n: decay for n, (_, decay) in found.items()} == {n: d for n, (_, d) in plain.items()}
+    assert groups_of(small(), shares={"backbone": 0.1})["backbone.conv1.0.weight"][0] == 0.1
+
+
+def test_shares_are_what_the_optimiser_steps_with(freihand: SampleStore, tmp_path: Path) -> None:
+    """At the command line, with dots in names; a resumed run has them as well."""
+    words = ["optim.shares={backbone: 0.01, backbone.layer4: 0.5}", "steps=2"]
+    settings = config(freihand, tmp_path / "run", *words)
+    assert settings.optim.shares == {"backbone": 0.01, "backbone.layer4": 0.5}
+    assert run(settings) == 0
+    assert run(config(freihand, tmp_path / "run", words[0], "steps=3")) == 0
+    assert run(compose(RunConfig, [f"resume={tmp_path / 'run'}", "steps=4"])) == 0
+    before, after = small("test_resnet"), small("test_resnet")
+    after.load_state_dict(before.state_dict())
+    optimizer = build_optimizer(after, settings.optim)
+    for parameter in after.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    moved = {
+        name: float((new - old).detach().abs().max()) / settings.optim.lr
+        for (name, new), old in zip(after.named_parameters(), before.parameters(), strict=True)
+    }
+    for name, step in moved.items():
+        is_last, is_backbone = name.startswith("backbone.layer4"), name.startswith("backbone.")
+        assert step == pytest.approx(0.5 if is_last else 0.01 if is_backbone else 1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"shares": {"mlp": 0.0}}, r"optim.shares.mlp must lie in \(0, 1\], got 0"),
+        ({"shares": {"mlp": 1.5}}, r"optim.shares.mlp must lie in \(0, 1\], got 1.5"),
+        (
+            {"shares": {"backbone": 0.1}, "backbone_lr": 0.5},
+            "optim.shares.backbone and optim.backbone_lr are the same share: give one",
+        ),
+        (
+            {"shares": {"mpl": 0.5}},
+            r"optim.shares: no parameters in a module 'mpl'; .* \(did you mean 'mlp'\?\)",
+        ),
+    ],
+)
+def test_bad_shares_are_named(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        groups_of(small(), **words)
+
+
+def test_bad_shares_are_named_before_the_store_is_read(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any, **__: Any) -> None:
+        pytest.fail("the cache was filled first")
+
+    monkeypatch.setattr("train.run.Loader", opened)
+    with pytest.raises(
+        ValueError, match=r"optim\.shares: no parameters in a module 'hand_encoder'"
+    ):
+        run(config(freihand, tmp_path, "optim.shares={hand_encoder: 0.5}"))
