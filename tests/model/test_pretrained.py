@@ -164,7 +164,7 @@ def test_a_missing_joint_regressor_is_refused(mano: ManoModels, tmp_path: Path) 
 def test_another_format_is_refused(folder: Path, mano: ManoModels) -> None:
     path = folder / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
-    with pytest.raises(ValueError, match="has format 9, this code reads 2"):
+    with pytest.raises(ValueError, match="has format 9, this code reads 3"):
         load_pretrained(folder, mano=mano)
 
 

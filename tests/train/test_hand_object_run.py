@@ -137,10 +137,10 @@ def test_what_does_not_fit_is_refused(
     frames: Path, freihand: SampleStore, arctic: SampleStore, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"family=hand_object needs .*hand_object or frame, got hand"
+        ValueError, match=r"scene=hand_object needs .*hand_object or frame, got hand"
     ):
         run(config(freihand, tmp_path / "a", "model.scene=hand_object"))
-    with pytest.raises(ValueError, match=r"temporal_layers=2 needs windows"):
+    with pytest.raises(ValueError, match=r"pipeline.window.length must be at least 2, got 1"):
         run(config(arctic, tmp_path / "b", *SCENE, "model.temporal_layers=2"))
     with pytest.raises(ValueError, match=r"loss.acceleration needs windows of at least 3 frames"):
         run(config(arctic, tmp_path / "d", *SCENE, "loss.acceleration=1"))

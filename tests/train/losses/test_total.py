@@ -149,7 +149,9 @@ def test_a_batch_is_the_mean_of_its_halves() -> None:
     whole, _ = of_hands(*items, plan())
     prediction, batch, mesh = items
     halves = [
-        of_hands(part(prediction, where), part(batch, where), part(mesh, where), plan())[0].item()
+        of_hands(
+            part(prediction, where), batch.rows(where.start, where.stop), part(mesh, where), plan()
+        )[0].item()
         for where in (slice(0, 4), slice(4, 8))
     ]
     assert whole.item() == pytest.approx(sum(halves) / 2, rel=1e-12)

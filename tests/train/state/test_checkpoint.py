@@ -403,6 +403,7 @@ def test_a_run_with_an_index_is_continued(
         optimizer=optimizer,
         log_variance=log_variance,
         clock=torch.zeros((), dtype=torch.int64),
+        accumulate=1,
     )
     assert payload is not None
     restore(state, payload, store_sha256="a" * 64, mano_sha256="b" * 64)

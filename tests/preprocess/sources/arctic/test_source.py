@@ -353,7 +353,7 @@ def test_passthrough_of_distorted_images_is_refused(tiny: Tiny, tmp_path: Path) 
         out=str(tmp_path / "a.zarr"),
         image=ImageConfig(encoding=ImageEncoding.passthrough),
     )
-    with pytest.raises(SourceError, match=r"distorted by their lens, and its labels are not; pass"):
+    with pytest.raises(SourceError, match=r"have lens distortion, and the labels do not; pass"):
         build(config)
 
 
