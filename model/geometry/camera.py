@@ -39,7 +39,7 @@ def unproject(
 
 
 def focal_px(K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
-    """Return the focal length, pixels: the mean over both axes, also for a rotated 2x2 block."""
+    """Return the focal length, pixels: the geometric mean of both axes, of any 2x2 block."""
     return (K[..., 0, 0] * K[..., 1, 1] - K[..., 0, 1] * K[..., 1, 0]).abs().sqrt()
 
 

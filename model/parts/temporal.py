@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.geometry.camera import focal_px
 
 HEAD_WIDTH: Final = 64
-"""Attention heads of the transformer."""
+"""Width of one attention head of the transformer."""
 MIX_HEADS: Final = 8
 """Groups of features that share averaging weights."""
 MIX_WIDTH: Final = 32
