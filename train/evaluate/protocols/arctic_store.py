@@ -1,9 +1,9 @@
-"""ARCTIC's protocol on a store: predicted scenes and true ones, a view of a sequence at a time.
+"""ARCTIC's protocol on a store: predicted and true scenes, one view of a sequence at a time.
 
-The truth is the store's, in its own terms: hands decoded with the model that the dataset was fitted
-with, the left one as shipped and with the shapes as shipped; the whole mesh of the object; in view
-what the official rule calls in view. Two things differ from the official files: validity is a
-yes or no here, and the diameter of an object is the largest distance of two vertices of its mesh.
+The truth is decoded from the store as the dataset defines it: hands with the model that they were
+fitted with (the left one, and the shapes, as shipped), the whole object mesh, and in-view flags by
+the official rule. Two things differ from the official files: validity is boolean here, and an
+object's diameter is the largest distance between two vertices of its mesh.
 
 Shape legend: f = frames of a sequence in order, v = object vertices.
 """
@@ -40,31 +40,31 @@ from train.evaluate.protocols.gathered import Gathered, How
 from train.evaluate.protocols.report import Report
 
 SPLITS = ("p1_val", "p2_val")
-"""Whole sequences with labels; s03's, the test set, are hidden, and subsets are no sequences."""
+"""Splits with labelled whole sequences; the labels of the test set (s03) are not public."""
 TOP, BOTTOM = 1, 2
 """Part ids of the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A sequence seen by one camera."""
+    """One sequence seen by one camera."""
 
     name: str
-    """``s05_box_grab_01_1``: as the leaderboard's folders are called."""
+    """``s05_box_grab_01_1``: named as the leaderboard's folders."""
     sequence: int
     place: Int64[np.ndarray, " f"]
-    """Where its frames are in ``Gathered``, in order."""
+    """Indices of its frames in ``Gathered``, in order."""
 
 
 def wanted(held: Gathered) -> Bool[np.ndarray, "n 2"]:
-    """Return the hands of rows that the protocol scores anything of."""
+    """Return the hands that the protocol scores."""
     store = held.store
     scored = store.label("official_valid")[held.rows].any(1) & store.label("sample_ok")[held.rows]
     return np.repeat(scored[:, None], 2, 1)
 
 
 def report(held: Gathered, how: How) -> Report | str:
-    """Score all clips, or say what they lack."""
+    """Score all clips, or return a sentence about what they lack."""
     store, scenes = held.store, held.scenes
     assert scenes is not None
     lacking = _lacking(held)
@@ -79,7 +79,7 @@ def report(held: Gathered, how: How) -> Report | str:
         shape = _shape(store, rows)
         truth = true_scene(store, rows, shape, own_layer, how.device)
         frames = store.label("frame_idx")[rows]
-        # Distances are the same from every camera.
+        # Distances are the same in every camera.
         if known is None or known[0] != clip.sequence or not np.array_equal(known[1], frames):
             known = clip.sequence, frames, field_of(truth.pose)
         pred = predicted_scene(held, clip.place, shape, layer, how.device)
@@ -96,10 +96,10 @@ def report(held: Gathered, how: How) -> Report | str:
 
 
 def export(held: Gathered, path: Path) -> None:
-    """Write ``predictions`` and ``truth``, a file per clip: what ``protocol=arctic`` reads.
+    """Write ``predictions`` and ``truth``, a file per clip, in the format of ``protocol=arctic``.
 
     Raises:
-        ValueError: If the truth of some rows is not whole.
+        ValueError: If the truth of some rows is incomplete.
     """
     assert held.scenes is not None
     lacking = _lacking(held)
@@ -161,7 +161,7 @@ def predicted_scene(
     layer: ManoLayer,
     device: torch.device,
 ) -> ArcticPose:
-    """Return what was predicted of the frames at ``place``; NaN where nothing was."""
+    """Return the predictions for the frames at ``place``; NaN where there is none."""
     scenes = held.scenes
     assert scenes is not None
 
@@ -203,8 +203,8 @@ def true_scene(
     Args:
         store: The store.
         rows: The clip's frames in order.
-        shape: Of its object.
-        layer: With the left model as shipped.
+        shape: Shape of its object.
+        layer: MANO layer with the left model as shipped.
         device: Where to decode.
     """
 
@@ -213,7 +213,7 @@ def true_scene(
 
     theta, joints = at("theta"), at("joints_3d")
     rotmat = axis_angle_to_rotmat(theta.double().view(len(rows), 2, NUM_MANO_JOINTS, 3)).float()
-    wrist = at("root_rest") + at("transl")  # of the shape that the store keeps, and of the shipped
+    wrist = at("root_rest") + at("transl")  # for the store's shape and for the shipped one
     hands = []
     for hand in (RIGHT, LEFT):
         right = torch.full((len(rows),), hand == RIGHT, device=device)
@@ -262,12 +262,12 @@ def _shape(store: Store, rows: Int64[np.ndarray, " f"]) -> ObjectShape:
 
 
 def _slot(store: Store, rows: Int64[np.ndarray, " f"]) -> Int64[np.ndarray, " f"]:
-    """Return the slot of the sequence's object: ARCTIC has one to a sequence."""
+    """Return the slot of the sequence's object: ARCTIC has one per sequence."""
     return np.asarray(store.label("has_object")[rows].argmax(1), np.int64)
 
 
 def _lacking(held: Gathered) -> str | None:
-    """Return a sentence about rows whose truth is not whole, if any."""
+    """Return a sentence about rows whose truth is incomplete, if any."""
     store, rows = held.store, held.rows
     has_hands = store.label("has_mano")[rows].all(1)
     has_object = store.label("has_object")[rows].any(1)

@@ -1,7 +1,7 @@
-"""A dataset's official protocol on a store: which splits have one, and what it takes.
+"""Official protocols on stores: which splits of which dataset have one, and what it requires.
 
-``PROTOCOLS`` is the table: what ``train.evaluate.protocols.gathered`` collected becomes the report
-and the submission file of each dataset.
+``PROTOCOLS`` is the table: it converts the predictions collected by
+``train.evaluate.protocols.gathered`` to the report and the submission file of each dataset.
 
 Shape legend: n = rows of the split, m = hands.
 """
@@ -35,7 +35,7 @@ _NO_HANDEDNESS: Final = "handedness is given, not predicted: no score"
 
 
 def protocol_of(store: Store, split: str, provided: Collection[str]) -> OnStore | None:
-    """Return the protocol of a split that a network which predicts ``provided`` can answer."""
+    """Return the protocol of a split, None if it needs more than the outputs ``provided``."""
     found = PROTOCOLS.get(store.attributes.dataset)
     if found is None or split not in found.splits or not found.requires <= set(provided):
         return None
@@ -43,7 +43,7 @@ def protocol_of(store: Store, split: str, provided: Collection[str]) -> OnStore 
 
 
 def crop_source(store: Store, split: str, kind: ViewKind) -> str:
-    """Return where the crops of a split come from, in words."""
+    """Return the source of the crops of a split, in words."""
     if kind is not ViewKind.hand:
         return CROPS[kind]
     found = PROTOCOLS.get(store.attributes.dataset)
@@ -66,10 +66,10 @@ def _needs(protocol: OnStore) -> str:
 
 
 def official_report(held: Gathered, how: How) -> Report | str:
-    """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
+    """Score a split by the protocol of its dataset, or return a sentence why it cannot be scored.
 
     Raises:
-        ValueError: If the predictions cannot be meant.
+        ValueError: If the predictions are implausible.
     """
     return unpredicted(held) or held.protocol.report(held, how)
 
@@ -173,7 +173,7 @@ def _export_interhand(held: Gathered, path: Path) -> None:
 def _interhand_predictions(held: Gathered) -> interhand26m.Predictions:
     """Return both hands in InterHand's joint order, mm; the score of a hand is its presence.
 
-    A view of both hands shows hands that are not there: the labels say which are.
+    A view of both hands predicts absent hands too: presence is taken from the labels.
     """
     shown = held.seen & held.store.label("has_joints")[held.rows]
     joints = held.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
@@ -256,4 +256,4 @@ PROTOCOLS: Final = {
         export=arctic_store.export,
     ),
 }
-"""By the dataset of a store."""
+"""Protocols by the dataset of a store."""
