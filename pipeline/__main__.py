@@ -1,4 +1,4 @@
-"""``python -m pipeline``: what a store costs in memory and time, without training."""
+"""``python -m pipeline``: memory and time cost of a store, without training."""
 
 import sys
 
@@ -15,7 +15,7 @@ COMMANDS = (
         name="plan",
         module="pipeline.memory",
         config="pipeline.command_config:PlanConfig",
-        summary="say what of a store fits on a device, without having the device",
+        summary="plan how much of a store fits on a device, without the device",
     ),
     Command(
         name="bench",

@@ -23,19 +23,20 @@ _ALIASES = {
 
 @dataclass(kw_only=True, slots=True)
 class PlanConfig:
-    """What fits on a device. Treat as read-only."""
+    """Options of the memory plan. Treat as read-only."""
 
     ALIASES: ClassVar[dict[str, str]] = _ALIASES
 
     device_gib: float | None = None
-    """Memory of the device, GiB; null shows cards of 24, 48, 80 and 141 GB side by side."""
+    """Memory of the device, GiB; null compares cards of 24, 48, 80 and 141 GB."""
     model_gib: float = 8.0
-    """Peak of the training step without the cache, GiB: weights, gradients, optimiser, activations;
-    5 % are added. train run logs it."""
+    """Peak memory of the training step without the cache, GiB: weights, gradients, optimiser,
+    activations; train run logs it. 5 % are added as a margin."""
     world: int = 1
-    """Devices that share the samples."""
+    """Number of devices that the samples are split over."""
     num_samples: int | None = None
-    """Plan as if the store had so many: a small build shows what the whole dataset needs."""
+    """Plan for this many samples instead of the store's: to extrapolate from a partial build to the
+    whole dataset."""
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
 
     def __post_init__(self) -> None:
@@ -52,14 +53,15 @@ class PlanConfig:
 
 @dataclass(kw_only=True, slots=True)
 class BenchConfig:
-    """Rates per stage. Treat as read-only."""
+    """Options of the throughput benchmark. Treat as read-only."""
 
     ALIASES: ClassVar[dict[str, str]] = _ALIASES
 
     device: str = "cpu"
     """cpu or cuda."""
     seconds: float = 3.0
-    """Time measured per stage, after a warm-up."""
+    """Duration of the measurement per stage after a warm-up, seconds; increase it on a noisy
+    machine."""
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
 
     def __post_init__(self) -> None:
