@@ -1,1 +1,1 @@
-"""Hands, cameras and networks; knows nothing of files of data."""
+"""Hand geometry, MANO, cameras and networks; independent of any dataset format."""

@@ -55,7 +55,7 @@ def draw_points(
 
 
 def tile(images: list[UInt8[np.ndarray, "h w 3"]], columns: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Return equally sized images as one sheet, row by row, black where none is left."""
+    """Return equally sized images as one grid, row by row; empty cells are black."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     sheet = np.zeros((rows * height, min(columns, len(images)) * width, 3), np.uint8)
@@ -66,7 +66,7 @@ def tile(images: list[UInt8[np.ndarray, "h w 3"]], columns: int) -> UInt8[np.nda
 
 
 def write_picture(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an image in the format that the name says, making the folder.
+    """Write an image in the format of its file extension; create the folder if needed.
 
     Raises:
         OSError: If it cannot be written.

@@ -1,4 +1,4 @@
-"""The kinds of networks: a family is a folder, a file of loss groups and one row here.
+"""Registry of model families: a family is a folder, a file of loss groups and one row here.
 
 A row is data: dotted names that are imported only when a run needs them. To add a family, write
 
@@ -6,8 +6,8 @@ A row is data: dotted names that are imported only when a run needs them. To add
 - ``model/<family>/net.py``: a subclass of ``model.network.Network``,
 - ``train/losses/families/<family>.py``: ``GROUPS``, the loss terms it is trained with,
 
-and its row. Label groups that the core batch does not have (``pipeline.batch.LabelGroup``) are
-named in the row as well, and then are in every batch.
+and its row. Label groups beyond the core batch (``pipeline.batch.LabelGroup``) are named in the
+row as well; every batch then contains them.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """One kind of network: how it is configured, built, fed and trained. ``module:name`` each."""
+    """One model family: how to configure, build, feed and train it. ``module:name`` each."""
 
     config: str
     """Subclass of ``ModelConfig``; its module imports nothing heavy."""
@@ -31,7 +31,7 @@ class Family:
     losses: str
     """Tuple of ``train.losses.plan.Group``."""
     labels: tuple[str, ...] = ()
-    """Subclasses of ``pipeline.batch.LabelGroup`` beside the core labels."""
+    """Subclasses of ``pipeline.batch.LabelGroup`` to load in addition to the core labels."""
 
 
 FAMILIES: Final[dict[str, Family]] = {
@@ -41,7 +41,7 @@ FAMILIES: Final[dict[str, Family]] = {
         losses="train.losses.families.regressor:GROUPS",
     ),
 }
-"""By the name that ``model=NAME`` takes."""
+"""Families by the name given as ``model=NAME``."""
 DEFAULT_FAMILY: Final = "regressor"
 _SCENES: Final = ("hand", "hand_object")
 """Values of ``model.family`` before there were families; they are the regressor's scenes now."""
@@ -57,7 +57,7 @@ def config_class(family: str) -> type[ModelConfig]:
     """Return the configuration class of a family.
 
     Raises:
-        ValueError: If there is no such family; lists what there is.
+        ValueError: If there is no such family; lists the choices.
     """
     if family not in FAMILIES:
         raise ValueError(f"model={family!r} is no model family; there are {', '.join(FAMILIES)}")
@@ -77,13 +77,13 @@ def config_classes() -> dict[str, type[ModelConfig]]:
 
 
 def build_network(config: ModelConfig, **options: Any) -> "Network":
-    """Return the network of a configuration; ``options`` as ``model.network.Network`` has them."""
+    """Build the network of a configuration; ``options`` as in ``model.network.Network``."""
     network: Network = imported(FAMILIES[config.family].network)(config, **options)
     return network
 
 
 def upgraded(model: dict[str, Any]) -> dict[str, Any]:
-    """Return the plain values of a model configuration in today's form.
+    """Return the plain values of a model configuration in the current format.
 
     Until release 0.2, ``family`` was what is now the regressor's ``scene``.
     """

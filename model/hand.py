@@ -1,6 +1,6 @@
-"""The hand: joint names, order, parents, permutations, fingertip vertices, joint sets.
+"""The hand skeleton: joint names, order, parents, permutations, fingertip vertices, conventions.
 
-The only place where these are written. The standard order has 21 joints: wrist, then thumb,
+Single source of truth for these. The standard order has 21 joints: wrist, then thumb,
 index, middle, ring, little, each from base to tip. Hand axis ``H``: slot 0 right, slot 1 left.
 """
 
@@ -47,7 +47,7 @@ MANO_PARENTS: Final = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 STANDARD_FROM_MANO21: Final = (
     0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20,
 )  # fmt: skip
-"""MANO's 16 joints followed by the tips thumb, index, middle, ring, little."""
+"""MANO's 16 joints followed by the fingertips: thumb, index, middle, ring, little."""
 STANDARD_FROM_INTERHAND: Final = (
     20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16,
 )  # fmt: skip
@@ -56,7 +56,7 @@ STANDARD_FROM_INTERHAND: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TipVertices:
-    """Mesh vertices that stand for the fingertips: thumb, index, middle, ring, little."""
+    """Mesh vertices used as fingertips: thumb, index, middle, ring, little."""
 
     right: tuple[int, int, int, int, int]
     left: tuple[int, int, int, int, int]
@@ -79,20 +79,20 @@ TIP_VERTICES: Final = {
 
 
 class JointSet(IntEnum):
-    """What a dataset means by its 21 joints; ``model.mano.layer.regress_joints`` gives them.
+    """Joint convention: how a dataset defines its 21 joints; see ``mano.layer.regress_joints``.
 
-    The values stand in stores and in ``Batch.joint_set``; they are never renumbered. ``smplx``,
+    The values are written to stores and ``Batch.joint_set``; they are never renumbered. ``smplx``,
     ``manopth`` and ``ho3d`` take the 16 joints of MANO's posed skeleton and five vertices as
     fingertips; they differ in the vertices (``TIP_VERTICES``).
     """
 
     smplx = 0
-    """Posed skeleton, tips of smplx: ARCTIC, HaMeR."""
+    """Posed skeleton, fingertips of smplx: ARCTIC, HaMeR."""
     freihand = 1
-    """MANO's joint regressor on the posed mesh, FreiHAND's tips."""
+    """MANO's joint regressor on the posed mesh, FreiHAND's fingertips."""
     interhand26m = 2
     """InterHand2.6M's own regressor on the posed mesh, ``J_regressor_mano_ih26m.npy``."""
     manopth = 3
-    """Posed skeleton, tips of manopth: DexYCB. The left middle tip is another vertex."""
+    """Posed skeleton, fingertips of manopth: DexYCB. The left middle fingertip differs."""
     ho3d = 4
-    """Posed skeleton, HO-3D's tips."""
+    """Posed skeleton, HO-3D's fingertips."""

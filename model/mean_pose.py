@@ -1,4 +1,4 @@
-"""The mean of a training set: what a network predicts before training, and the baseline to beat.
+"""Mean pose of a training set: a network's initial prediction and the baseline to beat.
 
 Shape legend: h = hands of a sample (one-hand crops: 1; else slot 0 right, slot 1 left).
 """
@@ -21,8 +21,7 @@ class MeanPose:
     """Mean of the 6D rotations, not orthonormal."""
     beta: Float[Tensor, "h 10"] | None
     place: Float[Tensor, "h 3"]
-    """Of the wrist, ``model.geometry.camera.place_in_crop``."""
+    """Crop-relative position of the wrist, ``model.geometry.camera.place_in_crop``."""
     object_state: Float[Tensor, " 10"] | None
-    """Six numbers of the rotation, the angle, the place of the object that the hands act on; None
-    where the network predicts none."""
+    """Object that the hands act on: 6D rotation, angle, position; None if not predicted."""
     num_hands: int

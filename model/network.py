@@ -1,6 +1,6 @@
-"""What every family's network is: the inputs it is called with and what the trainer reads of it.
+"""Base class and inputs of every model family's network: the trainer's interface to it.
 
-Shape legend: b = images (the frames of all windows in a row), h = hands (slot 0 right, slot 1 left;
+Shape legend: b = images (frames of all windows, flattened), h = hands (slot 0 right, slot 1 left;
 a single-hand crop has h = 1), s = input side in pixels.
 """
 
@@ -16,7 +16,7 @@ from model.prediction import Prediction
 
 
 class Inputs(NamedTuple):
-    """What a network sees of a batch: plain tensors, as compiler, export and DDP want them."""
+    """Network inputs from a batch: plain tensors, as required by compile, export and DDP."""
 
     image: Float[Tensor, "b 3 s s"]
     K: Float[Tensor, "b 3 3"]
@@ -28,30 +28,30 @@ class Inputs(NamedTuple):
     is_right: Bool[Tensor, "b h"]
     """The hand's side as recorded."""
     is_real: Bool[Tensor, " b"] | None = None
-    """False: the frame only fills up its window. None: all are real."""
+    """False: the frame is padding of its window. None: all frames are real."""
     object_id: Int64[Tensor, " b"] | None = None
-    """Row of the run's objects that the hands act on, -1 = none; None where it is not known."""
+    """Index of the object that the hands act on, -1 = none; None where it is not known."""
     num_frames: int = 1
-    """Neighbours in the batch that form one window."""
+    """Consecutive images in the batch that form one window."""
 
 
 class Network(nn.Module):
-    """Base of all families' networks; every member is what "none" means for a family.
+    """Base class of every family's network; each member is the default of a family without it.
 
     A subclass is called as ``network(inputs) -> Prediction`` with the parts that it predicts, in
     the camera frame of the input pixels, metres. Its constructor takes ``(config, *, input_px,
-    mano, right_only, load_weights)``: the side of the input, the MANO files or None, whether only
-    right hands are decoded, and whether published weights are fetched (no: a checkpoint follows).
+    mano, right_only, load_weights)``: the side of the input, the MANO models or None, whether only
+    right hands are decoded, and whether to fetch published weights (not before a checkpoint).
     """
 
     input_px: int
     num_hands: int
     """Hands per image; 1 where the crop shows one hand."""
     decoder: HandDecoder | None
-    """Turns numbers into hands; None where no hands are predicted."""
+    """Decodes network outputs to hands; None where no hands are predicted."""
 
     def __init__(self, *, input_px: int, num_hands: int) -> None:
-        """Set what every network has."""
+        """Set the attributes common to all networks."""
         super().__init__()
         self.input_px = input_px
         self.num_hands = num_hands
@@ -68,11 +68,11 @@ class Network(nn.Module):
         return False
 
     def forward(self, inputs: Inputs) -> Prediction:
-        """Return what the network sees in a batch of images."""
+        """Return the prediction for a batch of images."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def start_from(self, mean: MeanPose) -> None:
-        """Predict the mean of the training set before training, where the family can."""
+        """Initialise the output to the mean of the training set, where the family supports it."""
 
     def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction:
         """Return the mean of the training set for every image: the baseline to beat.
@@ -83,7 +83,7 @@ class Network(nn.Module):
         raise ValueError(f"{type(self).__name__} has no mean-pose baseline")
 
     def no_weight_decay(self) -> frozenset[str]:
-        """Names of parameters that are not decayed although they are matrices."""
+        """Names of matrix parameters excluded from weight decay."""
         return frozenset()
 
     def after_step(self) -> None:

@@ -1,8 +1,8 @@
-"""What a network returns, shared by all model families.
+"""Network outputs, shared by all model families.
 
 Shape legend: b = batch, h = hands (slot 0 right, slot 1 left; a single-hand crop has h = 1).
-Everything is in the camera frame of the input pixels, metres, OpenCV axes. A part a family does
-not predict is None.
+Everything is in the camera frame of the input pixels, metres, OpenCV axes. Parts that a family
+does not predict are None.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandPrediction:
-    """Hands of one batch."""
+    """Predicted hands of one batch."""
 
     joints_3d: Float[Tensor, "b h 21 3"]
-    """Standard order, in the joint set that the batch asked for."""
+    """Standard order, in the joint convention of the batch."""
     vertices: Float[Tensor, "b h 778 3"] | None = None
     theta_rotmat: Float[Tensor, "b h 16 3 3"] | None = None
     """MANO pose, absolute: root, then 15 finger joints."""
@@ -26,7 +26,7 @@ class HandPrediction:
     """The same as the network gives it, ``[a1 | a2]`` before Gram-Schmidt."""
     beta: Float[Tensor, "b h 10"] | None = None
     transl: Float[Tensor, "b h 3"] | None = None
-    """MANO translation in smplx's meaning: ``joint0 = J0(beta) + transl``."""
+    """MANO translation in smplx's convention: ``joint0 = J0(beta) + transl``."""
     confidence: Float[Tensor, "b h"] | None = None
 
 
@@ -39,7 +39,7 @@ class ObjectPrediction:
     """The same as the network gives it, ``[a1 | a2]`` before Gram-Schmidt."""
     transl: Float[Tensor, "b 3"]
     arti_rad: Float[Tensor, " b"]
-    """Angle of its moving part, ``model.geometry.articulation``; of a rigid object anything."""
+    """Articulation angle, ``model.geometry.articulation``; undefined for a rigid object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +53,12 @@ class Prediction:
 
 
 PARTS: Final = (HandPrediction, ObjectPrediction, Prediction)
-"""Every dataclass that a prediction is made of; torch is told to look into them."""
+"""Dataclasses that make up a prediction; registered with torch as pytrees."""
 Part = TypeVar("Part", bound=HandPrediction | ObjectPrediction | Prediction)
 
 
 def map_prediction(prediction: Part, function: Callable[[Tensor], Tensor]) -> Part:
-    """Return the prediction with ``function`` of every tensor in it."""
+    """Return the prediction with ``function`` applied to every tensor in it."""
 
     def mapped(value: Any) -> Any:
         if isinstance(value, PARTS):
@@ -85,10 +85,10 @@ def tensors_of(prediction: Part, prefix: str = "") -> Iterator[tuple[str, Tensor
 
 
 def hands_of(prediction: Prediction) -> HandPrediction:
-    """Return the hands of a prediction by a family that predicts some.
+    """Return the hands of a prediction.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If the network predicts none.
     """
     if prediction.hands is None:
         raise ValueError("this network predicts no hands, and hands are asked for")

@@ -1,7 +1,8 @@
 """Trained weights as a folder: ``model.safetensors`` and ``config.json``.
 
-No array of the licensed MANO files is in it: they are buffers outside the state dict. Who loads a
-MANO model brings the same files. The mean pose that the network starts from is the tensor ``base``.
+It contains no array of the licensed MANO files: they are buffers outside the state dict. Loading a
+MANO model requires the same files. The mean pose that the network starts from is the tensor
+``base``.
 """
 
 import json
@@ -24,14 +25,14 @@ from model.network import Network
 
 FORMAT: Final = 3
 READABLE: Final = (2, FORMAT)
-"""Format 2, before model families, is read until release 0.2."""
+"""Format 2, from before model families, can be read until release 0.2."""
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """What an image must be to fit the weights: ``(rgb / 255 - mean) / std`` of a square crop."""
+    """Input that the weights expect: ``(rgb / 255 - mean) / std`` of a square crop."""
 
     input_px: int
     """Side of the crop, pixels."""
@@ -42,31 +43,31 @@ class InputSpec:
     pad: float
     """Side of the crop over the longer side of the box: of the joints, or of hands and object."""
     joint_sets: tuple[JointSet, ...]
-    """Which points the 21 joints were in the training labels."""
+    """Joint convention(s) of the training labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedConfig:
-    """What ``config.json`` says."""
+    """Content of ``config.json``."""
 
     model: ModelConfig
     inputs: InputSpec
     mano_sha256: str
-    """Of the MANO files the network was trained with; empty without."""
+    """Hash of the MANO files the network was trained with; empty without MANO."""
     step: int
     """Training step of the weights."""
 
 
 def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) -> None:
-    """Write both files; each is replaced as a whole.
+    """Write both files; each is replaced atomically.
 
     Args:
         model: A network or its averaged copy.
-        folder: Made if absent.
+        folder: Created if absent.
         config: What the model was built with.
 
     Raises:
-        OSError: If a write fails; an old file stays then.
+        OSError: If a write fails; an existing file is then kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -90,11 +91,11 @@ def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) ->
 
 
 def read_pretrained_config(folder: Path) -> PretrainedConfig:
-    """Return what ``config.json`` says.
+    """Return the content of ``config.json``.
 
     Raises:
         FileNotFoundError: If the folder has none.
-        ValueError: If it is of another format or damaged.
+        ValueError: If it has another format or is damaged.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -116,7 +117,7 @@ def read_pretrained_config(folder: Path) -> PretrainedConfig:
 
 
 def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
-    """Return the network of a folder on the CPU, in evaluation mode.
+    """Load the network of a folder on the CPU, in evaluation mode.
 
     Args:
         folder: Written by ``save_pretrained``.
@@ -124,7 +125,7 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, MANO is missing or another one, or tensors do not fit.
+        ValueError: If a file is damaged, MANO is missing or differs, or tensors do not fit.
     """
     config = read_pretrained_config(folder)
     if config.model.needs_mano:
@@ -154,14 +155,14 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
 
 
 def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
-    """Take over every tensor of a folder of weights that has the same name and shape.
+    """Initialise a network from a folder of weights: every tensor with the same name and shape.
 
     Args:
         model: Any of this package's networks; changed in place.
         folder: Written by ``save_pretrained``.
 
     Returns:
-        The names of the tensors that were taken, and of those that stay as they were.
+        The names of the tensors that were loaded, and of those left unchanged.
 
     Raises:
         FileNotFoundError: If there are no weights.
@@ -225,12 +226,12 @@ def _parsed(record: dict[str, Any]) -> PretrainedConfig:
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
     values = {name: v.name if isinstance(v, Enum) else v for name, v in asdict(config).items()}
-    # A path of the training machine, and not needed again.
+    # A path on the training machine, not needed to load the weights.
     return values | ({"weights": None} if "weights" in values else {})
 
 
 def _model_config(plain: dict[str, Any]) -> ModelConfig:
-    """Return the configuration of ``_plain``; enums are known by the class's annotations."""
+    """Return the configuration of ``_plain``; enums are parsed by the class's annotations."""
     plain = upgraded(plain)
     schema = config_class(plain["family"])
     hints = get_type_hints(schema)
@@ -243,7 +244,7 @@ def _model_config(plain: dict[str, Any]) -> ModelConfig:
 
 
 def _put(partial: Path, path: Path) -> None:
-    """Move a finished file to its place; both are on the disk then."""
+    """Move a finished file to its place and sync file and folder to disk."""
     _sync(partial)
     partial.replace(path)
     _sync(path.parent)

@@ -1,4 +1,4 @@
-"""Online half: store -> resident cache -> batches on the device."""
+"""Data loading: store -> device-resident cache -> augmented batches on the device."""
 
 from pipeline.app.siblings import join_model
 

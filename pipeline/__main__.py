@@ -1,4 +1,4 @@
-"""``python -m pipeline``: what a store costs in memory and time, without training."""
+"""``python -m pipeline``: memory and time cost of a store, without training."""
 
 import sys
 

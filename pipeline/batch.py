@@ -3,10 +3,10 @@
 Shape legend: *b = batch [b], or [b, t] where samples are windows of t frames; h = hands (hand view:
 1; other views: slot 0 right, slot 1 left), s = input side in pixels.
 
-"Input" names the pixels and the camera that the network sees. A label point obeys
-``p_input = R_input_from_cam @ p_cam`` and projects with ``K``; a pixel obeys
-``x_input = A_input_from_frame @ [x_frame, y_frame, 1]``. Missing values are NaN; every reader
-selects with the masks before any maths.
+"Input" refers to the pixels and the camera that the network sees. A label point satisfies
+``p_input = R_input_from_cam @ p_cam`` and projects with ``K``; a pixel satisfies
+``x_input = A_input_from_frame @ [x_frame, y_frame, 1]``. Missing values are NaN; readers must
+select with the masks before any maths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelGroup:
-    """Labels that only some networks need: a dataclass of tensors with one row per sample.
+    """Optional labels, needed by some networks: a dataclass of tensors with one row per sample.
 
     A subclass (``pipeline.labels.{object_slots,contact,world}``) is named in its family's row of
     ``model.families``; then every batch has it: ``ContactLabels.of(batch)``.
@@ -38,19 +38,19 @@ class LabelGroup:
     def load(
         cls, store: "Store", row: Int64[Tensor, " n"], slot: Int64[Tensor, "n h"], first_object: int
     ) -> Self:
-        """Return the labels of rows of a store, as recorded, in host memory.
+        """Load the labels of rows of a store, as recorded, into host memory.
 
         Args:
             store: The open store.
-            row: Of each sample.
-            slot: Its hands.
-            first_object: Place of the store's objects among those of all stores.
+            row: Row of each sample.
+            slot: Hand slots of each sample.
+            first_object: Index of the store's first object among those of all stores.
         """
         raise NotImplementedError
 
     @classmethod
     def blank(cls, shape: tuple[int, ...], num_hands: int, device: torch.device) -> Self:
-        """Return labels of the shapes and types of real ones, in which nothing is labelled."""
+        """Return empty labels with the shapes and types of real ones."""
         raise NotImplementedError
 
     @classmethod
@@ -70,11 +70,11 @@ class LabelGroup:
         return found
 
     def moved(self, R_input_from_cam: Float[Tensor, "m 3 3"]) -> Self:
-        """Apply the crop's rotation and mirror to the labels; the default: nothing turns."""
+        """Apply the crop's rotation and mirror to the labels; by default they are unaffected."""
         return self
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Return the labels with ``function`` of every tensor."""
+        """Return the labels with ``function`` applied to every tensor."""
         return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def at(self, index: Int64[Tensor, " m"]) -> Self:
@@ -82,7 +82,7 @@ class LabelGroup:
         return self.mapped(lambda column: column.index_select(0, index))
 
     def masked(self, keep: Bool[Tensor, "*b"]) -> Self:
-        """Return the labels without those of the samples where ``keep`` is False."""
+        """Return the labels, marked invalid for samples where ``keep`` is False."""
         masks = {}
         for name in self.MASKS:
             mask = getattr(self, name)
@@ -111,9 +111,9 @@ class Batch:
     has_mano: Bool[Tensor, "*b h"]
     has_beta: Bool[Tensor, "*b h"]
     is_right: Bool[Tensor, "*b h"]
-    """The hand as recorded; a mirrored left hand keeps False."""
+    """Side of the hand as recorded; False for a mirrored left hand too."""
     mirrored: Bool[Tensor, "*b"]
-    """Image and labels were mirrored, so the hand now looks (and decodes) like the other side."""
+    """Whether image and labels were mirrored: the hand looks (and decodes) like the other side."""
     object_id: Int64[Tensor, "*b"]
     """The object that the hands act on, a row of ``Loader.objects``; -1 = none."""
     object_pose: Float[Tensor, "*b 3 4"]
@@ -125,38 +125,38 @@ class Batch:
     """Value of ``model.hand.JointSet``."""
     sample_id: Int64[Tensor, "*b"]
     """Row of the store times two plus the hand slot (hand view), or times two (other views); in a
-    mixture plus the number of the store times 2^40. ``Loader.describe`` puts it in words."""
+    mixture plus the index of the store times 2^40. ``Loader.describe`` decodes it."""
     is_real: Bool[Tensor, "*b"]
-    """False: beyond the end of its run a window repeats the last frame; no label mask is set."""
+    """False: padding past the end of a run, which repeats the last frame; no label is valid."""
     groups: Mapping[str, LabelGroup] = field(default_factory=dict)
-    """Labels that the loader was asked for beside these, by ``LabelGroup.NAME``."""
+    """Additional label groups requested from the loader, by ``LabelGroup.NAME``."""
 
     def __len__(self) -> int:
         """Return the number of samples or windows."""
         return len(self.sample_id)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with ``function`` of every tensor, label groups included."""
+        """Return the batch with ``function`` applied to every tensor, label groups included."""
         columns: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
         groups = {name: group.mapped(function) for name, group in self.groups.items()}
         return Batch(**columns, groups=groups)
 
     def rows(self, start: int, stop: int) -> "Batch":
-        """Return some of the samples or windows."""
+        """Return a slice of the samples or windows."""
         return self.mapped(lambda column: column[start:stop])
 
     def tensors(self) -> list[Tensor]:
-        """Return every tensor, label groups included, always in the same order."""
+        """Return every tensor, label groups included, in a fixed order."""
         groups = [getattr(g, f.name) for g in self.groups.values() for f in fields(g)]
         return [*(getattr(self, name) for name in TENSORS), *groups]
 
     @property
     def num_frames(self) -> int:
-        """Frames of a window; 1 where the batch is of single samples."""
+        """Frames per window; 1 for a batch of single samples."""
         return self.sample_id.shape[1] if self.sample_id.ndim > 1 else 1
 
     def frames(self) -> "Batch":
-        """Return the frames of all windows in a row, [b * t]; single samples as they are."""
+        """Return the frames of all windows, flattened to [b * t]; single samples unchanged."""
         if self.sample_id.ndim == 1:
             return self
         return self.mapped(lambda column: column.flatten(0, 1))
@@ -171,9 +171,9 @@ TENSORS: Final = tuple(f.name for f in fields(Batch) if f.name != "groups")
 
 
 def blank_batch(image: Tensor, num_hands: int, groups: Sequence[type[LabelGroup]] = ()) -> Batch:
-    """Return a batch of ``image`` [*b, 3, s, s] in which nothing is labelled.
+    """Return a batch of ``image`` [*b, 3, s, s] without any labels.
 
-    It has the shapes and types of a real one, so a step on it takes the memory of a real step.
+    It has the shapes and types of a real one, so a step on it uses as much memory as a real step.
     """
     shape, device = image.shape[:-3], image.device
     hands = (*shape, num_hands)

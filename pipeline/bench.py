@@ -1,4 +1,4 @@
-"""``python -m pipeline bench``: the rate of each stage from the store to the batch."""
+"""``python -m pipeline bench``: throughput of each stage from the store to the batch."""
 
 import itertools
 import time
@@ -19,11 +19,11 @@ WARM_UP_SHARE = 0.2
 
 
 def main(config: BenchConfig) -> int:
-    """Measure each stage from the store to the batch on this machine.
+    """Measure the throughput of each stage from the store to the batch on this machine.
 
-    scan: the split's JPEGs read in store order and checked against their crc32c. fill: decode,
-    crop, copy to the device, once. batches: order, draw, gather, augment, labels, as training sees
-    them. labels: the same without pixels.
+    scan: read the split's JPEGs in store order and verify their crc32c. fill: decode, crop, copy to
+    the device, once. batches: order, augmentation, gather, labels, as in training. labels: the same
+    without pixels.
 
     Example:
         python -m pipeline bench store=build/freihand.zarr device=cuda batch_size=256
@@ -74,7 +74,7 @@ def _cycle(batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
 def _measure(
     step: Callable[[], Any], device: torch.device, seconds: float
 ) -> tuple[int, float, float]:
-    """Return samples, bytes of image per sample, seconds; the device is waited for at both ends."""
+    """Return samples, image bytes per sample, seconds; synchronises before and after."""
 
     def wait() -> None:
         if device.type == "cuda":

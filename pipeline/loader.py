@@ -1,12 +1,12 @@
 """The loader: batches of a store's split, or of a mixture of stores, on the device.
 
     loader = Loader(PipelineConfig(store="build/freihand.zarr"), device=torch.device("cuda"))
-    for batch in loader:                # training: epoch after epoch, without end
+    for batch in loader:                # training: endless
         ...
     scores = Loader(config, device=device, training=False)     # evaluation: each sample once
 
-Where the samples fit, they are decoded once and stay on the device: after that a batch costs no
-disk, no decode and no wait. Where they do not, they are decoded again while the device works.
+If the samples fit, they are decoded once and stay on the device: a batch then needs no disk access,
+no decoding and no synchronisation. If not, they are decoded again while the device works.
 """
 
 import itertools
@@ -51,7 +51,7 @@ from pipeline.view import ViewTable, concatenated, table_to, upload
 log = logging.getLogger(__name__)
 STATE_VERSION: Final = 2
 STEPS_AT_ONCE: Final = 64
-"""Steps whose sample numbers go to the device in one copy."""
+"""Steps whose sample indices are copied to the device at once."""
 
 
 class Loader:
@@ -61,11 +61,11 @@ class Loader:
     sample id), and whole batches only. In evaluation the samples come once, in the split's order,
     unaugmented, and the last batch may be short.
 
-    With W ranks every process makes its own loader: it holds only its share of the samples and
-    gives ``batch_size / W`` of every global batch, which is the same batch whatever W is. In
-    evaluation each rank gives its share, and the shares are the split.
+    With W ranks every process creates its own loader: it holds only its part of the samples and
+    yields ``batch_size / W`` of every global batch, which is the same for any W. In evaluation each
+    rank yields its part of the split.
 
-    A loader is also a context manager: leaving it frees the device's memory and the decoder.
+    A loader is also a context manager: leaving it frees the device memory and the decoder.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class Loader:
         model_bytes: int = 0,
         groups: Sequence[type[LabelGroup]] = (),
     ) -> None:
-        """Open the stores and fill the cache, and show how far that is.
+        """Open the stores and fill the cache, showing the progress.
 
         Args:
             config: What to load.
-            device: Of the cache and the batches.
-            training: Shuffled, augmented and without end; else each sample once.
+            device: Device of the cache and the batches.
+            training: Shuffled, augmented and endless; else each sample once.
             rank: This process.
             world: Number of processes.
             model_bytes: Peak memory of a training step on ``device``, which the cache leaves free.
-            groups: Labels that batches have beside the core ones, ``pipeline.labels``.
+            groups: Additional label groups of batches, ``pipeline.labels``.
 
         Raises:
-            ValueError: If configuration and store do not fit, or memory does not suffice.
+            ValueError: If configuration and store are incompatible, or memory is insufficient.
             StoreError: If the store cannot be read; ``BadImageError`` if an image cannot.
         """
         self.config = config
@@ -107,12 +107,12 @@ class Loader:
             on_error.callback(self.close)
             self._parts = open_parts(config, self._resources, training=training)
             self.num_samples = sum(len(part) for part in self._parts)
-            """Samples (windows) of all ranks together."""
+            """Number of samples (windows) of all ranks together."""
             self.content_sha256 = content_of(self._parts)
             self.joint_sets = frozenset(part.joint_set for part in self._parts)
             self._order = order_of(self._parts, config, rank=rank, world=world)
             if training:
-                self._order.check()  # before the long fill
+                self._order.check()  # fail early, before the long fill
             self._batch_size = max(1, config.batch_size // world)
             items = self._order.owned() if training else self._order.share()
             self._samples = rank_samples(items, self._parts)
@@ -138,7 +138,7 @@ class Loader:
         ]
         stores = [store for store, _ in views]
         self.objects = load_objects(stores, self.device)
-        """Behind ``Batch.object_id``."""
+        """Object models that ``Batch.object_id`` indexes."""
         counts = [len(names_in(store)) for store in stores]
         first = list(itertools.accumulate(counts[:-1], initial=0))
         labels = concatenated(
@@ -171,7 +171,7 @@ class Loader:
         log.info("%s", self.summary())
 
     def _fill(self, views: Sequence[tuple[Store, ViewTable]], codec: Codec) -> resident.Resident:
-        """Decode the samples, and show how far that is."""
+        """Decode the samples into the cache, showing the progress."""
         console = Console(stderr=True, quiet=self._order.rank > 0)  # one bar for all ranks
         begin = time.perf_counter()
         what = " + ".join(["cache " + self.config.split, *self.config.mix])
@@ -185,14 +185,14 @@ class Loader:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The stores and what is used of them."""
+        """The stores and their samples in use."""
         return self._parts
 
     def check(self, config: PipelineConfig) -> None:
-        """Refuse a batch size that ``change`` could not go on with.
+        """Reject a batch size that ``change`` could not continue with.
 
         Raises:
-            ValueError: Says what fits.
+            ValueError: States what fits.
         """
         replace(self._order, batch_size=config.batch_size).check()
 
@@ -207,14 +207,14 @@ class Loader:
         return math.ceil(len(self._samples.items) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the current state on: without end in training, else once."""
+        """Yield batches from the current state on: endlessly in training, else once."""
         if not self.training:
             yield from self.epoch(0)
             return
         yield from self._run(self._epoch, self._step, endless=True)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of one epoch from ``first_step`` on; the state follows."""
+        """Yield the batches of one epoch from ``first_step`` on, advancing the state."""
         yield from self._run(epoch, first_step, endless=False)
 
     def label_batches(self) -> Iterator[Batch]:
@@ -223,7 +223,7 @@ class Loader:
             yield self._assembler.labels(plan)
 
     def describe(self, sample_id: int) -> str:
-        """Return what a person needs to find the sample: row, sequence, camera, frame, store.
+        """Describe a sample for a person: row, sequence, camera, frame, store.
 
         Raises:
             ValueError: If no store of the run has it.
@@ -231,12 +231,12 @@ class Loader:
         return describe_sample(self._parts, sample_id)
 
     def change(self, config: PipelineConfig) -> None:
-        """Go on with another batch size, seed or augmentation, from the next epoch on.
+        """Continue with another batch size, seed or augmentation, from the next epoch on.
 
-        Nothing is decoded again. Without a change in these, nothing happens.
+        Nothing is decoded again. No effect if none of these changes.
 
         Raises:
-            ValueError: If the batch size does not fit.
+            ValueError: If the batch size is not valid.
         """
         old = self.config
         wanted = replace(
@@ -253,7 +253,7 @@ class Loader:
             self._epoch, self._step = self._epoch + bool(self._step), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader is: the next batch is ``step`` of ``epoch``."""
+        """Return the position of the loader: the next batch is ``step`` of ``epoch``."""
         return {
             "version": STATE_VERSION,
             "epoch": self._epoch,
@@ -267,7 +267,7 @@ class Loader:
         The number of ranks may differ: global batches do not depend on it.
 
         Raises:
-            ValueError: If the order would be another one; names what changed.
+            ValueError: If the sample order would differ; names what changed.
         """
         if state["version"] != STATE_VERSION:
             raise ValueError(
@@ -283,7 +283,7 @@ class Loader:
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def summary(self) -> str:
-        """Return one line about what is held."""
+        """Return one line about the cached samples."""
         names, held = names_of(self.config), self.resident
         if held is None:
             num = sum(len(view) for view in self._samples.views)
@@ -323,7 +323,7 @@ class Loader:
     # --- batches ----------------------------------------------------------------------------------
 
     def _run(self, epoch: int, step: int, *, endless: bool) -> Iterator[Batch]:
-        """Yield batches from (epoch, step) on; the state follows what is yielded."""
+        """Yield batches from (epoch, step) on; the state advances with each one yielded."""
         batches = self._batches(epoch, step, endless=endless)
         if self.config.read_ahead and self.device.type == "cpu":
             batches = read_ahead(batches, self.config.read_ahead)
@@ -386,7 +386,7 @@ class Loader:
         )
         with closing(crops):
             known = 0
-            # Crops first: what cannot be decoded is known before its labels are looked up.
+            # Crops first: decode failures are known before the labels are looked up.
             for crop, item in zip(crops, mine, strict=False):
                 if len(self._skipped) > known:
                     known = len(self._skipped)
@@ -395,7 +395,7 @@ class Loader:
                 yield plan, Pixels(codec=Codec.rgb, rgb=crop), None
 
     def _plans(self, items: Iterator[Int64[Tensor, " b"]]) -> Iterator[BatchPlan]:
-        """Yield each batch's samples on the device, some steps in one copy."""
+        """Yield each batch's samples on the device, copied for several steps at once."""
         while some := list(itertools.islice(items, STEPS_AT_ONCE)):
             item = torch.cat(some)
             place, is_real = self._samples.place[item], self._samples.is_real[item]

@@ -2,8 +2,8 @@
 
     needed = (1 + margin) * model + pixels + labels + decoder
 
-The decoder's pool is counted although it is given back after the fill: model and cache are there
-when it works.
+The decoder's pool is counted although it is released after the fill: model and cache are allocated
+while it works.
 """
 
 import math
@@ -30,44 +30,44 @@ from pipeline.view import samples_at
 
 GIB: Final = 2**30
 CARDS: Final = {"24 GB": 23.5, "48 GB": 44.4, "80 GB": 79.0, "141 GB": 139.0}
-"""Name: GiB that a process finds free on such cards, about."""
+"""Name: approximate GiB that a process finds free on such cards."""
 MODEL_MARGIN: Final = 0.05
 DECODER_FIXED_BYTES: Final = GIB
-"""Context and scratch of the decoder beside its batches; an estimate until it is measured."""
+"""Context and scratch memory of the decoder besides its batches; an unmeasured estimate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What a view of a store asks of each device."""
+    """Memory demand of a view of a store on each device."""
 
     num_samples: int
-    """On this device."""
+    """Number of samples on this device."""
     size_px: int
     label_bytes: int
-    """Per sample."""
+    """Bytes per sample."""
     decoder_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """One way to hold the samples."""
+    """One cache format and its memory."""
 
     codec: Codec
     pixel_bytes: int
     label_bytes: int
     decoder_bytes: int
     model_bytes: int
-    """With its margin."""
+    """Memory of the model including the margin."""
 
     @property
     def total_bytes(self) -> int:
-        """What the device must have."""
+        """Total device memory needed."""
         return self.pixel_bytes + self.label_bytes + self.decoder_bytes + self.model_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """The choice and the reasons."""
+    """Chosen cache format and the alternatives."""
 
     device_bytes: int
     num_samples: int
@@ -77,7 +77,7 @@ class MemoryPlan:
     """None: nothing fits, so the samples are streamed."""
 
     def sentence(self) -> str:
-        """Return the choice in one line: what and why."""
+        """Return the choice and its reason in one line."""
         parts = []
         for option in self.options:
             fits = option.total_bytes <= self.device_bytes
@@ -102,10 +102,10 @@ def plan_memory(
     """Choose the first codec whose cache fits beside the model.
 
     Args:
-        demand: What the samples ask for.
+        demand: Memory demand of the samples.
         device_bytes: Memory of the device that this process may use.
         model_bytes: Peak of the training step without the cache.
-        codecs: Allowed ones, best first.
+        codecs: Allowed codecs, best first.
     """
     options = tuple(
         Option(
@@ -132,7 +132,7 @@ def demand_of(
     num_samples: int,
     groups: Sequence[type[LabelGroup]] = (),
 ) -> Demand:
-    """Return what ``num_samples`` of the parts ask of a device; reads labels of one sample each."""
+    """Return the demand of ``num_samples`` of the parts on a device; loads one sample's labels."""
     label_bytes, frame_bytes = [], []
     for part in parts:
         one = samples_at(part.view, torch.zeros(1, dtype=torch.int64))
@@ -151,13 +151,13 @@ def demand_of(
     return Demand(
         num_samples=num_samples,
         size_px=config.cache.size_px,
-        label_bytes=max(label_bytes) + torch.int64.itemsize,  # and its place in the order
+        label_bytes=max(label_bytes) + torch.int64.itemsize,  # and its index in the order
         decoder_bytes=decoded + DECODER_FIXED_BYTES,
     )
 
 
 def allowed_codecs(cache: CacheConfig, *, training: bool) -> tuple[Codec, ...]:
-    """Return the codecs that the cache may take, best first.
+    """Return the codecs that the cache may use, best first.
 
     Evaluation never reads a codec that loses more than the JPEG did.
     """
@@ -171,18 +171,18 @@ def allowed_codecs(cache: CacheConfig, *, training: bool) -> tuple[Codec, ...]:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the memory of ``device`` that this process may use, what it holds included."""
+    """Return the memory of ``device`` that this process may use, including what it holds."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the machine
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks on this machine share it
     return read_host_memory().left // ranks
 
 
 def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> None:
-    """Refuse a codec that was asked for and does not fit; evaluation streams instead.
+    """Reject a requested codec that does not fit; evaluation streams instead.
 
     Raises:
-        ValueError: Says what is missing and what to change.
+        ValueError: States what is missing and what to change.
     """
     named = cache.codec in (CacheCodec.rgb, CacheCodec.yuv420)
     if plan.chosen is None and named and training:
@@ -193,18 +193,19 @@ def require_room(plan: MemoryPlan, cache: CacheConfig, *, training: bool) -> Non
 
 
 def capacity(demand: Demand, codec: Codec, *, device_bytes: int, model_bytes: int) -> int:
-    """Return how many samples like those of ``demand`` fit beside the model and the decoder."""
+    """Return how many samples like those of ``demand`` fit alongside the model and the decoder."""
     model = math.ceil((1 + MODEL_MARGIN) * model_bytes)
     free = device_bytes - demand.decoder_bytes - model
     return max(0, free // (bytes_per_sample(codec, demand.size_px) + demand.label_bytes))
 
 
 def main(config: PlanConfig) -> int:
-    """Say what of a store fits on a device: resident rgb, resident yuv420, or streamed.
+    """Plan how a store fits on a device: resident rgb, resident yuv420, or streamed.
 
-    Counts pixels, labels, the decoder's pool and the model with 5 % of margin, as the fill does. A
-    smaller cache.size_px, subset=... or more devices (world=...) make more fit. Without device_gib
-    it compares cards; num_samples plans for the whole dataset from a store of a part of it.
+    Counts pixels, labels, the decoder's pool and the model with a margin of 5 %, as the fill does.
+    If too little fits, reduce cache.size_px or subset, or use more devices (world=...). Without
+    device_gib it compares cards; num_samples extrapolates from a partial build to the whole
+    dataset.
 
     Example:
         python -m pipeline plan store=build/dexycb.zarr split=s0_train device_gib=24 model_gib=8
@@ -251,7 +252,7 @@ def _show_cards(
     model_bytes: int,
     config: PlanConfig,
 ) -> None:
-    """Print what each card holds, what becomes of the store on it, and how many would hold it."""
+    """Print each card's capacity, the plan for the store on it, and the number of cards needed."""
     say(
         f"{demand.num_samples:,} samples of {demand.size_px} px on each of {config.world}, beside "
         f"a model of {config.model_gib:g} GiB",

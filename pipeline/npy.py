@@ -1,7 +1,7 @@
-"""Arrays from bytes that others wrote: plain types only, memory bounded by the bytes.
+"""Arrays from untrusted bytes: plain types only, memory bounded by the input size.
 
-``numpy.load`` allocates what a header says before it looks at the data. Here NumPy reads the header
-and the bytes must be there first. Problems are plain ``ValueError``; the callers name the file.
+``numpy.load`` allocates what a header claims before it reads the data. Here NumPy parses the
+header, and the bytes must be present first. Errors are plain ``ValueError``; callers name the file.
 """
 
 import io
@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 
 _MAX_HEADER: Final = 1000
-"""Characters; NumPy evaluates the header as a literal, and a large one may crash Python."""
+"""Maximum header length; NumPy evaluates it as a literal, and a long one may crash Python."""
 _PLAIN: Final = re.compile(r"[<>|=](b1|[iu][1248]|f[248]|[SU][1-9][0-9]{0,5}|O[48]?)")
 
 
@@ -30,7 +30,7 @@ def flat_array(payload: bytes, dtype: np.dtype) -> np.ndarray:
     """Return a vector of a plain type, without objects: writable, native byte order, a copy.
 
     Raises:
-        ValueError: If the bytes are no whole number of elements, or text that is none.
+        ValueError: If the bytes are not a whole number of elements, or are invalid text.
     """
     stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype  # a bool of 2 would be neither
     array = np.frombuffer(payload, stored).astype(dtype.newbyteorder("="))
@@ -45,19 +45,21 @@ def parse_npy(data: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]
     The payload of an object array is a pickle.
 
     Raises:
-        ValueError: If it is no such file or has another type.
+        ValueError: If it is not a ``.npy`` file or has another type.
     """
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
     except ValueError as error:
         raise ValueError("it is no .npy file") from error
-    read = np.lib.format.read_array_header_2_0  # 3.0 is the same but for names, which are refused
+    read = (
+        np.lib.format.read_array_header_2_0
+    )  # 3.0 differs only in field names, which are rejected
     if version == (1, 0):
         read = np.lib.format.read_array_header_1_0
     try:
         shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    except Exception as error:  # a literal raises what a program can, even a TokenError
+    except Exception as error:  # a literal may raise anything, even a TokenError
         raise ValueError(
             "its .npy header is not one that NumPy writes for a plain array"
         ) from error

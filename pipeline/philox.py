@@ -6,8 +6,8 @@ The same integers on every device, torch version and batch layout, so a sample's
     key     = (seed low, seed high)
     counter = (id low, id high, epoch, stream * 2^16 + block)
 
-One block is four words; draw ``d`` is word ``d % 4`` of block ``d // 4``. Words are 32 bits wide
-and held in int64.
+One block is four words; sample ``d`` is word ``d % 4`` of block ``d // 4``. Words are 32 bits wide,
+stored as int64.
 
 Source: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3; constants of Random123.
 """
@@ -26,7 +26,7 @@ KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
 
 
 class Stream(IntEnum):
-    """What the numbers are for; streams never share a counter. Values are part of a run's order."""
+    """Purpose of the random numbers; streams never share a counter. Values fix a run's order."""
 
     sample_order = 0
     shard_order = 1
@@ -65,7 +65,7 @@ def random_words(
 
     Args:
         seed: In [0, 2^63).
-        stream: What the numbers are for.
+        stream: Purpose of the numbers.
         epoch: In [0, 2^32); a tensor without dimensions keeps the number on the device.
         ids: Not negative.
         num_words: At most 4 * 2^16.

@@ -1,18 +1,18 @@
-"""Pickles of body models and datasets, read without running anything in them.
+"""Safe reader of pickles of body models and datasets: no code in them is executed.
 
-A pickle is a program that imports and calls what it likes. The standard library's unpickler runs it
-here, but all it can import or call are a few methods of this module, which make NumPy arrays and
+A pickle is a program that can import and call anything. The standard library's unpickler runs it
+here, but all it can import or call are a few methods of this module, which create NumPy arrays and
 types, sets and bytes. An object of a class in ``allow`` becomes an ``Instance``: name and state.
 
-It is the unpickler written in Python, ``pickle._Unpickler``. With the one in C, ``BUILD`` sets
-attributes of whatever ``find_class`` returned, the hash of a tuple 200,000 deep ends the process,
-and a file of 18 GB cannot give away its parts while it is read. NumPy's own functions crash at
-states that no array has, so they get checked ones only.
+It is the pure Python unpickler, ``pickle._Unpickler``. With the C one, ``BUILD`` sets attributes of
+whatever ``find_class`` returned, hashing a tuple nested 200,000 deep crashes the process, and a
+file of 18 GB cannot be read part by part. NumPy's own functions crash on invalid array states, so
+they get only validated ones.
 
 Bounded: file size, steps, nesting, integers, keys (their hashes neither recurse nor collide), bytes
-copied into arrays, and the size to which shared values unfold when walked. Memory is then at most
-200 bytes a step and a small multiple of the file, time some microseconds a step; both are as large
-as the limits of the caller allow. Text of Python 2 is read as latin-1, as the datasets ask for.
+copied into arrays, and the size of shared values when expanded. Memory is then at most 200 bytes
+per step plus a small multiple of the file, time a few microseconds per step; both are limited by
+the caller. Text of Python 2 is read as latin-1, as the datasets require.
 """
 
 import io
@@ -33,12 +33,12 @@ from pipeline.npy import flat_array, parse_npy, plain_dtype
 
 MAX_BYTES: Final = 64 * 2**20
 MAX_STEPS: Final = 200_000
-"""A MANO file takes 430 steps."""
+"""Default limit of steps; a MANO file takes 430."""
 MAX_DEPTH: Final = 64
-"""Containers in each other."""
+"""Maximum nesting of containers."""
 _UNFOLD: Final = 64
-"""Values may take this many times the memory of the file, and 1 MiB, when shared ones count as
-often as they are referred to."""
+"""Maximum memory of the values over the file size (plus 1 MiB), counting shared values once per
+reference."""
 _MAX_INTEGER_BITS: Final = 256
 _NOT_PICKLES: Final = {
     b"PK\x03\x04": "a zip archive",
@@ -53,12 +53,12 @@ Part = dict[str, Any]
 
 
 class PickleError(ValueError):
-    """A pickle is broken, or asks for more than plain data; one sentence."""
+    """A pickle is broken, or contains more than plain data; one sentence."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Instance:
-    """An object of an allowed class: its name and state, nothing of its behaviour."""
+    """An object of an allowed class: its name and state, without behaviour."""
 
     module: str
     name: str
@@ -80,13 +80,13 @@ def load_pickle(
 
     Args:
         source: File or its content.
-        name: What errors call it.
+        name: Name in error messages.
         allow: Classes that may appear; they become ``Instance``.
-        max_bytes: Largest file.
-        max_steps: Most steps, about two for each value.
+        max_bytes: Maximum file size.
+        max_steps: Maximum number of steps, about two for each value.
 
     Raises:
-        PickleError: If the file is too large, broken, or holds anything else.
+        PickleError: If the file is too large, broken, or contains anything else.
         OSError: If it cannot be read.
     """
     data = _read(source, name, max_bytes)
@@ -97,7 +97,7 @@ def load_npy(source: Path | bytes, *, name: str, max_bytes: int = MAX_BYTES) -> 
     """Return the array of a ``.npy`` file; the pickle in an object array is read as above.
 
     Raises:
-        PickleError: If the file is too large, broken, or holds anything but plain data.
+        PickleError: If the file is too large, broken, or contains anything but plain data.
         OSError: If it cannot be read.
     """
     data = _read(source, name, max_bytes)
@@ -119,22 +119,22 @@ def read_npy_parts(
     take: Callable[[str, Part], None],
     max_steps: int,
 ) -> np.ndarray:
-    """Return the object array of a ``.npy`` file without its parts, which ``take`` gets.
+    """Read the object array of a ``.npy`` file, passing its parts to ``take`` as they complete.
 
-    For files that do not fit into memory. A part is handed over when it is complete, then emptied,
-    and what was stored to be recalled by later steps is forgotten with it.
+    For files that do not fit into memory. A part is passed on when it is complete, then emptied,
+    and its entries in the pickle's memo are dropped. The rest is returned.
 
     Args:
         path: The file.
-        name: What errors call it.
+        name: Name in error messages.
         keys: A dictionary that has all of them is a part. A pickle sets a thousand items at once
-            (protocol 0, which NumPy does not write, one); what is set later stays in the rest.
-        take: Called with the key that the part has in the dictionary around it (empty: none) and
-            the part. It must keep no reference.
-        max_steps: Most steps of the pickle.
+            (protocol 0, which NumPy does not write, one); items set later stay in the rest.
+        take: Called with the key of the part in its parent dictionary (empty: none) and the part.
+            It must keep no reference.
+        max_steps: Maximum number of steps of the pickle.
 
     Raises:
-        PickleError: If the file is broken, or holds anything else than plain data.
+        PickleError: If the file is broken, or contains anything but plain data.
         OSError: If it cannot be read.
     """
     with path.open("rb") as file:
@@ -214,14 +214,14 @@ _CALLS: Final[dict[Name, str]] = {
         for name in ("set", "frozenset", "bytes", "bytearray")
     },
 }
-"""What a pickle may call, and the method that does it instead."""
+"""Functions that a pickle may call, and the method that replaces each."""
 _ARGUMENTS: Final = {("numpy", "ndarray"), ("__builtin__", "object"), ("builtins", "object")}
-"""Classes that only those calls get."""
+"""Classes that are accepted only as arguments of those calls."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Class:
-    """The name of a class, in place of the class."""
+    """The name of a class, used instead of the class."""
 
     module: str
     name: str
@@ -229,15 +229,15 @@ class _Class:
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Dtype:
-    """The ``str`` of a NumPy type; the pickle gives its byte order later than the rest."""
+    """The ``str`` of a NumPy type; the pickle sets its byte order in a later step."""
 
     text: str
 
 
 class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: see above
-    """The standard steps, but every name, call and change of an object is decided here."""
+    """Standard unpickling steps, with every name, call and object mutation checked here."""
 
-    # What the base class has and its type stubs leave out.
+    # Attributes of the base class that its type stubs omit.
     stack: list[Any]
     memo: dict[int, Any]
     append: Callable[[Any], None]
@@ -256,7 +256,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
         self.copies_left = 4 * size + 4096
 
     def load_all(self) -> Any:
-        """Return the value, if nothing follows it and a caller can walk it safely."""
+        """Return the value, if nothing follows it and it can be traversed safely."""
         value = self.load()
         if left := self.size - self.file.tell():
             raise ValueError(f"{left} bytes follow its end")
@@ -266,7 +266,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
     # --- names, calls, state
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name: one of our methods, or the name itself."""
+        """Resolve a name: to one of our methods, or to the name itself."""
         if call := _CALLS.get((module, name)):
             return getattr(self, call)
         if (module, name) in self.allow or (module, name) in _ARGUMENTS:
@@ -291,7 +291,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
         return Instance(cls.module, cls.name)
 
     def load_build(self) -> None:
-        """Give the object on top its state; nothing but these three has one."""
+        """Set the state of the object on top; only these three types have one."""
         state, target = self.stack.pop(), self.stack[-1]
         match target, state:
             case Instance(), dict() if all(type(key) is str for key in state):
@@ -313,7 +313,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
     load_inst = load_obj = load_newobj_ex = load_refused
     load_ext1 = load_ext2 = load_ext4 = load_readonly_buffer = load_refused
 
-    # --- keys: Python would hash whatever comes
+    # --- keys: Python would hash arbitrary objects
 
     def load_dict(self) -> None:
         items = self.pop_mark()
@@ -369,7 +369,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  # why not the public one: 
             raise ValueError("it copies the same bytes again and again")
 
     def make_bytes(self, value: Any = b"", codec: str = "latin1") -> bytes:
-        """Return the data of an array; text is a byte string of Python 2."""
+        """Return the data of an array; text is a Python 2 byte string."""
         if type(value) not in (bytes, bytearray, str) or codec != "latin1":
             raise ValueError(f"it has bytes that are {kind(value)} or in another code")
         self.spend(len(value))
@@ -421,7 +421,7 @@ def _counted(step: Callable[[Any], None]) -> Callable[[Any], None]:
     return take
 
 
-# The table of the base class has functions of its own; ours of the same name take their place.
+# The base class's dispatch table has its own functions; replace them with ours of the same name.
 _Unpickler.dispatch = {
     code: _counted(getattr(_Unpickler, step.__name__))
     for code, step in pickle._Unpickler.dispatch.items()  # noqa: SLF001
@@ -429,7 +429,7 @@ _Unpickler.dispatch = {
 
 
 class _Parts(_Unpickler):
-    """An unpickler that gives its parts away."""
+    """An unpickler that passes on completed parts."""
 
     def __init__(
         self,
@@ -443,7 +443,7 @@ class _Parts(_Unpickler):
         self.keys, self.take, self.num_kept = keys, take, 0
 
     def set_items(self, items: list[Any]) -> None:
-        """Add keys and values; give the dictionary away if that made it a part."""
+        """Add keys and values; pass the dictionary on if that made it a part."""
         super().set_items(items)
         part = self.stack[-1]
         if not self.keys <= part.keys():
@@ -465,21 +465,21 @@ class _Parts(_Unpickler):
 
 
 class _ForgottenValue:
-    """What stands in the memo for a value of an earlier part."""
+    """Placeholder in the memo for a value of an earlier part."""
 
 
 # --- values ---------------------------------------------------------------------------------------
 
 
 def kind(value: Any) -> str:
-    """Return what a value is, in words, without looking inside."""
+    """Describe the type of a value, without inspecting its content."""
     if type(value) in (_Class, Instance):
         return f"{value.module}.{value.name}"
     return "a value of type " + ("None" if value is None else type(value).__name__.lstrip("_"))
 
 
 def _hashable(value: Any) -> Any:
-    """Refuse keys that hash in more than constant time, or to whatever their author likes."""
+    """Reject keys whose hash is not constant-time, or can be chosen by the file's author."""
     if isinstance(value, np.integer):
         return int(value)
     if type(value) in (str, bytes, bool) or (type(value) is int and abs(value) < 2**64):
@@ -488,10 +488,10 @@ def _hashable(value: Any) -> Any:
 
 
 def _check(value: Any, left: int, depth: int = 0) -> int:
-    """Return what a value leaves of ``left`` bytes if every reference to it were a copy.
+    """Return ``left`` bytes minus the size of a value, counting every reference as a copy.
 
     Raises:
-        ValueError: For a name or type among the values, more than ``MAX_DEPTH`` levels (as of a
+        ValueError: For a name or type among the values, more than ``MAX_DEPTH`` levels (as for a
             container inside itself), a large integer, or more than ``left`` bytes.
     """
     left -= sys.getsizeof(value)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, without waiting for the device.
+"""Time per stage of a training step, without synchronising with the device.
 
     clock = StageClock(device)
     with clock.stage("data"):
@@ -9,7 +9,7 @@
     laps = clock.read()          # at a log point
 
 On the CPU a stage is wall time. On a GPU it is the time between two events on the current stream:
-the GPU's work and its waiting for the host, but not the host's waiting that the GPU never notices.
+the GPU's work and its waiting for the host, but not host time that is hidden behind GPU work.
 """
 
 import time
@@ -23,7 +23,7 @@ import torch
 Lap: TypeAlias = dict[str, float]
 """Seconds per stage of one step."""
 MOST_PENDING: Final = 1024
-"""Laps whose events are kept; beyond, those that are over are read, which takes 5 us each."""
+"""Laps whose events are kept; beyond, finished ones are read, which takes 5 us each."""
 
 
 class StageClock:
@@ -69,13 +69,13 @@ class StageClock:
             self._seconds = {}
 
     def read(self) -> list[Lap]:
-        """Return the laps since the last reading; one that still runs comes with the next."""
+        """Return the laps since the last reading; an unfinished one is returned with the next."""
         self._collect()
         laps, self._laps = self._laps, []
         return laps
 
     def drop(self) -> None:
-        """Forget all laps, the one that is being run as well."""
+        """Discard all laps, including the current one."""
         for marks in (self._lap, *self._pending):
             self._recycle(marks)
         self._lap, self._seconds, self._laps = [], {}, []
@@ -87,7 +87,7 @@ class StageClock:
         return torch.Event(self._device, enable_timing=True)
 
     def _collect(self) -> None:
-        """Turn events that have passed into seconds."""
+        """Convert completed events to seconds."""
         while self._pending and all(end.query() for _, _, end in self._pending[0]):
             marks, lap = self._pending.popleft(), Lap()
             for name, begin, end in marks:
@@ -101,7 +101,7 @@ class StageClock:
 
 
 def share(laps: Iterable[Lap], name: str) -> float:
-    """Return the part of all time that stage ``name`` took; 0 if nothing was timed."""
+    """Return the fraction of the total time spent in stage ``name``; 0 if nothing was timed."""
     laps = list(laps)
     total = sum(sum(lap.values()) for lap in laps)
     return sum(lap.get(name, 0.0) for lap in laps) / total if total > 0 else 0.0

@@ -1,9 +1,9 @@
-"""What a sample is: which rows and hands of the store, and which square of the frame.
+"""Views: the samples of a store, each a row, its hands and a square crop of the frame.
 
 Shape legend: n = samples. The input square (``center_px``, ``size_px``) is what the network sees
 without augmentation; the cached square has the same centre and ``margin`` times its side. Beyond
-the frame the border pixel is repeated, in the cache and in the gather: unlike a black border it
-makes no edge that the data does not have.
+the frame the border pixel is repeated, in the cache and in the gather: unlike black padding it
+adds no artificial edge.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def table_to(table: Table, device: torch.device) -> Table:
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
-    """Return tables of one kind one after another."""
+    """Concatenate tables of one type."""
     if len(tables) == 1:
         return tables[0]
     names = column_names(tables[0])
@@ -70,27 +70,27 @@ def concatenated(tables: Sequence[Table]) -> Table:
 
 
 def column_names(table: Table) -> list[str]:
-    """Return the names of the tensors of a table; a batch has tables beside them."""
+    """Return the names of a table's tensors; nested tables of a batch are left out."""
     return [f.name for f in fields(table) if isinstance(getattr(table, f.name), Tensor)]
 
 
 def split(table: Table, lengths: Sequence[int]) -> list[Table]:
-    """Return the parts of a table; undoes ``concatenated``."""
+    """Split a table into parts; inverts ``concatenated``."""
     names = column_names(table)
     parts = zip(*(getattr(table, n).split_with_sizes(lengths) for n in names), strict=True)
     return [type(table)(**dict(zip(names, part, strict=True))) for part in parts]
 
 
 def map_table(table: Table, function: Callable[[Tensor], Tensor]) -> Table:
-    """Return ``table`` with ``function`` of every column."""
-    if hasattr(table, "mapped"):  # a table with tables in it
+    """Return ``table`` with ``function`` applied to every column."""
+    if hasattr(table, "mapped"):  # a table with nested tables
         mapped: Table = table.mapped(function)
         return mapped
     return replace(table, **{f.name: function(getattr(table, f.name)) for f in fields(table)})
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """Return a host tensor on ``device``; does not wait for the device."""
+    """Copy a host tensor to ``device``; does not synchronise."""
     if device.type == "cpu":
         return host
     return host.pin_memory().to(device, non_blocking=True)
@@ -112,21 +112,21 @@ def split_rows(store: Store, split: str, subset: float) -> NDArray[np.int64]:
 def build_view(
     store: Store, rows: NDArray[np.int64], config: ViewConfig, cache_px: int, *, training: bool
 ) -> ViewTable:
-    """Return the samples of ``rows``.
+    """Build the view: the samples of ``rows``.
 
     hand: one per row and hand with a finite box. hand_object: one per row with a box of a hand or
     an object, around all hands and the object they act on. The square has the box's centre and
-    ``pad`` times its longer side. frame: one per row; the square is the frame's longer side.
+    ``pad`` times its longer side. frame: one per row; the square has the frame's longer side.
 
     Args:
         store: The open store.
-        rows: Its rows to use.
-        config: Which samples, which square.
+        rows: Rows to use.
+        config: Kind of view and padding of the square.
         cache_px: Side of the cached crop.
         training: Apply ``config.exclude_flags``.
 
     Raises:
-        ValueError: If nothing is left; says what was left out and why.
+        ValueError: If no sample remains; reports the numbers left out and why.
     """
     left_out: dict[str, NDArray[Any]] = {}
     left_out["with an unreadable image"] = ~store.label("sample_ok")[rows]
@@ -174,8 +174,8 @@ def _frame_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 def _hand_object_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the box [n, 4] around all hands of a row and the object they act on; NaN without any.
 
-    The object: the grasped one; where it has no box, those that the hands are nearest to; where
-    these have none, every one.
+    The object: the grasped one; if it has no box, those nearest to the hands; if these have none,
+    all objects.
     """
     hands = store.label("bbox_xyxy")[rows].astype(np.float64)
     objects = store.label("object_bbox_xyxy")[rows].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Zip files from others: members are read in memory and with limits, never unpacked."""
+"""Untrusted zip files: members are read into memory with limits, never extracted."""
 
 import io
 import struct
@@ -22,19 +22,19 @@ _BROKEN: Final = (
     struct.error,
     zlib.error,
 )
-"""What ``zipfile`` raises at damage of one kind or another."""
+"""Exceptions that ``zipfile`` raises for damaged files."""
 
 
 @contextmanager
 def open_zip(source: Path | bytes, *, name: str) -> Iterator[zipfile.ZipFile]:
-    """Open a zip file whose list of members is of sane size.
+    """Open a zip file after checking the size of its member list.
 
     Args:
         source: File or its content.
-        name: What errors call it.
+        name: Name in error messages.
 
     Raises:
-        ValueError: If it is no zip file, or lists more members than any download.
+        ValueError: If it is not a zip file, or lists more members than any known download.
         OSError: If it cannot be read.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
@@ -55,15 +55,15 @@ def read_member(
     Args:
         archive: From ``open_zip``.
         member: One of its ``infolist``.
-        name: What errors call the member.
-        max_bytes: Largest content; neither the declared nor the real size may be above.
+        name: Name of the member in error messages.
+        max_bytes: Maximum size, of both the declared and the actual content.
 
     Raises:
-        ValueError: If it is encrypted, packed in an unusual way, too large or damaged.
+        ValueError: If it is encrypted, uses an unusual compression, is too large or damaged.
     """
     if member.flag_bits & 1:
         raise ValueError(f"{name} is encrypted; unpack it first")
-    # Other methods allocate what their header asks for.
+    # Other compression methods allocate what their header claims.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed by method {member.compress_type}, expected deflate")
     if member.file_size > max_bytes:
@@ -79,7 +79,7 @@ def read_member(
 
 
 def _check_directory(stream: BinaryIO, name: str) -> None:
-    """Look at the end record before ``zipfile`` reads and keeps all it points to."""
+    """Check the end record before ``zipfile`` reads the whole directory into memory."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - 2**16 - _END.size - 20))
     tail = stream.read()

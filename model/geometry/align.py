@@ -1,7 +1,7 @@
 """Alignment of point sets: Procrustes with scale.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
-The result maps the source on the target: ``target ~ scale * R @ source + t``.
+The result maps the source onto the target: ``target ~ scale * R @ source + t``.
 """
 
 import torch
@@ -18,14 +18,14 @@ def procrustes(
     reflection: bool,
     valid: Bool[Tensor, "*b n"] | None = None,
 ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]:
-    """Return the scale, orthogonal matrix and shift that minimise the squared distance.
+    """Return the scale, orthogonal matrix and translation that minimise the squared distance.
 
-    Works in the dtype of the inputs; use float64 for metrics. Where the points are no full-rank
-    set the matrix is one of the best ones; where all source points coincide the scale is 0.
+    Works in the dtype of the inputs; use float64 for metrics. Where the points are rank-deficient
+    the matrix is one of several optima; where all source points coincide the scale is 0.
 
     Args:
-        source: Points to move.
-        target: Where they should land, same unit.
+        source: Points to align.
+        target: Points to align them to, same unit.
         reflection: True allows determinant -1 (FreiHAND's rule), False forces a rotation.
         valid: Points to use; the others may be NaN. None means all.
 

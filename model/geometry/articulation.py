@@ -1,7 +1,7 @@
-"""Objects of two parts: the second turns about the first.
+"""Articulated objects of two parts: the second rotates relative to the first.
 
 ARCTIC's rule: a point p of the moving part is at ``turn(angle) p`` in the object's frame, a
-rotation by the angle about -z through the origin; ``[R | t]`` then moves both parts alike.
+rotation by the angle about -z through the origin; ``[R | t]`` then moves both parts.
 """
 
 import torch
@@ -12,7 +12,7 @@ from model.geometry.rotation import rotate
 
 
 def turn(arti_rad: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
-    """Return the rotation of the moving part; an angle of NaN (a rigid object) turns nothing."""
+    """Return the rotation of the moving part; the identity for an angle of NaN (rigid object)."""
     angle = arti_rad.nan_to_num(0.0)
     cos, sin = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
@@ -25,11 +25,11 @@ def articulated(
     moving: Bool[Tensor, "*b p"],
     arti_rad: Float[Tensor, "*b"],
 ) -> Float[Tensor, "*b p 3"]:
-    """Return the points of an object at an angle, object frame, metres.
+    """Return the points of an object at an articulation angle, object frame, metres.
 
     Args:
         points: At angle 0.
-        moving: Whether a point belongs to the part that turns.
-        arti_rad: The angle; NaN = 0.
+        moving: Whether a point belongs to the moving part.
+        arti_rad: The articulation angle; NaN = 0.
     """
     return torch.where(moving[..., None], rotate(turn(arti_rad), points), points)

@@ -1,8 +1,8 @@
 """Pinhole cameras: projection, its inverse, and how a camera follows a crop.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
-OpenCV axes: x right, y down, z forward; metres and pixels. ``K`` may hold a skew or a full upper
-left 2x2 block, as it does after a turned crop.
+OpenCV axes: x right, y down, z forward; metres and pixels. ``K`` may have skew or a full upper
+left 2x2 block, as after a rotated crop.
 """
 
 from typing import Final
@@ -15,13 +15,13 @@ from model.geometry.crop import to_3x3
 from model.geometry.rotation import matmul_small, rotate
 
 CROP_EXTENT_M: Final = 0.25
-"""Unit of a predicted depth: what a crop around a hand spans."""
+"""Unit of a predicted depth: metric extent of a crop around a hand."""
 
 
 def project(
     points: Float[Tensor, "*#b n 3"], K: Float[Tensor, "*#b 3 3"]
 ) -> Float[Tensor, "*#b n 2"]:
-    """Return pixels of camera-frame points.
+    """Project camera-frame points to pixels.
 
     No epsilon is added to the depth: a point with z = 0 gives infinities or NaN, one behind the
     camera a mirrored pixel. The caller masks both.
@@ -39,12 +39,12 @@ def unproject(
 
 
 def focal_px(K: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
-    """Return the focal length, pixels: of a K whose 2x2 block may be turned, the mean of both."""
+    """Return the focal length, pixels: the geometric mean of both axes, of any 2x2 block."""
     return (K[..., 0, 0] * K[..., 1, 1] - K[..., 0, 1] * K[..., 1, 0]).abs().sqrt()
 
 
 def in_plane_rotation(angle_rad: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
-    """Return rotations about +z (forward); positive angles turn clockwise on screen."""
+    """Return rotations about +z (forward); positive angles are clockwise on screen."""
     c, s = angle_rad.cos(), angle_rad.sin()
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     return torch.stack((c, -s, zero, s, c, zero, zero, zero, one), -1).reshape(*c.shape, 3, 3)
@@ -55,7 +55,7 @@ def input_rotation(
 ) -> Float[Tensor, "*b 3 3"]:
     """Return ``R_input_from_cam = in_plane_rotation(angle) @ diag(-1 if mirror else 1, 1, 1)``.
 
-    ``crop.square_crop_affine`` with the same angle and mirror moves the pixels the same way.
+    ``crop.square_crop_affine`` with the same angle and mirror is the same transform of the pixels.
     """
     R = in_plane_rotation(angle_rad)
     flip = 1 - 2 * mirror.to(R.dtype)
@@ -67,13 +67,13 @@ def camera_after_affine(
     K: Float[Tensor, "*#b 3 3"],
     R_input_from_cam: Float[Tensor, "*#b 3 3"],
 ) -> Float[Tensor, "*#b 3 3"]:
-    """Return ``K' = A @ K @ R^-1``, the camera of the warped pixels and the turned points.
+    """Return ``K' = A @ K @ R^-1``, the camera of the warped pixels and the rotated points.
 
     Projecting ``R_input_from_cam @ p`` with it equals applying ``A_input_from_frame`` to the
     projection of ``p`` with ``K``.
 
     Args:
-        A_input_from_frame: Pixel map, frame pixels to input pixels.
+        A_input_from_frame: Affine transform from frame pixels to input pixels.
         K: Intrinsics of the frame pixels.
         R_input_from_cam: Orthogonal; a mirror (determinant -1) is allowed.
     """
@@ -81,7 +81,7 @@ def camera_after_affine(
 
 
 def _inverse(K: Tensor) -> Tensor:
-    """Invert 3x3 matrices by cross products; ``linalg.inv`` waits for the device to check."""
+    """Invert 3x3 matrices by cross products; ``linalg.inv`` synchronises to check the result."""
     r0, r1, r2 = K.unbind(-2)
     columns = torch.stack(
         (torch.linalg.cross(r1, r2), torch.linalg.cross(r2, r0), torch.linalg.cross(r0, r1)), -1
@@ -93,10 +93,11 @@ def _inverse(K: Tensor) -> Tensor:
 def lift_from_crop(
     place: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
 ) -> Float[Tensor, "b n 3"]:
-    """Return the points, camera frame, metres, of places in terms of the crop.
+    """Lift crop-relative positions to camera-frame points, metres.
 
-    A place is x and y, the pixel's offset from the crop's centre in input sides, and the logarithm
-    of the depth in units of the depth at which ``CROP_EXTENT_M`` fill the crop.
+    A position is x and y, the pixel's offset from the crop's centre as a fraction of the input
+    side, and the logarithm of the depth in units of the depth at which ``CROP_EXTENT_M`` fills the
+    crop.
     """
     pixel = (input_px - 1) / 2 + input_px * place[..., :2]
     return unproject(pixel, _unit_depth(K, input_px) * place[..., 2].exp(), K)
@@ -105,12 +106,12 @@ def lift_from_crop(
 def place_in_crop(
     points: Float[Tensor, "b n 3"], K: Float[Tensor, "b 3 3"], input_px: int
 ) -> Float[Tensor, "b n 3"]:
-    """Undo ``lift_from_crop``; NaN behind the camera."""
+    """Return crop-relative positions, the inverse of ``lift_from_crop``; NaN behind the camera."""
     pixel = (project(points, K) - (input_px - 1) / 2) / input_px
     depth = (points[..., 2] / _unit_depth(K, input_px)).log()
     return torch.cat((pixel, depth[..., None]), -1)
 
 
 def _unit_depth(K: Tensor, input_px: int) -> Tensor:
-    """Return the depth at which ``CROP_EXTENT_M`` fill the crop [b, 1], metres."""
+    """Return the depth at which ``CROP_EXTENT_M`` fills the crop [b, 1], metres."""
     return focal_px(K)[:, None] * (CROP_EXTENT_M / input_px)

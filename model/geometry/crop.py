@@ -1,9 +1,9 @@
-"""Affine maths of crops: image pixels to crop pixels and back.
+"""Affine transforms of crops: image pixels to crop pixels and back.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
 ``A_dst_from_src`` is a 2x3 matrix that acts on ``[x, y, 1]``. Pixel (0, 0) is the centre of the top
-left pixel, so an image of ``s`` pixels covers [-1/2, s - 1/2]; ``to_corner_origin`` is the one
-place that changes this.
+left pixel, so an image of ``s`` pixels covers [-1/2, s - 1/2]; only ``to_corner_origin`` uses
+another convention.
 """
 
 import torch
@@ -16,13 +16,13 @@ from model.geometry.rotation import matmul_small
 def compose(
     A_c_from_b: Float[Tensor, "*#b 2 3"], A_b_from_a: Float[Tensor, "*#b 2 3"]
 ) -> Float[Tensor, "*#b 2 3"]:
-    """Return ``A_c_from_a``: first ``A_b_from_a``, then ``A_c_from_b``."""
+    """Return the composition ``A_c_from_a``: first ``A_b_from_a``, then ``A_c_from_b``."""
     product = matmul_small(A_c_from_b[..., :2], A_b_from_a)
     return torch.cat((product[..., :2], product[..., 2:] + A_c_from_b[..., 2:]), -1)
 
 
 def invert(A_dst_from_src: Float[Tensor, "*b 2 3"]) -> Float[Tensor, "*b 2 3"]:
-    """Return ``A_src_from_dst``; a singular matrix gives infinities or NaN."""
+    """Return the inverse ``A_src_from_dst``; a singular matrix gives infinities or NaN."""
     a, b, tx, c, d, ty = A_dst_from_src.flatten(-2).unbind(-1)
     det = a * d - b * c
     entries = (d, -b, b * ty - d * tx, -c, a, c * tx - a * ty)
@@ -38,7 +38,7 @@ def to_3x3(A: Float[Tensor, "*b 2 3"]) -> Float[Tensor, "*b 3 3"]:
 def apply(
     A_dst_from_src: Float[Tensor, "*#b 2 3"], points: Float[Tensor, "*#b n 2"]
 ) -> Float[Tensor, "*#b n 2"]:
-    """Return the points in destination pixels."""
+    """Transform points to destination pixels."""
     linear, shift = A_dst_from_src[..., None, :, :2], A_dst_from_src[..., None, :, 2]
     return (linear * points[..., None, :]).sum(-1) + shift
 
@@ -51,21 +51,21 @@ def square_crop_affine(
     rotation_rad: Float[Tensor, "*b"] | None = None,
     mirror: Bool[Tensor, "*b"] | None = None,
 ) -> Float[Tensor, "*b 2 3"]:
-    """Return the affine that maps a square of the image to the full extent of the crop.
+    """Return the affine transform from a square of the image to the full extent of the crop.
 
     The 2x2 block is ``out_px / size_px * (R2(rotation) @ diag(-1 if mirror else 1, 1))``: the
-    content is mirrored about the centre first, then turned. ``camera.input_rotation`` is the same
-    turn in 3D.
+    content is mirrored about the centre first, then rotated. ``camera.input_rotation`` is the
+    corresponding 3D transform.
 
     Args:
         center_px: Centre of the square, image pixels (x, y).
         size_px: Side of the square, image pixels; must be positive.
         out_px: Side of the crop, crop pixels.
-        rotation_rad: Turn of the content, radians, clockwise on screen. None means no turn.
+        rotation_rad: Rotation of the content, radians, clockwise on screen. None means none.
         mirror: True flips x. None means no flip.
 
     Returns:
-        ``A_out_from_img``. Without a turn the corners ``center -+ size / 2`` land on -1/2 and
+        ``A_out_from_img``. Without rotation the corners ``center -+ size / 2`` map to -1/2 and
         ``out_px - 1/2``, the outer edges of the crop.
 
     Raises:
@@ -85,9 +85,9 @@ def square_crop_affine(
 
 
 def to_corner_origin(A: Float[Tensor, "*b 2 3"]) -> Float[Tensor, "*b 2 3"]:
-    """Return the same map between corner-origin pixels, for DALI's ``warp_affine``.
+    """Return the same transform between corner-origin pixels, for DALI's ``warp_affine``.
 
-    There pixel (0, 0) covers [0, 1]: ``A' = T(+1/2) A T(-1/2)`` with T a shift of both axes.
+    There pixel (0, 0) covers [0, 1]: ``A' = T(+1/2) A T(-1/2)`` with T a translation of both axes.
     """
     linear, shift = A[..., :2], A[..., 2:]
     return torch.cat((linear, shift + 0.5 - 0.5 * linear.sum(-1, keepdim=True)), -1)

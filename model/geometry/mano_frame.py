@@ -1,6 +1,6 @@
-"""MANO parameters under the turn and mirror of an augmented crop; no MANO arrays needed.
+"""MANO parameters under in-plane rotation and mirroring of the crop; no MANO arrays needed.
 
-Shape legend: ``*b`` = any leading dimensions. MANO's root rotation turns about the rest wrist
+Shape legend: ``*b`` = any leading dimensions. MANO's root rotation is about the rest wrist
 ``J0(beta)``: ``v = R (v_rest - J0) + J0 + transl``.
 """
 
@@ -19,16 +19,16 @@ def mano_after_rotation(
     angle_rad: Float[Tensor, "*b"],
     mirror: Bool[Tensor, "*b"],
 ) -> tuple[Float[Tensor, "*b 16 3 3"], Float[Tensor, "*b 3"]]:
-    """Return ``(theta_rotmat, transl)`` of the hand moved by ``input_rotation(angle, mirror)``.
+    """Return ``(theta_rotmat, transl)`` of the hand under ``input_rotation(angle, mirror)``.
 
     A mirrored hand decodes with the MANO model of the other side and the same ``beta``; its
-    vertices are then ``R_input_from_cam @ vertices`` as far as the two models mirror each other.
+    vertices are then ``R_input_from_cam @ vertices`` up to any asymmetry of the two models.
 
     Args:
         theta_rotmat: Absolute joint rotations, root first.
-        transl: MANO translation, metres, smplx's meaning.
+        transl: MANO translation, metres, smplx's convention.
         root_rest: ``J0(beta)`` of the hand as recorded, metres.
-        angle_rad: In-plane turn, radians, clockwise on screen.
+        angle_rad: In-plane rotation, radians, clockwise on screen.
         mirror: True where the sample is mirrored.
 
     Source:

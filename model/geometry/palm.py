@@ -1,6 +1,6 @@
-"""Palm pose and aperture of hands, as functions of the joints: they move with them.
+"""Palm pose and grasp aperture, computed from the joints and thus in the frame of the joints.
 
-The same as the store's columns ``palm_pose`` and ``aperture_m`` where nothing was turned.
+Equal to the store's columns ``palm_pose`` and ``aperture_m`` where there is no augmentation.
 """
 
 import torch
@@ -17,16 +17,16 @@ _THUMB_TIP, _INDEX_TIP = TIPS[:2]
 def palm_pose(
     joints_3d: Float[Tensor, "*b 21 3"], is_right: Bool[Tensor, "*b"]
 ) -> Float[Tensor, "*b 3 4"]:
-    """Return ``[R | t]`` from the palm's frame to that of the joints, metres.
+    """Return the palm pose ``[R | t]``: palm frame to the frame of the joints, metres.
 
-    Origin: mean of wrist, index knuckle and little knuckle. x: from the wrist to the middle of the
-    two knuckles. z: normal to the three, to the side that grasps, on either hand. y = z x x: to the
-    little finger of a right hand, to the index finger of a left one. NaN where the three joints
-    have none.
+    Origin: mean of wrist, index knuckle and little knuckle. x: from the wrist to the midpoint of
+    the two knuckles. z: normal to the three, on the grasping (palmar) side of either hand.
+    y = z x x: towards the little finger of a right hand, the index finger of a left one. NaN where
+    the three joints are NaN or collinear.
 
     Args:
         joints_3d: Standard order, any frame.
-        is_right: The side that the hand looks like: of a mirrored hand the other one.
+        is_right: Apparent side of the hand: the opposite side if the hand is mirrored.
     """
     wrist, index, little = (joints_3d[..., j, :] for j in (ROOT, _INDEX_MCP, _LITTLE_MCP))
     x = _unit((index + little) / 2 - wrist)
@@ -37,7 +37,7 @@ def palm_pose(
 
 
 def aperture_m(joints_3d: Float[Tensor, "*b 21 3"]) -> Float[Tensor, "*b"]:
-    """Return the distance of thumb tip and index fingertip, metres."""
+    """Return the grasp aperture: distance between thumb tip and index fingertip, metres."""
     apart = joints_3d[..., _THUMB_TIP, :] - joints_3d[..., _INDEX_TIP, :]
     length: Tensor = torch.linalg.vector_norm(apart, dim=-1)
     return length

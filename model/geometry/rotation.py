@@ -1,9 +1,9 @@
-"""Rotations: axis-angle, matrices, quaternions, the 6D form, mirroring, exact small products.
+"""Rotation representations: axis-angle, matrices, quaternions, 6D; mirroring; exact 3x3 products.
 
 Shape legend: ``*b`` = any leading dimensions (``*#b``: they broadcast), n = points.
 Matrices act on column vectors; angles are radians. Quaternions carry their order in the name and
-have w >= 0. The house 6D layout is ``[a1 | a2]``: the first column of the matrix, then the second;
-``Rot6dLayout`` names the others.
+have w >= 0. The 6D layout used here is ``[a1 | a2]``: the first column of the matrix, then the
+second; ``Rot6dLayout`` names the others.
 
 Products of small matrices are written as multiply and sum: ``torch.matmul`` would round them to
 TF32 or, under autocast, to bfloat16, which is up to half a pixel at a focal length of 1000 px.
@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 _SERIES_BELOW = 1e-4
-"""Squared argument under which a power series replaces a quotient that is 0/0 at 0.
+"""Squared argument below which a power series replaces a quotient that is 0/0 at 0.
 
-The first dropped term is below 1e-20 of the value, so float64 does not see the switch.
+The first dropped term is below 1e-20 of the value, less than float64 resolves.
 """
 
 
@@ -69,8 +69,8 @@ def axis_angle_to_rotmat(axis_angle: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b
 def rotmat_to_axis_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
     """Return axis-angle vectors with angles in [0, pi]; stable near 0 and near pi.
 
-    At an angle of exactly pi both axes are right; one of them is returned. The gradient exists
-    everywhere else, the identity included.
+    At an angle of exactly pi both axes are correct; one of them is returned. The gradient exists
+    everywhere else, including at the identity.
     """
     q = rotmat_to_quat_wxyz(R)
     w, v = q[..., 0], q[..., 1:]
@@ -86,8 +86,8 @@ def rotmat_to_axis_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
 def rotmat_to_quat_wxyz(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:
     """Return unit quaternions (w, x, y, z) with w >= 0.
 
-    Accurate at every angle. At an angle of exactly pi (w = 0) both signs are right; one of them is
-    returned. The gradient exists everywhere else.
+    Accurate at every angle. At an angle of exactly pi (w = 0) both signs are correct; one of them
+    is returned. The gradient exists everywhere else.
 
     Source:
         The symmetric matrix ``P = 4 q q^T`` of the unit quaternion q = (w, x, y, z) is linear in
@@ -109,7 +109,7 @@ def rotmat_to_quat_wxyz(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 4"]:
 def quat_wxyz_to_rotmat(quat: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
     """Return the rotation of each quaternion (w, x, y, z).
 
-    Its length does not matter, nor does its sign; a zero quaternion gives NaN.
+    Need not be normalised; the sign does not matter. A zero quaternion gives NaN.
 
     Source:
         ``R = I + 2 / |q|^2 (w [v]x + [v]x^2)`` with v = (x, y, z).
@@ -150,8 +150,8 @@ def rotation_angle(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
 def rot6d_to_rotmat(d6: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
     """Return rotation matrices from ``[a1 | a2]`` by Gram-Schmidt.
 
-    The result is a rotation for every pair that is not collinear; for a collinear or zero pair it
-    is finite but no rotation.
+    The result is a rotation unless the two vectors are collinear or one is zero; it is then finite
+    but not a rotation.
 
     Source:
         Zhou et al. 2019, On the Continuity of Rotation Representations, equation 15.
@@ -169,9 +169,9 @@ def rotmat_to_rot6d(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 6"]:
 
 
 class Rot6dLayout(Enum):
-    """Where six numbers stand in the matrix; published weights use three ways.
+    """Order of the six numbers of a 6D rotation; published weights use three layouts.
 
-    The identity is the same in ``house`` and ``pytorch3d``: only other rotations tell them apart.
+    The identity is the same in ``house`` and ``pytorch3d``: only other rotations distinguish them.
     """
 
     house = "house"
@@ -183,11 +183,11 @@ class Rot6dLayout(Enum):
 
 
 def rot6d_from_layout(d6: Float[Tensor, "*b 6"], layout: Rot6dLayout) -> Float[Tensor, "*b 6"]:
-    """Return the house form of 6D rotations in another layout.
+    """Convert 6D rotations from another layout to ``[a1 | a2]``.
 
     Raw network outputs are fine: the result decodes to the rotation that the other layout's own
-    Gram-Schmidt gives. For ``pytorch3d`` it is orthonormal, because Gram-Schmidt on rows is no
-    linear map of columns; for the others the same six numbers are put in order.
+    Gram-Schmidt gives. For ``pytorch3d`` it is orthonormal, because Gram-Schmidt on rows is not a
+    linear map of columns; for the others the same six numbers are reordered.
     """
     if layout is Rot6dLayout.house:
         return d6
@@ -197,9 +197,9 @@ def rot6d_from_layout(d6: Float[Tensor, "*b 6"], layout: Rot6dLayout) -> Float[T
 
 
 def rot6d_to_layout(d6: Float[Tensor, "*b 6"], layout: Rot6dLayout) -> Float[Tensor, "*b 6"]:
-    """Return 6D rotations of the house form in another layout; undoes ``rot6d_from_layout``.
+    """Convert 6D rotations from ``[a1 | a2]`` to another layout; inverts ``rot6d_from_layout``.
 
-    ``pytorch3d`` comes out orthonormal, so there only the rotation survives the way and back.
+    The result for ``pytorch3d`` is orthonormal, so there only the rotation survives a round trip.
     """
     if layout is Rot6dLayout.house:
         return d6

@@ -1,6 +1,6 @@
-"""Anatomical axes of MANO's finger joints, and how far they bend, splay and twist.
+"""Anatomical axes of MANO's finger joints and their limits: bend (flexion), splay, twist.
 
-The rest skeleton says all: a bone's direction is the axis of twist, the palm's side that of bend.
+Both follow from the rest skeleton: twist is about the bone, bend about an axis in the palm plane.
 
 Shape legend: s = sides (slot 0 right, slot 1 left), j = 16 MANO joints. Radians.
 """
@@ -36,8 +36,8 @@ def limits_rad() -> tuple[Float[Tensor, "15 3"], Float[Tensor, "15 3"]]:
     """Return the smallest and largest bend, splay and twist of each joint, MANO order.
 
     Generous: clinical ranges of motion (fingers: 90 degrees at the base, 100 and 80 beyond, with
-    30 to 45 backwards at the base) and some 15 degrees of what a fitted pose may be off by. Not
-    fitted to a data set.
+    30 to 45 of hyperextension at the base) plus some 15 degrees for errors of fitted poses. Not
+    fitted to a dataset.
     """
     ranges = torch.tensor(_DEGREES) * (math.pi / 180)  # [15, 3, 2]
     return ranges[..., 0].contiguous(), ranges[..., 1].contiguous()
@@ -46,12 +46,12 @@ def limits_rad() -> tuple[Float[Tensor, "15 3"], Float[Tensor, "15 3"]]:
 def anatomical_frames(joints_rest: Float[Tensor, "s 16 3"]) -> Float[Tensor, "s 15 3 3"]:
     """Return ``A_mano_from_anatomy`` of each finger joint: rotations, columns in MANO's rest frame.
 
-    First the axis of twist, along the bone, away from the wrist (of a last bone, that of the bone
-    before it); second that of splay, out of the palm; third that of bend, about which a positive
-    angle closes the hand. A thumb closes towards the base of the little finger.
+    First column: twist axis, along the bone, away from the wrist (for the last bone, that of the
+    bone before it). Second: splay axis, out of the palm. Third: bend axis, about which a positive
+    angle closes the hand; the thumb closes towards the base of the little finger.
 
     Args:
-        joints_rest: Joints of the rest pose, metres; one side alone is a right hand.
+        joints_rest: Joints of the rest pose, metres; a single side is taken as a right hand.
     """
     wrist, index, little = joints_rest[:, _WRIST], joints_rest[:, _INDEX], joints_rest[:, _LITTLE]
     out_of_palm = torch.linalg.cross(index - wrist, little - wrist)  # of a right hand

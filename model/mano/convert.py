@@ -1,7 +1,7 @@
 """MANO parameters between conventions: PCA, mean pose, frames, sides, the left shape basis.
 
 Numpy, float64, offline; imports no torch. ``theta`` is axis-angle, root first, and absolute (mean
-pose added) unless a name says otherwise. The root turns about the rest wrist ``J0(beta)``, not
+pose added) unless a name says otherwise. The root rotates about the rest wrist ``J0(beta)``, not
 about the origin: ``v = R_root (v_rest - J0) + J0 + transl``.
 
 Shape legend: n = rows, k = PCA coefficients; ``#n``: one row serves all. Metres and radians.
@@ -37,7 +37,7 @@ def pca_to_axis_angle(
 def axis_angle_to_pca(
     arrays: ManoArrays, hand_pose: Float[np.ndarray, "n 45"], num: int = 45
 ) -> Float64[np.ndarray, "n k"]:
-    """Return the ``num`` coefficients that come closest to absolute finger angles.
+    """Return the ``num`` PCA coefficients closest to absolute finger angles.
 
     The inverse of ``pca_to_axis_angle`` for 45 coefficients, the least-squares fit for fewer.
     """
@@ -78,11 +78,11 @@ def move_mano(
     t: Float[np.ndarray, "#n 3"],
     root_rest: Float[np.ndarray, "n 3"],
 ) -> tuple[Float64[np.ndarray, "n 48"], Float64[np.ndarray, "n 3"]]:
-    """Return ``(theta, transl)`` of the hand whose points went to ``R @ p + t``.
+    """Return ``(theta, transl)`` of the hand under the rigid transform ``R @ p + t``.
 
     Args:
-        theta: Root first; the fingers pass through, whether absolute or not.
-        transl: smplx's meaning, metres, source frame.
+        theta: Root first; finger angles are returned unchanged, whether absolute or not.
+        transl: smplx's convention, metres, source frame.
         R_dst_from_src: Rotations.
         t: Metres, destination frame.
         root_rest: ``J0(beta)`` of the side and model that ``beta`` belongs to.
@@ -104,7 +104,7 @@ def transform_mano(
 ) -> tuple[Float64[np.ndarray, "n 48"], Float64[np.ndarray, "n 3"]]:
     """Return ``(theta, transl)`` in another frame: world to camera with ``T_cam_from_world``.
 
-    ``invert_transform`` of it leads back. See ``move_mano``.
+    Pass its ``invert_transform`` for the inverse. See ``move_mano``.
     """
     T = T_dst_from_src
     return move_mano(theta, transl, T[:, :3, :3], T[:, :3, 3], root_rest)
@@ -127,10 +127,10 @@ def invert_transform(T_dst_from_src: Float[np.ndarray, "*b 4 4"]) -> Float64[np.
 def mirror_mano(
     theta: Float[np.ndarray, "n 48"], transl: Float[np.ndarray, "n 3"]
 ) -> tuple[Float64[np.ndarray, "n 48"], Float64[np.ndarray, "n 3"]]:
-    """Return the parameters of the other side's hand seen in a mirror across x = 0.
+    """Return the MANO parameters of the hand mirrored across x = 0, for the other side's model.
 
-    ``beta`` stays. Right only with the fixed left model: the unfixed one is no mirror image of the
-    right one. Undoes itself.
+    ``beta`` is unchanged. Correct only with the fixed left model: the unfixed one is not a mirror
+    image of the right one. Its own inverse.
     """
     mirrored = theta.reshape(-1, 3) * -_FLIP_X
     return mirrored.reshape(theta.shape), transl * _FLIP_X
@@ -138,33 +138,33 @@ def mirror_mano(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LeftRefit:
-    """Left hands fitted with the model as shipped, in terms of the fixed one."""
+    """Shapes of left hands fitted with the model as shipped, refitted to the fixed model."""
 
     beta: Float64[np.ndarray, "n 10"]
     transl_shift: Float64[np.ndarray, "n 3"]
     """Add it to ``transl``: the posed wrist stays. Metres."""
     rms_m: Float64[np.ndarray, " n"]
-    """What is left: distance of the vertices in the rest pose, root mean square, metres."""
+    """Residual: RMS distance of the vertices in the rest pose, metres."""
     max_m: Float64[np.ndarray, " n"]
-    """Largest distance of a vertex in the rest pose, whatever the root's turn, metres."""
+    """Largest distance of a vertex in the rest pose, for any root rotation, metres."""
     any_pose_m: Float64[np.ndarray, " n"]
-    """No vertex and no joint is farther off than this in any pose, metres. Compare it with the
+    """Upper bound on the error of any vertex or joint in any pose, metres. Compare it with the
     limit above which ``beta`` is not used."""
 
 
 def refit_left_betas(
     as_shipped: ManoArrays, fixed: ManoArrays, betas: Float[np.ndarray, "n 10"]
 ) -> LeftRefit:
-    """Return the fixed model's shape that comes closest to that of the model as shipped.
+    """Refit the fixed model's shape to shapes of the model as shipped.
 
-    Least squares on the rest-pose vertices relative to the rest wrist. The root turns about that
+    Least squares on the rest-pose vertices relative to the rest wrist. The root rotates about that
     wrist, so ``transl`` absorbs a shift of the whole mesh only as far as the wrist shifts; on the
-    stand-in hand a fit with a free shift leaves 1.6 mm instead of 1.4 mm.
+    synthetic hand a fit with a free shift leaves 1.6 mm instead of 1.4 mm.
 
     Args:
         as_shipped: The model the dataset was fitted with, ``ManoModels.left_as_shipped``.
-        fixed: The model of the result. Only the shapes may differ from ``as_shipped``.
-        betas: Of ``as_shipped``; in practice one row per subject.
+        fixed: The model of the result. Only its shape basis may differ from ``as_shipped``.
+        betas: Shapes for ``as_shipped``; in practice one row per subject.
     """
     shipped_basis, shipped_template = _about_wrist(as_shipped)
     basis, template = _about_wrist(fixed)
@@ -197,9 +197,9 @@ def _bound_in_any_pose(
 ) -> Float64[np.ndarray, " n"]:
     """Bound the distance of two posed hands whose rest vertices differ by ``shift``.
 
-    A posed vertex is the weighted mean of its places as a part of each bone. There it differs by a
-    turn of (shift of the vertex - shift of the bone's joint), and the posed joint differs by turns
-    of the differences of the bones that lead to it; turns keep lengths.
+    A posed vertex is the skinning-weighted mean of its positions under each bone. Each of these
+    differs by a rotation of (shift of the vertex - shift of the bone's joint), and the posed joint
+    by rotations of the differences of the bones leading to it; rotations preserve lengths.
     """
     joint = arrays.J_regressor @ shift  # [n, 16, 3]
     joint_moves = np.zeros(joint.shape[:2])

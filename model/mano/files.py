@@ -1,4 +1,4 @@
-"""MANO files: finding and loading them, and a numpy twin of the layer. Imports no torch.
+"""MANO files: finding and loading them, and a NumPy version of the layer. Imports no torch.
 
 MANO is licensed and never shipped. ``find_mano`` looks for a folder with ``MANO_RIGHT.npz`` and
 ``MANO_LEFT.npz``, and optionally InterHand2.6M's joint regressor. The left model is always used
@@ -27,7 +27,7 @@ INTERHAND_REGRESSOR_FILE: Final = "J_regressor_mano_ih26m.npy"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ManoArrays:
-    """The model of one side, as in its file; the left one with its shape basis fixed."""
+    """MANO model of one side, as in its file; the left one with its shape basis fixed."""
 
     v_template: Float64[np.ndarray, "778 3"]
     shapedirs: Float64[np.ndarray, "778 3 10"]
@@ -42,7 +42,7 @@ class ManoArrays:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ManoModels:
-    """Both sides and what belongs to them."""
+    """MANO models of both sides, the shipped left model, the optional regressor and a hash."""
 
     right: ManoArrays
     left: ManoArrays
@@ -50,7 +50,7 @@ class ManoModels:
     """``left`` with the shape basis that MANO ships, to decode labels fitted with it (DexYCB,
     ARCTIC). Made from ``left`` where the file itself is already fixed."""
     left_was_unfixed: bool
-    """The left file had the shape basis of smplx issue 48 and was fixed on loading."""
+    """Whether the left file had the shape basis of smplx issue 48 and was fixed on loading."""
     interhand_regressor: Float[np.ndarray, "21 778"] | None
     """InterHand2.6M's regressor in its own joint order; None where the file is absent."""
     sha256: str
@@ -86,7 +86,7 @@ def load_mano(folder: Path) -> ManoModels:
     """
     right, left = (_load_arrays(folder / name) for name in MANO_FILES)
     was_unfixed = left_is_unfixed(left.shapedirs, right.shapedirs)
-    # The hash names the model after the fix, so all of ``ManoModels`` must follow from that.
+    # The hash identifies the model after the fix, so all of ``ManoModels`` must follow from that.
     other = replace(left, shapedirs=with_other_x(left.shapedirs))
     left, as_shipped = (other, left) if was_unfixed else (left, other)
 
@@ -145,7 +145,7 @@ MANO_SHAPES: Final = {
 
 
 def _load_arrays(path: Path) -> ManoArrays:
-    """Read one npz; all its problems in one error."""
+    """Read one npz file; one error reports all of its problems."""
     arrays: dict[str, np.ndarray] = {}
     problems = []
     try:
@@ -178,7 +178,7 @@ def mano_forward(
 ) -> tuple[Float64[np.ndarray, "n 778 3"], Float64[np.ndarray, "n 16 3"]]:
     """Return vertices and the 16 joints in numpy float64; for offline use.
 
-    Takes about 150 KB per row while it works.
+    Uses about 150 KB of temporary memory per row.
 
     Args:
         arrays: Model of the side of all rows.

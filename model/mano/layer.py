@@ -30,22 +30,22 @@ from model.mano.files import ManoArrays, ManoModels
 
 
 class ManoLayer(nn.Module):
-    """Rotation matrices and shape to vertices, for batches of mixed sides.
+    """MANO layer: rotation matrices and shape to vertices, for batches of mixed sides.
 
-    ``smplx.MANOLayer`` reads the arrays and is what the tests compare with. The skinning is
-    written out here, because smplx indexes lists with device tensors: about 16 waits for the
-    device per call, which neither a CUDA graph nor ``torch.compile(fullgraph=True)`` accepts.
+    ``smplx.MANOLayer`` reads the arrays and is the reference in the tests. The skinning is
+    reimplemented here, because smplx indexes lists with device tensors: about 16 synchronisations
+    per call, which neither a CUDA graph nor ``torch.compile(fullgraph=True)`` accepts.
 
-    The buffers are not in the state dict: a checkpoint holds no licensed arrays. Autocast is off
-    inside, results have the dtype of the buffers.
+    The buffers are not in the state dict: a checkpoint contains no licensed arrays. Autocast is
+    disabled inside; results have the dtype of the buffers.
     """
 
     template: Tensor
-    """[s, 3 * 778], rest vertices; all x, then all y, then all z: long rows for the arithmetic."""
+    """[s, 3 * 778], rest vertices; all x, then all y, then all z, for contiguous arithmetic."""
     basis: Tensor
-    """[s * 145, 3 * 778], what the coefficients of shape and pose add to it."""
+    """[s * 145, 3 * 778], shape and pose blend shapes."""
     weights: Tensor
-    """[s * 16, 778], skinning."""
+    """[s * 16, 778], skinning weights."""
     joints_rest: Tensor
     """[s, 16, 3]."""
     joints_basis: Tensor
@@ -58,7 +58,7 @@ class ManoLayer(nn.Module):
         right_only: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Build from loaded arrays; ``right_only`` saves work where all hands are right hands."""
+        """Build from loaded arrays; ``right_only`` is faster where all hands are right hands."""
         super().__init__()
         layers = [smplx_layer(models.right, is_right=True)]
         if not right_only:
@@ -111,7 +111,7 @@ class ManoLayer(nn.Module):
     def root_rest(
         self, beta: Float[Tensor, "b 10"], is_right: Bool[Tensor, " b"]
     ) -> Float[Tensor, "b 3"]:
-        """Return ``J0(beta)``, the wrist of the rest pose, about which the root turns; metres."""
+        """Return ``J0(beta)``, the rest wrist: the centre of the root rotation; metres."""
         with torch.autocast(beta.device.type, enabled=False):
             return self._rest_joints(beta.to(self.weights.dtype), is_right)[:, 0]
 
@@ -128,7 +128,7 @@ class ManoLayer(nn.Module):
         v_posed = template + self._in_columns_of_side(coefficients, is_right) @ self.basis
         x, y, z = v_posed.view(num, 3, 1, NUM_VERTICES).unbind(1)  # [b, 1, 778] each
 
-        # The five fingers are chains of three joints, 1-3, 4-6, ...: three steps place them all.
+        # The five fingers are chains of three joints, 1-3, 4-6, ...: three steps pose them all.
         turns = theta[:, 1:].reshape(num, 5, 3, 3, 3)
         rests = rest[:, 1:].reshape(num, 5, 3, 3)
         turn, place, parent = theta[:, :1], rest[:, :1], rest[:, :1]
@@ -159,7 +159,7 @@ class ManoLayer(nn.Module):
     def _in_columns_of_side(self, value: Tensor, is_right: Tensor) -> Tensor:
         """Return ``[b, ..., s * k]`` from ``[b, ..., k]``: right's columns, left's, zero elsewhere.
 
-        The product with both sides' rows then costs no second result to pick from.
+        The product with the stacked rows of both sides then needs no second result to select from.
         """
         if self.num_sides == 1:
             return value
@@ -182,22 +182,22 @@ def smplx_layer(arrays: ManoArrays, *, is_right: bool) -> Any:
 
 
 class JointRegressors(nn.Module):
-    """Where every joint of every joint set lies, on either side; read by ``regress_joints``.
+    """Joint regressors of all joint conventions and both sides; used by ``regress_joints``.
 
-    Stands for a matrix ``[sets, 2 sides, 21, 16 + 778]`` on skeleton and vertices. Most of its rows
-    pick one point, and the others repeat from set to set. Kept are the distinct points and an
-    index: forward and backward of 512 hands take 16 ms on one core instead of 41 ms with that
-    matrix gathered per sample, and picked points are exact.
+    Equivalent to a matrix ``[sets, 2 sides, 21, 16 + 778]`` on skeleton and vertices. Most of its
+    rows select one point, and the others repeat between conventions. Stored are the distinct points
+    and an index: forward and backward of 512 hands take 16 ms on one core instead of 41 ms with
+    that matrix gathered per sample, and selected points are exact.
 
     The buffers are not in the state dict.
     """
 
     tips: Tensor
-    """[t], vertices that are a fingertip in some set."""
+    """[t], vertices that are a fingertip in some convention."""
     rows: Tensor
     """[r, 778], regressors on the posed mesh."""
     point: Tensor
-    """[sets, 2, 21], index into 16 skeleton joints, tips, rows; -1: the regressor's file is absent.
+    """[sets, 2, 21], index into 16 skeleton joints, fingertips, regressor rows; -1: file is absent.
 
     Sides are slots: 0 right, 1 left.
     """
@@ -209,7 +209,7 @@ class JointRegressors(nn.Module):
         rows: Float32[Tensor, "r 778"],
         point: Int64[Tensor, "sets 2 21"],
     ) -> None:
-        """Keep the tensors as buffers, so that they follow the model to its device."""
+        """Register the tensors as buffers, so that they follow the model to its device."""
         super().__init__()
         for name, value in (("tips", tips), ("rows", rows), ("point", point)):
             self.register_buffer(name, value, persistent=False)
@@ -221,7 +221,7 @@ def joint_regressors(models: ManoModels) -> JointRegressors:
     regressors = [models.right.J_regressor, models.left.J_regressor]
     if models.interhand_regressor is not None:
         regressors.append(models.interhand_regressor.astype(np.float64))
-    # Published MANO has one J_regressor for both sides: its rows are kept once.
+    # Published MANO has one J_regressor for both sides: its rows are stored once.
     rows, row_of = np.unique(np.concatenate(regressors), axis=0, return_inverse=True)
     row_of = NUM_MANO_JOINTS + len(tips) + row_of.reshape(-1)
 
@@ -250,19 +250,19 @@ def regress_joints(
     joint_set: Integer[Tensor, "*b"],
     is_right: Bool[Tensor, "*b"],
 ) -> Float[Tensor, "*b 21 3"]:
-    """Return the 21 joints, standard order, of each hand in its joint set; unit of the vertices.
+    """Return each hand's 21 joints in its joint convention, standard order; unit of the vertices.
 
     Args:
         vertices: Posed mesh.
-        skeleton: The 16 joints of the posed skeleton that ``ManoLayer`` returns beside it.
-        regressors: Of the MANO files the mesh was made with.
-        joint_set: ``JointSet`` of each hand. One whose file is absent gives NaN.
-        is_right: The side as recorded: the vertices of a mirrored left hand keep their numbers, so
-            its joints are those of the left set on the mirrored mesh.
+        skeleton: The 16 joints of the posed skeleton that ``ManoLayer`` returns with the mesh.
+        regressors: From the MANO files that the mesh was decoded with.
+        joint_set: ``JointSet`` of each hand. NaN where the regressor's file is absent.
+        is_right: The side as recorded: the vertices of a mirrored left hand keep their indices, so
+            its joints are those of the left convention on the mirrored mesh.
     """
     with torch.autocast(vertices.device.type, enabled=False):
         rows = regressors.rows.to(vertices.dtype)
-        # About the mesh's centre: TF32 would round a hand at 1 m by half a millimetre.
+        # Relative to the mesh's centre: TF32 would round a hand at 1 m by half a millimetre.
         centre = vertices.mean(-2, keepdim=True)
         on_mesh = torch.einsum("rv,...vx->...rx", rows, vertices - centre)
         on_mesh = on_mesh + rows.sum(-1, keepdim=True) * centre

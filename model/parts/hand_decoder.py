@@ -1,9 +1,9 @@
-"""From a network's numbers to hands and objects in the camera frame; shared by all families.
+"""Decodes raw network outputs to hands and objects in the camera frame; shared by all families.
 
-Positions are predicted in terms of the crop and lifted with the crop's true intrinsics
+Positions are predicted relative to the crop and lifted with the crop's true intrinsics
 (``model.geometry.camera.lift_from_crop``). No weak-perspective camera, no assumed focal length.
 
-Shape legend: b = images, h = hands, n = numbers of a hand.
+Shape legend: b = images, h = hands, n = outputs per hand.
 """
 
 from typing import Final
@@ -21,13 +21,13 @@ from model.mean_pose import MeanPose
 from model.prediction import HandPrediction, ObjectPrediction
 
 PLACE: Final = 3
-"""Numbers of a place: x, y, log depth, in terms of the crop."""
+"""Outputs of a crop-relative position: x, y, log depth."""
 OBJECT_SIZES: Final = (6, 1, PLACE)
-"""Numbers of an object: rotation, angle, place."""
+"""Outputs of an object: 6D rotation, articulation angle, position."""
 
 
 class HandDecoder(nn.Module):
-    """Decodes each hand's numbers: MANO's 96 + 10 or 63 joint coordinates, then its place.
+    """Decodes each hand's outputs: MANO's 96 + 10 or 63 joint coordinates, then its position.
 
     Has no weights and no entry in the state dict: MANO's arrays come from the user's files.
     """
@@ -35,7 +35,7 @@ class HandDecoder(nn.Module):
     def __init__(self, *, input_px: int, mano: ManoModels | None, right_only: bool = False) -> None:
         """Decode MANO parameters with the models ``mano``, or plain joints where they are None.
 
-        ``right_only`` saves MANO work where left hands are mirrored.
+        ``right_only`` is faster where left hands are mirrored.
         """
         super().__init__()
         self.input_px = input_px
@@ -48,11 +48,11 @@ class HandDecoder(nn.Module):
 
     @property
     def num_values(self) -> int:
-        """Numbers of one hand."""
+        """Outputs per hand."""
         return sum(self.sizes)
 
     def start(self, mean: MeanPose) -> Float[Tensor, "h n"]:
-        """Return the numbers that decode to the mean of a training set.
+        """Return the outputs that decode to the mean of a training set.
 
         Raises:
             ValueError: If MANO parameters are decoded, but no training label has them.
@@ -103,7 +103,7 @@ class HandDecoder(nn.Module):
 def decode_object(
     numbers: Float[Tensor, "b 10"], K: Float[Tensor, "b 3 3"], input_px: int
 ) -> ObjectPrediction:
-    """Return the object of ``OBJECT_SIZES`` numbers per image."""
+    """Decode ``OBJECT_SIZES`` outputs per image to an object."""
     rot6d, arti_rad, place = numbers.split_with_sizes(OBJECT_SIZES, -1)
     return ObjectPrediction(
         rotmat=rot6d_to_rotmat(rot6d),

@@ -1,8 +1,8 @@
-"""Frames of a window look at each other: a transformer that refines each frame's features.
+"""Temporal self-attention over a window: a transformer that refines each frame's features.
 
-Its tokens say two things of a frame: how much it should take over of the features of every other
-frame, and what to add to its own. The first is an average, which takes out what trembles from frame
-to frame; a transformer that only adds had not learned it after 1,000 steps on the ARCTIC stand-in.
+Its tokens yield two things per frame: mixing weights over the features of every other frame, and
+an additive update of its own. The first is an average, which removes frame-to-frame jitter; a
+transformer with additive updates only had not learned it after 1,000 steps on synthetic ARCTIC.
 
 Shape legend: b = windows, t = frames, c = width of the features, h = heads.
 """
@@ -17,30 +17,30 @@ from torch import Tensor, nn
 from model.geometry.camera import focal_px
 
 HEAD_WIDTH: Final = 64
-"""Of the transformer."""
+"""Width of one attention head of the transformer."""
 MIX_HEADS: Final = 8
-"""Groups of features that are averaged alike."""
+"""Groups of features that share averaging weights."""
 MIX_WIDTH: Final = 32
 FARTHEST: Final = 16
-"""Frames; farther ones share one bias."""
+"""Largest frame distance with a bias of its own; larger ones share it."""
 CAMERA_WIDTH: Final = 3
 
 
 class TemporalEncoder(nn.Module):
     """``x + gate (A x - x) + update``; gate and update are 0 before training.
 
-    So a network that has learned from single images predicts the same with a fresh encoder, and
-    fine-tuning on windows begins where it stands. ``A`` are ``MIX_HEADS`` matrices over the frames,
-    by the tokens and by a learned bias for every distance. Pre-norm layers, sinusoidal positions,
-    any number of frames. Each frame also says which camera its pixels have: crops of one scene
-    differ.
+    So a network trained on single images predicts the same with a newly initialised encoder, and
+    fine-tuning on windows starts from its accuracy. ``A`` are ``MIX_HEADS`` matrices over the
+    frames, from the tokens and a learned bias per frame distance. Pre-norm layers, sinusoidal
+    positions, any number of frames. Each token also encodes the camera of its crop: crops of one
+    scene differ.
     """
 
     def __init__(self, width: int, inner: int, layers: int) -> None:
         """Build ``layers`` layers of width ``inner`` for features of ``width``.
 
         Raises:
-            ValueError: If ``width`` is no multiple of ``MIX_HEADS``.
+            ValueError: If ``width`` is not a multiple of ``MIX_HEADS``.
         """
         super().__init__()
         if width % MIX_HEADS:
@@ -79,9 +79,9 @@ class TemporalEncoder(nn.Module):
         """Return the refined features of every frame.
 
         Args:
-            features: Of every frame.
-            camera: Of its pixels, ``camera_of_crop``.
-            is_real: False: nobody looks at the frame, it only fills up its window.
+            features: Features of every frame.
+            camera: Camera of each frame's crop, ``camera_of_crop``.
+            is_real: False: the frame is padding and is masked out of the attention.
         """
         entered = self.enter(torch.cat((features, camera.to(features.dtype)), -1))
         place = positions(features.shape[1], self.inner, features.device).to(features.dtype)
@@ -93,7 +93,7 @@ class TemporalEncoder(nn.Module):
     def _weights(
         self, tokens: Float[Tensor, "b t i"], is_real: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "b h t t"]:
-        """Return what each frame takes of every real frame; rows sum to 1."""
+        """Return each frame's averaging weights over the real frames; rows sum to 1."""
         query, key = _heads(self.query(tokens)), _heads(self.key(tokens))
         frame = torch.arange(tokens.shape[1], device=tokens.device)
         apart = (frame[:, None] - frame).clamp(-FARTHEST, FARTHEST) + FARTHEST
@@ -106,14 +106,14 @@ def _heads(values: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
 
 
 def camera_of_crop(K: Float[Tensor, "*b 3 3"], input_px: int) -> Float[Tensor, "*b 3"]:
-    """Return log of the focal length and the principal point from the middle, in input sides."""
+    """Return log focal length and principal point offset from the centre, over the input side."""
     middle = (input_px - 1) / 2
     x, y = K[..., 0, 2] - middle, K[..., 1, 2] - middle
     return torch.stack(((focal_px(K) / input_px).log(), x / input_px, y / input_px), -1)
 
 
 def positions(num: int, width: int, device: torch.device) -> Float[Tensor, "t c"]:
-    """Return sines, then cosines, of the frame number at wavelengths from 2 pi to 20,000 pi.
+    """Return sinusoidal position encodings: sines, then cosines, wavelengths 2 pi to 20,000 pi.
 
     Source:
         Vaswani et al. 2017, Attention is all you need, 3.5.

@@ -21,12 +21,12 @@ class Readout(Enum):
     pooled = "pooled"
     """The backbone's own pooling or class token."""
     grid = "grid"
-    """Every cell of the map, narrowed to a few channels, so that positions are kept. Learns faster
-    from scratch, on small data, than pooling does."""
+    """Every cell of the feature map, projected to a few channels, which keeps spatial positions.
+    Learns faster than pooling from scratch on small data."""
 
 
 class Scene(Enum):
-    """What an image is taken to show."""
+    """Content of an input image."""
 
     hand = "hand"
     """One hand: pipeline.view.kind=hand."""
@@ -37,7 +37,7 @@ class Scene(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class RegressorConfig(BackboneConfig):
-    """Image-to-hand regressor: a backbone, an MLP, MANO or plain joints."""
+    """Image-to-hand regressor: a backbone, an MLP and a MANO or joint decoder."""
 
     family: str = "regressor"
     """Kind of network; chosen with model=FAMILY."""
@@ -46,14 +46,15 @@ class RegressorConfig(BackboneConfig):
     head: Head = Head.mano
     """Predict MANO parameters or plain joints."""
     readout: Readout = Readout.pooled
-    """pooled: the backbone's own pooled features. grid: its whole last feature map, narrowed."""
+    """pooled: the backbone's own pooled features. grid: its whole last feature map, projected to a
+    few channels; learns faster from scratch on small data."""
     hidden: int = 1024
     """Width of the regression head."""
     temporal_layers: int = 0
-    """Layers of a transformer over the frames of a window (pipeline.window.length > 1), which
-    refines each frame's features; 0 = every frame alone."""
+    """Layers of the temporal transformer over a window (pipeline.window.length > 1), which refines
+    each frame's features; 0 = frames are independent."""
     temporal_width: int = 256
-    """Width of that transformer, a multiple of 64."""
+    """Width of the temporal transformer, a multiple of 64."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -71,7 +72,7 @@ class RegressorConfig(BackboneConfig):
 
     @property
     def views(self) -> frozenset[str]:
-        """A single hand, or everything that both hands and the object are in."""
+        """Views that show a single hand, or both hands and the object."""
         return frozenset({"hand"} if self.scene is Scene.hand else {"hand_object", "frame"})
 
     @property

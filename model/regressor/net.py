@@ -1,7 +1,7 @@
-"""Image to hands, and to the object they act on: a backbone, an MLP, MANO or plain joints.
+"""Regressor from image to hands and the object they act on: backbone, MLP, MANO or joint decoder.
 
-One hand per crop, or both hands of a person and their object. Inside the MLP, a transformer may
-refine each frame's features by those of the other frames of its window.
+One hand per crop, or both hands of a person and their object. Inside the MLP, an optional temporal
+transformer refines each frame's features with those of the other frames of its window.
 
 Shape legend: b = images.
 """
@@ -22,7 +22,7 @@ from model.regressor.config import Readout, RegressorConfig, Scene
 
 
 class HandRegressor(Network):
-    """See the module docstring."""
+    """Image-to-hand regressor; see the module docstring."""
 
     base: Tensor
     decoder: HandDecoder
@@ -62,11 +62,11 @@ class HandRegressor(Network):
 
     @property
     def has_object(self) -> bool:
-        """Both hands come with the object that they act on."""
+        """Whether the object is predicted; it is whenever both hands are."""
         return self.parts[1] > 0
 
     def start_from(self, mean: MeanPose) -> None:
-        """Predict ``mean`` before training.
+        """Initialise the output to ``mean``.
 
         Raises:
             ValueError: If the network learns from MANO labels and there are none.
@@ -89,7 +89,7 @@ class HandRegressor(Network):
             return self._decode(self.mlp[-1](hidden) + self.base, K, inputs)
 
     def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction:
-        """Return ``mean`` whatever the image shows."""
+        """Return ``mean`` for every image."""
         numbers = self._numbers_of(mean).to(inputs.K.device)
         return self._decode(numbers.expand(inputs.K.shape[0], -1), inputs.K.float(), inputs)
 

@@ -1,1 +1,1 @@
-"""What every command shares: the CLI, words for people, progress, files, the machine."""
+"""Shared by all commands: the CLI, console messages, progress, files, the machine."""

@@ -1,9 +1,9 @@
-"""The front door shared by every ``python -m <package> <command>``.
+"""The CLI shared by every ``python -m <package> <command>``.
 
-Turns ``key=value`` words (or ``--key value``) into one validated dataclass with Hydra's compose and
-calls the command's ``main(config) -> int``. The field docstrings of the schema are the ``--help``.
-User errors are one sentence on stderr and exit code 2. Nothing heavy is imported before the words
-are known to be good.
+Parses ``key=value`` arguments (or ``--key value``) into one validated dataclass with Hydra's
+compose and calls the command's ``main(config) -> int``. The field docstrings of the schema are the
+``--help``. User errors are one sentence on stderr and exit code 2. Nothing heavy is imported before
+the arguments are validated.
 """
 
 import ast
@@ -26,11 +26,11 @@ from pipeline.app.words import nearest
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
-"""Raised for bad input by every border of the product; anything else is a defect of ours."""
+"""Raised for invalid user input or environment; any other exception is a bug of ours."""
 
 
 PLACEHOLDER: Final = "NAME"
-"""Stands in a key for the user's own name of a dict's entry."""
+"""Placeholder in a key for the user-chosen name of a dict entry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Command:
     """``module:class`` of the schema; its module imports nothing heavy."""
     summary: str
     multirun: str | None = None
-    """``module:function`` that takes the ``GridPoint``s of ``--multirun``; None: there is none."""
+    """``module:function`` that runs the ``GridPoint``s of ``--multirun``; None: not supported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class GridPoint:
     """One configuration of ``--multirun``."""
 
     chosen: dict[str, str]
-    """The keys that differ over the grid, and their values here, as written."""
+    """The keys that vary over the grid, and their values here, as written."""
     config: Any
 
 
@@ -66,13 +66,13 @@ class Option:
 
 
 class UsageError(ValueError):
-    """The words on the command line do not fit the command."""
+    """The command-line arguments are not valid for the command."""
 
 
 def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
-    """Run one command and return the exit code: 0 fine, 1 a check failed, 2 user error.
+    """Run one command and return the exit code: 0 success, 1 a check failed, 2 user error.
 
-    ``HANDLOOM_TRACEBACK=1`` shows the traceback of a user error as well.
+    ``HANDLOOM_TRACEBACK=1`` also shows the traceback of a user error.
     """
     by_name = {command.name: command for command in commands}
     if not argv or argv[0] in ("-h", "--help"):
@@ -114,7 +114,7 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
 
 
 def check_siblings(prog: str) -> None:
-    """Refuse to run with a foreign package of the same name in the way.
+    """Refuse to run if another package shadows one of ours.
 
     Raises:
         UsageError: If ``pipeline``, ``preprocess``, ``model`` or ``train`` would be imported from
@@ -144,7 +144,7 @@ def sentence(error: BaseException) -> str:
 
 
 def compose(schema: type[Any], words: Sequence[str]) -> Any:
-    """Return ``schema`` filled from ``words`` (``key=value``), validated.
+    """Return ``schema`` filled from the arguments ``words`` (``key=value``), validated.
 
     A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
     ``experiment``), short spellings of nested keys in ``ALIASES``, fields whose class is chosen by
@@ -183,7 +183,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         node[group] = OmegaConf.structured(base)  # any subclass can be merged into it
         store.store(group=group, name="chosen", node=kind)
         defaults.append({group: "chosen"})
-        overrides.append(f"{group}=chosen")  # after an experiment's own override
+        overrides.append(f"{group}=chosen")  # must follow an experiment's own override
     store.store(name="schema", node=node)
     defaults += [{"experiment": None}] if experiments else []
     store.store(name="command", node={"defaults": [*defaults, "_self_"]})
@@ -222,8 +222,8 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
 def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
     """Yield the configuration of every combination of values that ``a=1,2`` and ``b=x,y`` list.
 
-    Values are listed as Hydra's sweeps write them: ``lr=1e-4,3e-4``, ``n=range(1,4)``,
-    ``shape=choice(a,b)``. All are composed, and so checked, before the first one is yielded.
+    Values use the syntax of Hydra's sweeps: ``lr=1e-4,3e-4``, ``n=range(1,4)``,
+    ``shape=choice(a,b)``. All are composed and validated before the first one is yielded.
 
     Raises:
         UsageError: If no key has several values, or as ``compose``.
@@ -238,7 +238,7 @@ def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
             override = parser.parse_override(word)
             is_swept = override.is_sweep_override()
             values = list(override.sweep_string_iterator()) if is_swept else None
-        except HydraException:  # text that Hydra's grammar does not know is one value
+        except HydraException:  # text that Hydra's grammar rejects is one value
             values = None
         listed.append([word] if values is None else [f"{key}={value}" for value in values])
     swept = [i for i, choices in enumerate(listed) if len(choices) > 1]
@@ -254,7 +254,7 @@ def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
 
 
 def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any]]:
-    """Return the class of each config group: by a word, else by the experiment, else the default.
+    """Return each config group's class: from the arguments, the experiment, or the default.
 
     Raises:
         UsageError: For a name that is not in the group.
@@ -277,7 +277,7 @@ def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any
 
 
 def _override_in(experiments: Path | None, name: str | None, group: str) -> str | None:
-    """Return what the defaults list of an experiment chooses for a config group."""
+    """Return the choice of an experiment's defaults list for a config group."""
     path = None if experiments is None or name is None else experiments / f"{name}.yaml"
     if path is None or not path.is_file():
         return None
@@ -310,7 +310,7 @@ def _override(
     experiments: Path | None,
     groups: Collection[str] = (),
 ) -> str:
-    """Return the Hydra override for one word of the command line."""
+    """Return the Hydra override for one command-line argument."""
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     short = [_shortest(option, aliases) for option in options]
@@ -345,14 +345,14 @@ def _override(
     else:
         written = value
     if full in options:
-        is_open = typing.get_origin(hint) is dict  # its keys are the user's own
+        is_open = typing.get_origin(hint) is dict  # its keys are chosen by the user
         return f"{'++' if is_open else ''}{full}={written}"
-    table, name, leaf = full.rsplit(".", 2)  # merged: an entry comes to be by its first key
+    table, name, leaf = full.rsplit(".", 2)  # merged: the first key creates the entry
     return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
 
 
 def _full_key(key: str, aliases: dict[str, str]) -> str:
-    """Return the key that a short spelling stands for; it may be the first part of a key."""
+    """Expand an alias to the full key; it may be the first part of a key."""
     if key in aliases:
         return aliases[key]
     first, dot, rest = key.partition(".")
@@ -392,7 +392,7 @@ def _options(
 ) -> Iterator[Option]:
     """Yield every leaf key of a nested dataclass, with its docstring.
 
-    ``classes``: of fields of the schema whose class is chosen by a config group.
+    ``classes``: the classes of fields that are chosen by a config group.
     """
     docs = field_docs(schema)
     hints = typing.get_type_hints(schema)
@@ -430,7 +430,7 @@ def field_docs(schema: type[Any]) -> dict[str, str]:
     return docs
 
 
-# --- words for people -----------------------------------------------------------------------------
+# --- help texts -----------------------------------------------------------------------------------
 
 
 def _shortest(key: str, aliases: dict[str, str]) -> str:
@@ -471,7 +471,10 @@ def _help(
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     if experiments:
         names = ", ".join(sorted(path.stem for path in experiments.glob("*.yaml")))
-        lines += ["  experiment=NAME", f"      A recipe, overridden by the other keys: {names}."]
+        lines += [
+            "  experiment=NAME",
+            f"      Experiment config, overridden by the other keys: {names}.",
+        ]
     if multirun:
         lines += [
             "  --multirun",

@@ -1,4 +1,4 @@
-"""Files that every command reads and writes."""
+"""File helpers of all commands: existence checks, atomic replacement, sync."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 PARTIAL: Final = ".partial"
-"""Ending of files under way, ours and zarr-python's; one that is left over may be removed."""
+"""Suffix of unfinished files, ours and zarr-python's; leftover ones may be removed."""
 
 
 def existing(path: str, key: str) -> Path:
-    """Return a path that exists.
+    """Return the path if it exists.
 
     Raises:
         FileNotFoundError: If it does not; names the option.
@@ -25,18 +25,19 @@ def existing(path: str, key: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[Any], None]]:
-    """Yield a function that writes bytes; they appear at ``path`` when the block ends well.
+    """Replace a file atomically: yield a write function; commit when the block ends without error.
 
-    By then they are on the disk: a kill or a full disk at any moment leaves the old file or the new
-    one. After an error nothing of the new one is left, after a kill at most a temporary file.
-    Several processes may replace the same file at once: a worker that outlived its build, say.
+    The bytes are synced to disk first: a kill or a full disk at any moment leaves the old file or
+    the new one. After an error nothing of the new one is left, after a kill at most a temporary
+    file. Several processes may replace the same file concurrently, for example a worker that
+    outlived its build.
 
     Args:
         path: The file.
-        folder: Where the file is while it is under way, if not beside ``path``; on the same disk.
+        folder: Folder of the temporary file, if not that of ``path``; on the same disk.
 
     Raises:
-        OSError: If the disk refuses; what was written so far is given back to it.
+        OSError: If a write fails; the temporary file is removed.
     """
     partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}{PARTIAL}"
     try:
@@ -61,14 +62,14 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
 
 
 def replace_file(path: Path, *parts: bytes | memoryview, folder: Path | None = None) -> None:
-    """Put ``parts`` one after another at ``path``, as ``replacing`` does."""
+    """Write the concatenated ``parts`` to ``path`` atomically, as ``replacing`` does."""
     with replacing(path, folder=folder) as write:
         for part in parts:
             write(part)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Sync a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

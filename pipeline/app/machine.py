@@ -1,4 +1,4 @@
-"""What this process runs on: memory, cores, the commit of the code, installed packages."""
+"""Environment of this process: memory, cores, the commit of the code, installed packages."""
 
 import functools
 import os
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Final
 
 CGROUP: Final = Path("/sys/fs/cgroup")
-"""Where the limits of a container stand."""
+"""Folder of the container's (cgroup) limits."""
 _GIT_LIMIT_S: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostMemory:
-    """Memory, bytes."""
+    """Host memory, bytes."""
 
     total: int
-    """Of the machine."""
+    """Total memory of the machine."""
     available: int
     limit: int | None = None
-    """What this container may use; None without a limit."""
+    """Memory limit of this container; None without a limit."""
     used: int = 0
-    """Of ``limit``."""
+    """Used part of ``limit``."""
 
     @property
     def left(self) -> int:
-        """What this process may still take."""
+        """Memory that this process can still allocate."""
         if self.limit is None:
             return self.available
         return min(self.available, self.limit - self.used)
@@ -66,11 +66,11 @@ def _first_number(name: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """The state of the code; None outside of a checkout."""
+    """Git state of the code; None outside of a checkout."""
 
     sha: str | None
     dirty: bool | None
-    """Whether files were changed since, or are new."""
+    """Whether there are modified or untracked files."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How far a long pass is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long operations: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,16 +14,16 @@ from pipeline.app.words import say
 LINE_SECONDS: Final = 5.0
 BAR_SECONDS: Final = 0.1
 _CLOCK_FROM_S: Final = 100.0
-"""From here on time left is hours, minutes and seconds."""
+"""Seconds from which the remaining time is shown as hours, minutes and seconds."""
 
 Item = TypeVar("Item")
 
 
 class Report(Protocol):
-    """Takes how far a pass is, as often as one likes."""
+    """Progress callback; may be called at any rate."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
-        """Show it if it is time to; ``total`` is None where nobody knows, ``note`` goes behind."""
+        """Show the progress if it is due; ``total`` is None if unknown, ``note`` is appended."""
 
 
 @contextmanager
@@ -36,14 +36,14 @@ def show_progress(
     line_seconds: float = LINE_SECONDS,
     keep: bool = False,
 ) -> Iterator[Report]:
-    """Yield a function to call with what is done and the total; it shows rate and time left.
+    """Yield a progress callback that takes done and total and shows rate and time left.
 
     Args:
-        what: Name of the pass.
-        console: Where to write; stderr by default. Where lines are printed during the pass, the
-            console that they are printed on: they then stand above the bar.
+        what: Name of the operation.
+        console: Output console; stderr by default. Pass the console used for other lines printed
+            meanwhile, so that they appear above the bar.
         unit: What is counted.
-        already: How many were done before the pass; they do not count for the rate.
+        already: Items done before; they do not count for the rate.
         line_seconds: Time between plain lines; 0 prints one at every call.
         keep: Leave the bar on the screen at the end.
     """

@@ -1,9 +1,9 @@
-"""Lets a trainer with a ``model`` of its own use this package.
+"""Makes this package usable by a trainer that has its own ``model`` package.
 
-The names of the top level are plain words, and ``python train.py`` puts its folder first: there
+Our top-level names are plain words, and ``python train.py`` puts its folder first: there
 ``import model`` is the user's, and ``model.geometry``, which this package needs, is not in it. So
-our folder is added to the end of that package's search path: the user's modules keep their names
-and win, ours are found behind them.
+our folder is appended to that package's search path: the user's modules take precedence, ours are
+found after them.
 """
 
 import importlib
@@ -14,7 +14,7 @@ OURS = Path(__file__).parent.parent.parent / "model"
 
 
 def join_model() -> None:
-    """Make ``model.geometry`` and ``model.hand`` importable beside another package ``model``."""
+    """Make ``model.geometry`` and ``model.hand`` importable alongside another ``model`` package."""
     spec = importlib.util.find_spec("model")
     if spec is None or (spec.origin and Path(spec.origin).resolve().parent == OURS.resolve()):
         return

@@ -1,4 +1,4 @@
-"""Words for people: a line as it is meant to be read, a hint at the name that was meant."""
+"""Console messages and "did you mean" hints."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 def say(text: str, console: "Console | None" = None) -> None:
-    """Print text as it is: brackets in a path are no markup, and no line is broken.
+    """Print text verbatim: without markup (brackets in a path) and without line wrapping.
 
     Args:
         text: One line or several.
-        console: Where to; stdout by default.
+        console: Output console; stdout by default.
     """
-    from rich.console import Console  # the front door answers without it
+    from rich.console import Console  # not needed by the CLI's own answers
 
     (console or Console()).print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -28,6 +28,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known name that ``word`` may have been meant to be; None if none is close."""
+    """Return the known name closest to ``word``; None if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return near[0] if near else None

@@ -1,1 +1,1 @@
-"""From cached crops to augmented, normalised images."""
+"""Resampling of cached crops to augmented, normalised images."""

@@ -1,7 +1,7 @@
-"""Random changes of a training sample: a pure function of (seed, epoch, sample id).
+"""Random augmentation of a training sample: a pure function of (seed, epoch, sample id).
 
-Drawn in float64 from integer Philox words on the device that holds the cache; the words are equal
-everywhere, the parameters up to the last bit of the device's sine and cosine.
+Sampled in float64 from integer Philox words on the device of the cache; the words are identical on
+every device, the parameters up to the last bit of the device's sine and cosine.
 """
 
 import math
@@ -19,24 +19,24 @@ from pipeline.philox import Stream, uniforms
 
 NUM_DRAWS: Final = 16
 LUMA: Final = (0.299, 0.587, 0.114)
-"""Weights of red, green, blue in grey; ITU-R BT.601."""
+"""Luma weights of red, green, blue; ITU-R BT.601."""
 MID_GREY: Final = 127.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentParams:
-    """What happens to each sample of a batch."""
+    """Augmentation parameters of each sample of a batch."""
 
     rotation_rad: Float64[Tensor, " b"]
-    """Turn of the content, clockwise on screen."""
+    """Rotation of the content, clockwise on screen."""
     scale: Float64[Tensor, " b"]
     """Factor of the crop's side; above 1 shows more."""
     shift: Float64[Tensor, "b 2"]
-    """Move of the crop's centre (x, y), shares of its unscaled side."""
+    """Shift of the crop's centre (x, y), as fractions of its unscaled side."""
     colour: Float32[Tensor, "b 3 4"]
     """``rgb' = colour @ [r, g, b, 1]`` in 0..255."""
     erase: Float64[Tensor, "b 4"]
-    """Rectangle (x0, y0, x1, y1) in shares of the input's side; empty = none."""
+    """Random erasing: rectangle (x0, y0, x1, y1) in fractions of the input side; empty = none."""
 
 
 def identity(num_samples: int, device: torch.device) -> AugmentParams:
@@ -54,10 +54,10 @@ def identity(num_samples: int, device: torch.device) -> AugmentParams:
 def draw(
     config: AugmentConfig, seed: int, epoch: int | Tensor, sample_id: Int64[Tensor, " b"]
 ) -> AugmentParams:
-    """Draw the parameters of each sample.
+    """Sample the augmentation parameters of each sample.
 
-    Every parameter has its own number whatever the configuration, so that switching one off leaves
-    the others as they were.
+    Every parameter uses its own random number in any configuration, so that switching one off
+    leaves the others unchanged.
     """
     u = uniforms(seed, Stream.augment, epoch, sample_id, NUM_DRAWS)
     either_way = 2 * u - 1  # in (-1, 1)
@@ -84,10 +84,10 @@ def input_affine(
     mirrored: Bool[Tensor, " b"],
     input_px: int,
 ) -> Float64[Tensor, "b 2 3"]:
-    """Return ``A_input_from_frame``: the sample's square, changed by ``params``, as network input.
+    """Return ``A_input_from_frame``, which maps the augmented square crop to the network input.
 
     Args:
-        params: The changes.
+        params: The augmentation.
         center_px: Centre of the square, frame pixels.
         size_px: Side of the square, frame pixels.
         mirrored: Flip x of the content.
@@ -116,5 +116,5 @@ def _colour(
 
 @cache
 def _luma(device: torch.device) -> Tensor:
-    """Return the weights, made once: a copy from the host would wait for the device."""
+    """Return the luma weights, cached: a copy from the host would synchronise."""
     return torch.tensor(LUMA, dtype=torch.float64, device=device)

@@ -1,11 +1,11 @@
 """The gather on a CPU as machine code; formulas: ``pipeline.gather.reference``.
 
-``cpu.c`` is compiled once per processor with the system's C compiler, as Triton does with
-its launchers, and kept in the user's cache folder. Without a compiler, or with
-``HANDLOOM_NATIVE=0``, the reference does the work in six times the time.
+``cpu.c`` is compiled once per processor with the system's C compiler, as Triton does with its
+launchers, and stored in the user's cache folder. Without a compiler, or with
+``HANDLOOM_NATIVE=0``, the reference runs instead, six times slower.
 
-Torch's own operations pass every pixel some sixty times through memory; compiled by Inductor they
-are no faster, for it reads bytes at computed places one by one with a check each.
+Torch's own operations pass every pixel some sixty times through memory; Inductor is no faster,
+since it reads bytes at computed addresses one by one with a bounds check each.
 """
 
 import ctypes
@@ -66,10 +66,10 @@ def gather(
     *,
     out: Tensor | None = None,
 ) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
-    """Return what ``gather_eager`` does, by machine code in torch's number of threads.
+    """Compute ``gather_eager`` with machine code in torch's number of threads.
 
     Raises:
-        ValueError: If shapes do not fit, or a row of the cache is asked for that is not there.
+        ValueError: If shapes do not match, or an index is out of the cache's range.
     """
     image = prepare_output(index, params, form, pixels.device, out)
     num = index.numel()
@@ -110,7 +110,7 @@ def gather(
 
 @functools.cache
 def available() -> bool:
-    """Whether there is machine code for this processor; says once why not."""
+    """Return whether there is machine code for this processor; logs once why not."""
     if os.environ.get(SWITCH) == "0":
         return False
     try:
@@ -147,10 +147,10 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 
 @functools.cache
 def _library() -> Any:
-    """Return the compiled source, from the cache folder if it was compiled before.
+    """Return the compiled library, from the cache folder if it was compiled before.
 
     Raises:
-        OSError: If there is no compiler, or nowhere to write.
+        OSError: If there is no compiler, or no writable folder.
         subprocess.SubprocessError: If it does not compile.
     """
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
@@ -167,7 +167,7 @@ def _library() -> Any:
             subprocess.run(
                 words, check=True, capture_output=True, text=True, timeout=COMPILE_LIMIT_S
             )
-            made.replace(path)  # whole or not at all, whoever else compiles it
+            made.replace(path)  # atomic, even if other processes compile it too
     library = ctypes.CDLL(str(path))
     library.gather.argtypes = (ctypes.POINTER(_Gather), ctypes.c_int32, ctypes.c_int32)
     library.gather.restype = None
@@ -175,7 +175,7 @@ def _library() -> Any:
 
 
 def _processor() -> str:
-    """Return what ``-march=native`` depends on: a home folder may be shared by many machines."""
+    """Return a key of what ``-march=native`` depends on: machines may share a home folder."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     model = next((line for line in lines if line.startswith("model name")), "")

@@ -1,4 +1,4 @@
-"""What the gather does to each sample and what the network's input looks like.
+"""Parameters of the gather for each sample, and the format of the network's input.
 
 Shape legend: *b = batch [b] or windows [b, t], m = all its samples, s = side of the input.
 """
@@ -14,27 +14,27 @@ from pipeline.gather.augment import AugmentParams
 
 MAX_TAPS: Final = 8
 UNFILTERED: Final = 1.4
-"""Shrink up to which bilinear sampling skips too little to alias visibly."""
+"""Downsampling factor up to which bilinear sampling does not alias visibly."""
 SLACK: Final = 1e-6
-"""So that a shrink by exactly 2 takes 2 taps whatever the last bit of the device's sine."""
+"""Makes a factor of exactly 2 give a support of 2, regardless of the last bit of the sine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatherParams:
-    """What the gather does to each sample; windows [b, t] may share one row per window."""
+    """Gather parameters of each sample; windows [b, t] may share one row per window."""
 
     A_q16: Int32[Tensor, "*b 2 3"]
     """``A_cache_from_input``, 16 fractional bits."""
     colour: Float32[Tensor, "*b 3 4"]
     erase_xyxy: Int32[Tensor, "*b 4"]
-    """Input pixels, half open; empty = none."""
+    """Random erasing: rectangle in input pixels, half-open; empty = none."""
     taps: Int32[Tensor, "*b"]
-    """Points per axis averaged for one input pixel, 1 to 8."""
+    """Filter support: sample points per axis averaged for one input pixel, 1 to 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFormat:
-    """What the network's input looks like; uint8 has neither mean nor deviation."""
+    """Format of the network's input; uint8 is not normalised."""
 
     size_px: int
     mean: tuple[float, float, float]
@@ -44,11 +44,11 @@ class InputFormat:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Order of the bytes of [m, 3, s, s]."""
+        """Memory layout of [m, 3, s, s]."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def scale_black_white(self) -> tuple[tuple[float, float, float], ...]:
-        """Return for each channel a grey level's worth in the output, and outputs of 0 and 255."""
+        """Return per channel the output step of one grey level, and the outputs of 0 and 255."""
         if self.dtype is torch.uint8:
             return ((1.0, 0.0, 255.0),) * 3
         pairs = zip(self.mean, self.std, strict=True)
@@ -58,7 +58,7 @@ class InputFormat:
 def gather_params(
     A_cache_from_input: Float64[Tensor, "*b 2 3"], params: AugmentParams, input_px: int
 ) -> GatherParams:
-    """Return the parameters in the gather's number formats; does not wait for the device."""
+    """Convert the parameters to the gather's number formats; does not synchronise."""
     a, b, c, d = A_cache_from_input[..., :2].flatten(-2).unbind(-1)
     shrink = (a * d - b * c).abs().sqrt()
     taps = (shrink - SLACK).ceil().clamp(1, MAX_TAPS)
@@ -80,7 +80,7 @@ def prepare_output(
     """Return ``out``, or a new tensor, once the shapes are known to fit.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If the shapes do not match.
     """
     if index.ndim not in (1, 2) or params.taps.shape not in (index.shape, index.shape[:1]):
         raise ValueError(
@@ -104,7 +104,7 @@ def prepare_output(
 
 
 def _is_in_order(out: Tensor, form: InputFormat) -> bool:
-    """Whether ``out`` is dense in the format's memory order."""
+    """Return whether ``out`` is dense in the format's memory layout."""
     if form.channels_last:
         return out.movedim(-3, -1).is_contiguous()
     return out.is_contiguous()

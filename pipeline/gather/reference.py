@@ -1,11 +1,11 @@
-"""Read cached crops, warp, recolour, erase, normalise: the network's input in one go.
+"""Gather: read cached crops, warp, colour jitter, random erasing, normalise, in one pass.
 
 Shape legend: n = cached samples, c = side of the cached crops, *b = batch [b] or windows [b, t],
 m = all its samples, s = side of the input, ch = channels of a plane.
 
 ``gather_eager`` is the reference; ``pipeline.gather.triton`` is the same as one kernel for a GPU,
 ``pipeline.gather.cpu`` as machine code for a CPU. Up to the blend everything is integer, so that
-any implementation that follows these lines gives the same bits. For sample ``k`` of the batch, with
+any implementation of these formulas gives the same bits. For sample ``k`` of the batch, with
 ``P = pixels[index[k]]``, ``A = A_q16[k]``, ``n = taps[k]`` and input pixel ``(u, v)`` (column, row;
 from 0)::
 
@@ -16,20 +16,22 @@ from 0)::
     value = (256-fx)(256-fy) P[y0,x0] + fx(256-fy) P[y0,x1] + (256-fx)fy P[y1,x0] + fx fy P[y1,x1]
     p = (value + 32768) >> 16                   0..255, per channel
 
-That is ``n = 1``. Where the warp shrinks, ``n * n`` points spread evenly over the input pixel's
+That is ``n = 1``. Where the warp downsamples, ``n * n`` points spaced evenly over the input pixel's
 footprint are averaged, ``i`` and ``j`` from 0 to n-1; ``//`` rounds down::
 
     X_ij = X + ((2i + 1 - n) * A[0,0]) // (2n) + ((2j + 1 - n) * A[0,1]) // (2n)
     p = (sum of value_ij + n * n * 32768) // (n * n * 65536)
 
-``taps`` is 1 up to a shrink ``s`` of 1.4 cache pixels per input pixel, then ``s`` rounded up, at
-most 8, so that neighbouring points are at most one cache pixel apart.
+The filter support ``taps`` is 1 up to a downsampling factor ``s`` of 1.4 cache pixels per input
+pixel, then ``s`` rounded up, at most 8, so that neighbouring points are at most one cache pixel
+apart.
 
 yuv420: luma at (X, Y); chroma at ``((X - 32768) >> 1, (Y - 32768) >> 1)`` with c/2 for c: the same
-place of the crop, see ``pipeline.decode.codec``. There ``p`` is made of the blended integers.
+position in the crop, see ``pipeline.decode.codec``. There ``p`` is computed from the blended
+integers.
 
 ``A_q16 = round_half_even(A_cache_from_input * 65536)``. Configuration keeps positions within int32
-(a test has the corner); the sum of 64 values is at most 64 * 255 * 65536 + 64 * 32768 < 2^30.01.
+(tested at the extreme); the sum of 64 values is at most 64 * 255 * 65536 + 64 * 32768 < 2^30.01.
 The identity returns the stored bytes. From here float32, in any order of summation, with or
 without fused multiply-add::
 
@@ -86,9 +88,9 @@ def warp(
     *,
     taps: int = 1,
 ) -> Float32[Tensor, "3 m s s"]:
-    """Return the blended pixels, whole numbers 0..255: the integer half of the module's formulas.
+    """Return the blended pixels, integers 0..255: the integer half of the module's formulas.
 
-    Blends in float32, which is exact: a value has 8 bits before and 16 behind the point.
+    Blends in float32, which is exact: a value has 8 integer and 16 fractional bits.
     """
     u = torch.arange(input_px, dtype=torch.int32, device=A_q16.device)
     a, b, t = A_q16[..., None, None].unbind(2)  # [m, 2, 1, 1] each
@@ -112,7 +114,7 @@ def recolour(
 ) -> None:
     """Write the normalised pixels to ``out``: the float half of the module's formulas.
 
-    Multiply and add instead of a matrix product: that would be rounded to TF32 where allowed.
+    Multiply and add instead of a matmul, which would be rounded to TF32 where allowed.
     """
     scale, black, white = _channels(form, out.device)
     m0, m1, m2, m3 = (colour * scale)[..., None, None].unbind(2)  # [m, 3, 1, 1] each
@@ -165,7 +167,7 @@ def _filtered(
 def _levels(
     plane: UInt8[Tensor, "n c c ch"], index: Int64[Tensor, " m"]
 ) -> Float32[Tensor, "m c c ch"]:
-    """Return crops as floats: fewer conversions than of the four pixels for each of the input's."""
+    """Return crops as floats: fewer conversions than converting four pixels per input pixel."""
     shape = (len(index), *plane.shape[1:])
     crops = torch.index_select(plane, 0, index, out=_scratch(shape, plane))
     return _scratch(shape, plane, torch.float32).copy_(crops)
@@ -176,7 +178,7 @@ def _blend(
 ) -> Float32[Tensor, "ch m s s"]:
     """Return ``value / 65536``, exactly.
 
-    The four pixels are always neighbours: a position beyond the border is moved to it, and on the
+    The four pixels are always neighbours: a position beyond the border is clamped to it, and on the
     last pixel the blend is of the last two with all weight on the last.
     """
     num, side, _, channels = levels.shape
@@ -209,7 +211,7 @@ def _add(left: Tensor, right: Tensor | int) -> Tensor:
 
 
 def _scratch(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an uninitialised tensor; on a CPU of memory that was used before."""
+    """Return an uninitialised tensor; on a CPU from reused memory."""
     dtype = dtype or like.dtype
     if like.device.type == "cpu":
         return _SCRATCH.empty(shape, dtype)
@@ -233,7 +235,7 @@ def _per_sample(params: GatherParams, index: Int64[Tensor, "*b"]) -> GatherParam
 
 
 def _runs_of_equal(values: Sequence[int], longest: int) -> Iterator[tuple[int, slice]]:
-    """Yield stretches of equal values, at most ``longest`` long, and their value."""
+    """Yield runs of equal values, at most ``longest`` long, and their value."""
     begin = 0
     for value, same in itertools.groupby(values):
         end = begin + len(list(same))

@@ -22,17 +22,17 @@ def gather(
 ) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return the network's input for the cached samples at ``index``: [b] or windows [b, t].
 
-    On a GPU this is one kernel that allocates nothing but the output and never waits.
+    On a GPU this is one kernel that allocates only the output and never synchronises.
 
     Args:
         pixels: The cache.
-        index: Its rows.
+        index: Rows of the cache.
         params: Per sample, or [b] for windows [b, t]: the frames of a window share theirs.
         form: Size, normalisation, type and memory format of the output.
         out: Tensor of that size, type and memory format to write to; None makes one.
 
     Raises:
-        ValueError: If shapes of ``index``, ``params`` and ``out`` do not fit.
+        ValueError: If the shapes of ``index``, ``params`` and ``out`` do not match.
     """
     if pixels.device.type == "cuda":
         from pipeline.gather import triton  # needs a CUDA device or the interpreter

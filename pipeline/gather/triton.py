@@ -1,15 +1,15 @@
 """The gather as one Triton kernel; formulas: ``pipeline.gather.reference``.
 
-One program makes a tile of one sample's input. Chosen without a GPU at hand, from the machine code
-for sm_90 (some 150 instructions per pixel: arithmetic, not memory, will be the limit):
+One program computes a tile of one sample's input. Tuned without a GPU, from the machine code for
+sm_90 (some 150 instructions per pixel: expected to be compute-bound, not memory-bound):
 
-- A tile is 16 pixels wide, so that a warp covers 2 rows of 16. Where the crop is turned by 30
+- A tile is 16 pixels wide, so that a warp covers 2 rows of 16. Where the crop is rotated by 30
   degrees they cross 10 rows of the cache instead of 17, and each store still fills whole sectors.
 - A lane holds one pixel at a time and its neighbour the next pixel: a load instruction then reads
   about 100 neighbouring bytes. Wider stores would spread each load over four times that.
 - Bytes are loaded one by one: 12 per pixel (rgb) or 4 and 4 pairs (yuv420). Aligned words would
   need fewer loads and more shifts.
-- 4 pixels per thread share what is computed per sample; 8 spill.
+- 4 pixels per thread share the per-sample computation; 8 spill registers.
 """
 
 import math
@@ -35,7 +35,7 @@ MAX_SAMPLES: Final = 65535
 def _corner(position, side):  # type: ignore[no-untyped-def]
     """Return the first of two neighbouring pixels and the second's weight, 0 .. 256.
 
-    A position beyond the border is moved to it; on the last pixel all weight is on the second.
+    A position beyond the border is clamped; on the last pixel all weight is on the second.
     """
     position = tl.minimum(tl.maximum((position + 128) >> 8, 0), (side - 1) * 256)
     first = tl.minimum(position >> 8, side - 2)
@@ -44,7 +44,7 @@ def _corner(position, side):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _footprint(X, Y, side, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the place of the upper left texel in its sample, and the weights of all four."""
+    """Return the offset of the upper left texel in its sample, and the weights of all four."""
     x, fx = _corner(X, side)
     y, fy = _corner(Y, side)
     low_right = fx * fy
@@ -56,12 +56,12 @@ def _footprint(X, Y, side, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-d
 
 @triton.jit
 def _offset(A, i, n):  # type: ignore[no-untyped-def]
-    """Return how far tap ``i`` of ``n`` is from the middle along one axis, rounded down."""
+    """Return the offset of sample point ``i`` of ``n`` from the centre along one axis, floored."""
     offset = 0
     if n > 1:  # a division costs as much as a third of a pixel
         a, b = (2 * i + 1 - n) * A, 2 * n
         offset = a // b
-        offset -= (a - offset * b < 0).to(tl.int32)  # whichever way // rounds
+        offset -= (a - offset * b < 0).to(tl.int32)  # floor for either rounding of //
     return offset
 
 
@@ -89,7 +89,7 @@ def _normalised(colour, i, p0, p1, p2, scale, black, white, erased):  # type: ig
 
 
 @triton.jit(
-    # Known alignment would only let the compiler trade one pixel per lane for wider stores.
+    # Known alignment would only make the compiler trade one pixel per lane for wider stores.
     do_not_specialize=["side", "size", "colour_stride"],
     do_not_specialize_on_alignment=[
         "first_plane",
@@ -155,7 +155,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     sum0 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
     sum1 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
     sum2 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
-    # No mask: a lane beyond the input is moved into the crop like any position beyond its border.
+    # No mask: a lane beyond the input is clamped to the crop like any position beyond its border.
     for j in range(n):
         dXv = _offset(Axv, j, n)
         dYv = _offset(Ayv, j, n)
@@ -228,7 +228,7 @@ def gather(
 ) -> Float[Tensor, "*b 3 s s"] | UInt8[Tensor, "*b 3 s s"]:
     """Return what ``pipeline.gather.reference.gather`` says, by the kernel.
 
-    Can be captured in a CUDA graph: nothing waits, and the output is all that is allocated.
+    Can be captured in a CUDA graph: nothing synchronises, and only the output is allocated.
     """
     image = prepare_output(index, params, form, pixels.device, out)
     if index.numel() > MAX_SAMPLES:

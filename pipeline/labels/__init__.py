@@ -1,1 +1,1 @@
-"""Labels on the device, one file a label group."""
+"""Labels on the device, one file per label group."""

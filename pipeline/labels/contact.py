@@ -1,6 +1,6 @@
-"""Contact of each hand's vertices with an object, and what hand and object do together.
+"""Contact of each hand's vertices with an object, and the hand-object interaction class.
 
-Shape legend: n = samples, h = hands, 778 = MANO's vertices (their numbers survive mirroring).
+Shape legend: n = samples, h = hands, 778 = MANO's vertices (indices unchanged by mirroring).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, IN_CONTACT_M
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContactLabels(LabelGroup):
-    """See the module docstring. Without ``has_contact`` it is unknown whether there is contact."""
+    """Contact and interaction labels; where ``has_contact`` is False, contact is unknown."""
 
     NAME: ClassVar[str] = "contact"
     MASKS: ClassVar[tuple[str, ...]] = ("has_contact", "has_interaction")
@@ -26,7 +26,7 @@ class ContactLabels(LabelGroup):
     dist: UInt8[Tensor, "*b h 778"]
     """Distance to the object's surface in steps of 0.25 mm, rounded up; 255 = over 63.5 mm."""
     slot: Int64[Tensor, "*b h"]
-    """Object slot that the distance is to, as in ``pipeline.labels.object_slots``; -1 = none."""
+    """Slot of the object of ``dist``, see ``pipeline.labels.object_slots``; -1 = none."""
     has_contact: Bool[Tensor, "*b h"]
     interaction: Int64[Tensor, "*b h"]
     """``pipeline.labels.interaction.Interaction``."""
@@ -50,7 +50,7 @@ class ContactLabels(LabelGroup):
 
     @classmethod
     def blank(cls, shape: tuple[int, ...], num_hands: int, device: torch.device) -> Self:
-        """Return labels in which nothing is known."""
+        """Return labels that are all unknown."""
         hands = (*shape, num_hands)
         number = torch.zeros(hands, dtype=torch.int64, device=device)
         return cls(

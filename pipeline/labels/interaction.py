@@ -1,6 +1,6 @@
-"""What a hand and the nearest object do together, from contact and motion around a frame.
+"""Hand-object interaction class, from contact and motion around a frame.
 
-Shape legend: n = rows asked for, 2 = hands (right, left).
+Shape legend: n = requested rows, 2 = hands (right, left).
 """
 
 from enum import IntEnum
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from pipeline.store.reader import Store
 
 REACH: Final = 2
-"""Frames before and after a row whose distance in space is its motion."""
+"""Frames before and after a row between which its motion is measured."""
 STILL_M_PER_S: Final = 0.02
-"""An object that is slower rests."""
+"""Speed below which an object is at rest."""
 
 
 class Interaction(IntEnum):
-    """Of one hand."""
+    """Interaction class of one hand."""
 
     none = 0
     touch = 1
-    """In contact with an object that rests, or that moves otherwise than the hand."""
+    """In contact with an object that is at rest, or does not move with the hand."""
     hold = 2
     """In contact with an object that moves with the hand."""
     both_hold = 3
@@ -35,15 +35,15 @@ def interaction(
 ) -> tuple[Int64[np.ndarray, "n 2"], Bool[np.ndarray, "n 2"]]:
     """Return the ``Interaction`` of each hand, and where it is known.
 
-    Unknown: without contact labels; in contact without the camera's place in the world; where one
-    of the ``REACH`` frames before and after is not in the store. A hand in contact holds if the
-    object's origin moves faster than ``STILL_M_PER_S`` in the world and the wrist moves with less
-    than half of that speed relative to it.
+    Unknown: without contact labels; in contact without the camera's pose in the world; where one
+    of the ``REACH`` frames before and after is not in the store. A hand in contact is holding if
+    the object's origin moves faster than ``STILL_M_PER_S`` in the world and the wrist moves at less
+    than half that speed relative to it.
 
     Args:
         store: The open store; rows sorted by sequence, camera, frame.
-        rows: Of the store.
-        frames_per_s: Of its sequences.
+        rows: Rows of the store.
+        frames_per_s: Frame rate of its sequences.
     """
     before, after = (np.clip(rows + step, 0, store.num_rows - 1) for step in (-REACH, REACH))
     stride = _frame_stride(store, rows)
@@ -86,7 +86,7 @@ def _frame_stride(store: Store, rows: NDArray[np.int64]) -> Int64[np.ndarray, " 
 def _in_world(
     store: Store, rows: NDArray[np.int64], slot: NDArray[np.int64]
 ) -> tuple[Float64[np.ndarray, "n 2 3"], Float64[np.ndarray, "n 2 3"]]:
-    """Return the origin of each hand's object and its wrist, world frame, metres; NaN unknown."""
+    """Return each hand's object origin and wrist, world frame, metres; NaN where unknown."""
     T = store.label("T_world_from_cam")[rows].astype(np.float64)
     T = np.where(store.label("has_world")[rows][:, None, None], T, np.nan)
     each = rows[:, None], slot.clip(0)

@@ -1,4 +1,4 @@
-"""All objects of a sample, one per store slot, beside the one that the hands act on.
+"""All objects of a sample, one per store slot, not only the one that the hands act on.
 
 Shape legend: n = samples, 10 = object slots.
 """
@@ -19,7 +19,7 @@ from pipeline.store.schema import NUM_OBJECTS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectSlots(LabelGroup):
-    """See the module docstring."""
+    """Poses of all objects of a sample."""
 
     NAME: ClassVar[str] = "objects"
     MASKS: ClassVar[tuple[str, ...]] = ("has_object",)
@@ -36,7 +36,7 @@ class ObjectSlots(LabelGroup):
     def load(
         cls, store: Store, row: Int64[Tensor, " n"], slot: Int64[Tensor, "n h"], first_object: int
     ) -> Self:
-        """Return the labels of rows of a store; objects officially out of view have none."""
+        """Load the labels of rows of a store; objects officially out of view have none."""
         rows = row.numpy()
         number = torch.from_numpy(store.label("object_id")[rows]).long()
         has_object = torch.from_numpy(store.label("has_object")[rows])

@@ -1,6 +1,6 @@
-"""The objects of a run's stores, on the device, and which of them the hands of a row act on.
+"""Object models of a run's stores, on the device, and the object that the hands of a row act on.
 
-Shape legend: m = objects of all stores one after another, p = surface points, n = rows.
+Shape legend: m = objects of all stores, concatenated, p = surface points, n = rows.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from pipeline.store.schema import NUM_OBJECTS, OBJECT_POINTS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectModels:
-    """Surfaces behind ``Batch.object_id``."""
+    """Surfaces of the objects that ``Batch.object_id`` indexes."""
 
     names: tuple[str, ...]
     points: Float[Tensor, "m p 3"]
-    """On the surface, uniform by area, in no order: any first k are as uniform. Object frame, an
+    """Sampled uniformly by area, in random order: the first k are uniform too. Object frame, an
     articulated object at angle 0, metres; NaN where the store has no shape of the object."""
     moving: Bool[Tensor, "m p"]
-    """The point belongs to the part that turns."""
+    """Whether the point belongs to the moving part."""
 
 
 def load_objects(stores: Sequence[Store], device: torch.device) -> ObjectModels:
@@ -46,15 +46,15 @@ def load_objects(stores: Sequence[Store], device: torch.device) -> ObjectModels:
 
 
 def names_in(store: Store) -> list[str]:
-    """Return the names behind the store's object ids."""
+    """Return the names that the store's object ids index."""
     return store.attributes.tables.get("object", [])
 
 
 def acted_on(store: Store, rows: NDArray[np.int64]) -> Int64[np.ndarray, " n"]:
     """Return the object slot that the hands of each row act on, -1 without a posed object.
 
-    The grasped one; where that has no pose, the one that the right or else the left hand is nearest
-    to; where neither is known, the first one.
+    The grasped one; where that has no pose, the one nearest to the right, or else the left hand;
+    where neither is known, the first one.
     """
     has_object = store.label("has_object")[rows]
     candidates = np.concatenate(

@@ -1,8 +1,7 @@
-"""All of a batch but its pixels: draw the augmentation, place the crops, move the labels with them.
+"""Everything of a batch but its pixels: sample augmentation, place crops, transform labels.
 
-``prepare_eager`` is the reference, and what a CPU runs; on a GPU
-``pipeline.labels.prepare_triton`` does the same in one kernel. Both end
-in float32, computed in float64.
+``prepare_eager`` is the reference, and runs on CPUs; on a GPU ``pipeline.labels.prepare_triton``
+does the same in one kernel. Both compute in float64 and return float32.
 """
 
 from dataclasses import fields, replace
@@ -29,17 +28,17 @@ def prepare(
     *,
     is_real: Bool[Tensor, "*b"] | None = None,
 ) -> tuple[GatherParams, Batch]:
-    """Return the gather's parameters and the batch without pixels; never waits for the device.
+    """Return the gather's parameters and the batch without pixels; never synchronises.
 
-    The frames of a window [b, t] share what is drawn, by the id of the first one.
+    The frames of a window [b, t] share one augmentation, sampled by the id of the first frame.
 
     Args:
         view: Every sample, on the device.
         labels: Their labels, on the device.
         index: Rows of both: [b] or windows [b, t].
-        epoch: Number that the draw depends on beside seed and sample id; None = no augmentation.
+        epoch: Counter that seeds the augmentation with seed and sample id; None = no augmentation.
         config: Seed, ranges, input size, mirroring.
-        is_real: False takes a frame's label masks back; None = all real.
+        is_real: False marks all labels of a frame invalid; None = all real.
     """
     if index.device.type == "cuda":
         from pipeline.labels import prepare_triton
@@ -57,7 +56,7 @@ def prepare_eager(
     *,
     is_real: Bool[Tensor, "*b"] | None = None,
 ) -> tuple[GatherParams, Batch]:
-    """Return what ``prepare`` does, in plain torch."""
+    """Compute ``prepare`` in plain torch."""
     frames = index.shape[1] if index.ndim > 1 else 1
     flat = index.flatten()
     view, labels = samples_at(view, flat), samples_at(labels, flat)

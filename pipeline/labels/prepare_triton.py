@@ -1,10 +1,10 @@
-"""All of a batch but its pixels as one Triton kernel; reference: ``pipeline.labels.prepare``.
+"""A batch without its pixels as one Triton kernel; reference: ``pipeline.labels.prepare``.
 
-One program is one sample, one warp wide: what there is one of per sample is computed by all lanes
-alike, joints and matrices have a lane per row. Everything is float64 in the order of the reference
-and without fused multiply-add, so that the results are its results but for the last bit of sine and
+One program is one sample, one warp wide: per-sample scalars are computed redundantly by all lanes,
+joints and matrices have a lane per row. Everything is float64 in the order of the reference and
+without fused multiply-add, so that the results equal the reference up to the last bit of sine and
 cosine, on every GPU. Python floats arrive as float64 by annotation. Literals are float64 only as
-operands of + - * /: comparisons, ``tl.where``, ``tl.maximum`` make them float32 first.
+operands of + - * /: comparisons, ``tl.where``, ``tl.maximum`` convert them to float32 first.
 """
 
 import math
@@ -30,9 +30,9 @@ OPTIONS: Final = {"enable_fp_fusion": False}
 OFF: Final = AugmentConfig(
     rotation_deg=0, scale=0, shift=0, gain=0, brightness=0, contrast=0, saturation=0
 )
-"""Ranges of no augmentation: what is drawn is multiplied by 0."""
+"""Ranges of no augmentation: the samples are multiplied by 0."""
 RANGES: Final = tuple(f.name for f in fields(OFF) if f.name != "rotation_deg")
-"""Those that the kernel takes as they are."""
+"""Ranges that are passed to the kernel unchanged."""
 
 _FIRST_BLOCK = tl.constexpr(int(Stream.augment) << 16)
 _STEP = tl.constexpr(2.0**-32)
@@ -47,7 +47,7 @@ _S5, _S6 = tl.constexpr(-2.50507602534068634195e-08), tl.constexpr(1.58969099521
 
 @triton.jit
 def uniforms(seed, epoch, sample_id, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return draws 4 * block to 4 * block + 3 of ``pipeline.philox.uniforms``, bit for bit."""
+    """Return samples 4 * block to 4 * block + 3 of ``pipeline.philox.uniforms``, bit for bit."""
     w0, w1, w2, w3 = tl.philox(
         seed,
         sample_id.to(tl.uint32),
@@ -65,10 +65,10 @@ def uniforms(seed, epoch, sample_id, block: tl.constexpr):  # type: ignore[no-un
 
 @triton.jit
 def cosine_sine(angle):  # type: ignore[no-untyped-def]
-    """Return both of an angle in [-pi, pi], by the sine of its quarter.
+    """Return cosine and sine of an angle in [-pi, pi], from the sine of a quarter of it.
 
-    ``tl.sin`` prepares for angles of any size, which takes memory on the stack. Coefficients of
-    FreeBSD's k_sin.c, good to an ulp up to pi / 4.
+    ``tl.sin`` handles angles of any size, which takes stack memory. Coefficients of FreeBSD's
+    k_sin.c, accurate to an ulp up to pi / 4.
     """
     r = angle * 0.25
     z = r * r
@@ -81,7 +81,7 @@ def cosine_sine(angle):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _turned(cos, sin, x, y, z):  # type: ignore[no-untyped-def]
-    """Return ``in_plane_rotation @ (x, y, z)``; a NaN in one is a NaN in all, as in a product."""
+    """Return ``in_plane_rotation @ (x, y, z)``; a NaN in one is NaN in all, as in a matmul."""
     return (
         cos * x - sin * y + 0.0 * z,
         sin * x + cos * y + 0.0 * z,
@@ -91,13 +91,13 @@ def _turned(cos, sin, x, y, z):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def rounded(x):  # type: ignore[no-untyped-def]
-    """Return the nearest integer, ties to even: what adding 1.5 * 2^52 leaves no bits for."""
+    """Return the nearest integer, ties to even, by adding and subtracting 1.5 * 2^52."""
     return ((x + _TO_INTEGER) - _TO_INTEGER).to(tl.int32)
 
 
 @triton.jit
 def _load3(at, stride, mask=None):  # type: ignore[no-untyped-def]
-    """Return three neighbours ``stride`` apart."""
+    """Load three values ``stride`` apart."""
     return (
         tl.load(at, mask=mask).to(tl.float64),
         tl.load(at + stride, mask=mask).to(tl.float64),
@@ -120,7 +120,7 @@ def _store_colour(at, j, weight: tl.constexpr, saturation, contrast, gain):  # t
     tl.store(at + i * 4 + j, contrast * linear * gain, mask=i < 3)
 
 
-# One build whatever the numbers and addresses: all arguments but the first two.
+# One build for any values and alignment: no specialisation on all arguments but the first two.
 @triton.jit(do_not_specialize=range(2, 64))
 def prepare_kernel(  # type: ignore[no-untyped-def]
     HANDS: tl.constexpr, MIRROR: tl.constexpr,
@@ -211,7 +211,7 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
     taps = tl.minimum(tl.maximum(tl.ceil(shrink - _SLACK), 1), _MAX_TAPS)
     tl.store(out_taps + k, tl.where(shrink - _UNFILTERED <= 0, 1, taps).to(tl.int32))
 
-    # R_input_from_cam turns the unit vectors; K' = A @ K @ R^T turns the rows of A @ K
+    # R_input_from_cam rotates the unit vectors; K' = A @ K @ R^T rotates the rows of A @ K
     is_row = i < 3
     e0, e1, e2 = (i == 0).to(tl.float64), (i == 1).to(tl.float64), (i == 2).to(tl.float64)
     x, y, z = _turned(cos, sin, flip * e0, e1, e2)
@@ -264,7 +264,7 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
         x, y, z = _turned(cos, sin, flip * x0 + flip * x, y0 + y, z0 + z)
         _store3(out_transl + to * 3, 1, x - flip * x0, y - y0, z - z0)
 
-        # the root, a column per lane: turned, and mirrored like every joint
+        # the root, a column per lane: rotated, and mirrored like every joint
         x, y, z = _load3(theta_rotmat + have * 144 + i, 3, is_row)
         x *= tl.where(i == 0, 1, flip)
         y *= tl.where(i == 0, flip, 1)
@@ -289,10 +289,10 @@ def prepare(
     *,
     is_real: Bool[Tensor, "*b"] | None = None,
 ) -> tuple[GatherParams, Batch]:
-    """Return what ``pipeline.labels.prepare.prepare`` says, by the kernel.
+    """Compute ``pipeline.labels.prepare.prepare`` with the kernel.
 
-    Can be captured in a CUDA graph: nothing waits, and the outputs are all that is allocated.
-    A replay reads ``index``, ``epoch`` and ``is_real`` again. Tables are dense or get copied.
+    Can be captured in a CUDA graph: nothing synchronises, and only the outputs are allocated. A
+    replay reads ``index``, ``epoch`` and ``is_real`` again. Non-contiguous tables are copied.
     """
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,11 +1,11 @@
-"""Labels on the device, and how they move with the pixels.
+"""Labels on the device, and the transform that keeps them aligned with the augmented pixels.
 
 Shape legend: n = samples, b = batch, h = hands (hand view: 1; other views: 2).
 
-The in-plane turn and the mirror of the crop become a 3D map of the camera frame,
-``R_input_from_cam``; scale, shift and crop become ``K``. Then the projection of the moved labels is
-the moved projection of the labels. All of it is float64 and cast once at the end. Missing values
-are NaN and stay NaN; the masks rule.
+In-plane rotation and mirror of the crop become a 3D transform of the camera frame,
+``R_input_from_cam``; scale, translation and crop become ``K``. The projection of the transformed
+labels then equals the transformed projection of the labels. Computed in float64 and cast once at
+the end. Missing values are NaN and stay NaN; the masks are authoritative.
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ def load_labels(
 ) -> LabelTable:
     """Read the labels of every sample of a view into host memory.
 
-    Hands and objects that the dataset's official protocol calls out of view have no label.
-    ``first_object`` is the place of the store's objects among those of all stores.
+    Hands and objects that are out of view by the dataset's official protocol have no label.
+    ``first_object`` is the index of the store's first object among those of all stores.
     """
     row, slot = view.row.numpy(), (view.sample_id % NUM_HANDS).numpy()
     is_single = kind is ViewKind.hand
@@ -124,7 +124,7 @@ def load_groups(
     kind: ViewKind,
     first_objects: Sequence[int],
 ) -> list[LabelGroup]:
-    """Return each label group of all stores' samples, one store after another, in host memory."""
+    """Load each label group for all stores' samples, concatenated, in host memory."""
     found = []
     for group in kinds:
         parts = [
@@ -144,17 +144,18 @@ def move_labels(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return the batch whose labels went the way of its pixels; ``image`` has none.
+    """Apply the crop's transform to the labels; return the batch without pixels in ``image``.
 
-    A mirrored hand's MANO parameters decode with the model of the other side; ``beta`` stays.
+    A mirrored hand's MANO parameters decode with the model of the other side; ``beta`` is
+    unchanged.
 
     Args:
         labels: The samples' labels.
         view: The samples' rows of the view.
-        A_input_from_frame: The pixels' way.
-        rotation_rad: The turn within it, clockwise on screen.
-        mirrored: The mirror within it.
-        dtype: Of the result; float64 shows what the cast costs.
+        A_input_from_frame: Affine transform of the pixels.
+        rotation_rad: Rotation within it, clockwise on screen.
+        mirrored: Mirror within it.
+        dtype: Type of the result; float64 to measure the error of the cast.
     """
     num_hands = labels.is_right.shape[1]
     R = input_rotation(rotation_rad, mirrored)

@@ -1,4 +1,4 @@
-"""Where the camera of a sample is in the world of its sequence.
+"""Camera pose of a sample in the world frame of its sequence.
 
 Shape legend: n = samples.
 """
@@ -16,21 +16,21 @@ from pipeline.store.reader import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldLabels(LabelGroup):
-    """See the module docstring."""
+    """Camera poses in the world frame."""
 
     NAME: ClassVar[str] = "world"
     MASKS: ClassVar[tuple[str, ...]] = ("has_world",)
 
     T_world_from_input: Float[Tensor, "*b 3 4"]
-    """[R | t], metres. Of a mirrored sample R has determinant -1, but motions from frame to frame
-    of a window, in which all frames are mirrored alike, stay proper."""
+    """[R | t], metres. R of a mirrored sample has determinant -1, but frame-to-frame motion in a
+    window stays proper, since all of its frames are mirrored."""
     has_world: Bool[Tensor, "*b"]
 
     @classmethod
     def load(
         cls, store: Store, row: Int64[Tensor, " n"], slot: Int64[Tensor, "n h"], first_object: int
     ) -> Self:
-        """Return the labels of rows of a store."""
+        """Load the labels of rows of a store."""
         return cls(
             T_world_from_input=torch.from_numpy(store.label("T_world_from_cam")[row.numpy(), :3]),
             has_world=torch.from_numpy(store.label("has_world")[row.numpy()]),
@@ -38,7 +38,7 @@ class WorldLabels(LabelGroup):
 
     @classmethod
     def blank(cls, shape: tuple[int, ...], num_hands: int, device: torch.device) -> Self:
-        """Return cameras that are nowhere."""
+        """Return unknown camera poses."""
         return cls(
             T_world_from_input=torch.full((*shape, 3, 4), torch.nan, device=device),
             has_world=torch.zeros(shape, dtype=torch.bool, device=device),

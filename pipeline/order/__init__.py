@@ -1,1 +1,1 @@
-"""Which samples come when: epochs, mixtures, windows."""
+"""Sample order: epochs, mixtures, windows."""

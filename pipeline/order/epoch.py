@@ -1,23 +1,23 @@
 """Sample order as a pure function of (seed, epoch); resume is one integer, the step.
 
-Sample ``i`` of ``n`` belongs to virtual shard ``(i + i // V) % V`` for good. The diagonal spreads
-neighbours in time and camera over all shards, and alternating right and left hands over even and
-odd ones; shard sizes differ by at most one. An epoch
+Sample ``i`` of ``n`` permanently belongs to virtual shard ``(i + i // V) % V``. The diagonal
+spreads neighbours in time and camera over all shards, and alternating right and left hands over
+even and odd ones; shard sizes differ by at most one. An epoch
 
 1. shuffles every shard: its members sorted by a Philox key of (seed, epoch, member);
-2. visits the shards in turn, in the order ``(multiplier * k + offset) % V`` with an odd multiplier,
-   both drawn from (seed, epoch), and takes the next member of each;
+2. visits the shards round-robin, in the order ``(multiplier * k + offset) % V`` with an odd
+   multiplier, both sampled from (seed, epoch), and takes the next member of each;
 3. cuts that sequence into global batches.
 
-So a global batch of B holds B / V members of every shard (B < V: one of each of B shards).
+So a global batch of B has B / V members of every shard (B < V: one of each of B shards).
 
 With W ranks, rank r owns the shards ``s % W == r`` and takes its members of each global batch. Any
 W neighbours of the visiting order have W different owners, because the multiplier is odd and W
 divides V, a power of two: every rank has B / W members of every batch, the same global batch
-whatever W is, and never needs a sample that it does not own.
+for any W, and never needs a sample that it does not own.
 
-Every sample is seen at most once per epoch. ``n % V`` samples and the incomplete last batch sit
-out, others in every epoch.
+Every sample is seen at most once per epoch. ``n % V`` samples and the incomplete last batch are
+dropped, different ones in every epoch.
 """
 
 from typing import Final
@@ -30,11 +30,11 @@ from pipeline.philox import Stream, random_words
 
 MAX_SHARDS: Final = 64
 MIN_SHARD_SAMPLES: Final = 8
-"""A small set has fewer shards, so that at most one sample in eight sits out."""
+"""A small set has fewer shards, so that at most one sample in eight is dropped."""
 
 
 def num_virtual_shards(num_samples: int) -> int:
-    """Return V: 64, or for fewer than 512 samples the power of two that gives shards 8 or more."""
+    """Return V: 64, or below 512 samples the power of two with at least 8 samples per shard."""
     wanted = max(1, num_samples // MIN_SHARD_SAMPLES)
     return min(MAX_SHARDS, 1 << (wanted.bit_length() - 1))
 
@@ -46,10 +46,10 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 
 
 def check_batch_size(num_samples: int, batch_size: int, *, world: int = 1) -> None:
-    """Refuse a global batch size that gives no batch or no equal shares.
+    """Reject a global batch size that gives no batch or does not divide among the ranks.
 
     Raises:
-        ValueError: Says what fits.
+        ValueError: States a batch size that fits.
     """
     if batch_size % world:
         raise ValueError(f"batch_size must be a multiple of the {world} ranks, got {batch_size}")
@@ -77,7 +77,7 @@ def owned_samples(num_samples: int, *, rank: int = 0, world: int = 1) -> Int64[T
 def epoch_batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, *, rank: int = 0, world: int = 1
 ) -> Int64[Tensor, "steps b"]:
-    """Return the samples of every training batch of an epoch, this rank's share.
+    """Return this rank's samples of every training batch of an epoch.
 
     Args:
         num_samples: Samples of all ranks together.
@@ -88,7 +88,7 @@ def epoch_batches(
         world: Number of processes; must divide ``batch_size`` and the number of virtual shards.
 
     Returns:
-        Row ``t`` is the share of step ``t``: ``batch_size / world`` samples.
+        Row ``t`` has this rank's ``batch_size / world`` samples of step ``t``.
 
     Raises:
         ValueError: If ``world`` does not divide, or an epoch would have no batch.
@@ -109,7 +109,7 @@ def epoch_batches(
 def _shuffled_shards(
     num_samples: int, num_shards: int, seed: int, epoch: int
 ) -> Int64[Tensor, "rounds shards"]:
-    """Return column ``s`` = members of shard ``s`` in this epoch's order; one too many is cut."""
+    """Return the shuffled shards: column ``s`` = members of shard ``s``, cut to equal length."""
     rounds = num_samples // num_shards
     q = torch.arange(rounds + 1)[:, None]
     member = q * num_shards + (torch.arange(num_shards) - q) % num_shards

@@ -1,11 +1,11 @@
-"""Order of a weighted mixture of data sets: a pure function of (seed, step).
+"""Order of a weighted mixture of datasets: a pure function of (seed, step).
 
-Data set ``d`` of D has ``n_d`` samples and the share ``w_d`` of the weights. Two parts, both closed
-form:
+Dataset ``d`` of D has ``n_d`` samples and the fraction ``w_d`` of the weights. Two parts, both
+closed form:
 
-1. How many. Every global batch is dealt in units of ``u`` samples, ``B / u`` per step. The ``k``-th
-   unit (from 1) of data set ``d`` is due at ``(2 k - 1) / (2 w_d)``; units are given out in the
-   order in which they are due, equal ones to the lower ``d`` (Webster's rule, Sainte-Lague). The
+1. How many. Every global batch is allocated in units of ``u`` samples, ``B / u`` per step. The
+   ``k``-th unit (from 1) of dataset ``d`` is due at ``(2 k - 1) / (2 w_d)``; units are allocated in
+   the order in which they are due, ties to the lower ``d`` (Webster's rule, Sainte-Lague). The
    first ``m`` units are a prefix of one fixed list, so no count ever shrinks. A prefix ends at some
    time ``x``, hence ``|c_d - x w_d| <= 1/2``, and as ``sum c_d = m``,
 
@@ -13,18 +13,18 @@ form:
 
    units with ``e = c - x w`` and D >= 2: less than ``D / 2`` at any step. Weights are exact
    fractions, so nothing drifts.
-2. Which. Data set ``d`` is an endless stream, its epochs 0, 1, 2 ... of ``pipeline.order.epoch``
-   one after another, and a batch takes the next samples. Within an epoch of a data set no sample
-   repeats; a batch may straddle epochs. The seed of a stream is drawn from (seed, d).
+2. Which. Dataset ``d`` is an endless stream, the concatenation of its epochs 0, 1, 2 ... of
+   ``pipeline.order.epoch``, and a batch takes the next samples. Within an epoch of a dataset no
+   sample repeats; a batch may straddle epochs. The seed of a stream is sampled from (seed, d).
 
-The unit divides the virtual shards of every data set and is a multiple of the ranks W, so every
+The unit divides the virtual shards of every dataset and is a multiple of the ranks W, so every
 piece of a stream begins and ends at a multiple of W, and the W neighbours from there on have W
-different owners: each rank has the same number of every data set's samples in every batch. For
+different owners: each rank has the same number of every dataset's samples in every batch. For
 W = 1, 2, 4, 8 the unit, and with it every global batch, is the same.
 
-In a batch the samples stand by data set, ``quotas(...) / W`` of each, in the order of its stream.
-For augmentation the step takes the place of the epoch: every data set has its own. For a data set
-of windows the numbers are positions of ``pipeline.order.windows.window_order``.
+In a batch the samples are grouped by dataset, ``quotas(...) / W`` of each, in stream order. The
+augmentation depends on the step instead of the epoch, since every dataset has its own epochs. For a
+dataset of windows the indices are positions of ``pipeline.order.windows.window_order``.
 """
 
 import math
@@ -42,15 +42,15 @@ from pipeline.order.epoch import MIN_SHARD_SAMPLES, epoch_batches, num_virtual_s
 from pipeline.philox import Stream, random_words
 
 MAX_UNIT: Final = 8
-"""Up to this number of ranks the global batches are the same. Small: the larger the unit, the
-further the counts of single batches are from the weights."""
+"""Up to this number of ranks the global batches are the same. Kept small: the larger the unit, the
+further single batches deviate from the weights."""
 CACHED_EPOCHS: Final = 32
-"""Epochs of data sets kept in memory, 8 bytes per sample of a rank; one per data set is in use."""
+"""Cached epochs of datasets, 8 bytes per sample of a rank; one per dataset is in use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """What stays the same from step to step."""
+    """Step-independent part of the mixture order."""
 
     shares: tuple[int, ...]
     units: int
@@ -61,18 +61,18 @@ class _Plan:
 
 
 def mixing_unit(sizes: Sequence[int], batch_size: int, *, world: int = 1) -> int:
-    """Return the unit in which batches are dealt: a power of two and a multiple of ``world``.
+    """Return the unit in which batches are allocated: a power of two and a multiple of ``world``.
 
-    It divides ``batch_size`` and the virtual shards of every data set, and is at most 8, or
+    It divides ``batch_size`` and the virtual shards of every dataset, and is at most 8, or
     ``world`` above that.
 
     Args:
-        sizes: Samples of each data set, over all ranks.
+        sizes: Samples of each dataset, over all ranks.
         batch_size: Global batch size, over all ranks.
         world: Number of processes.
 
     Raises:
-        ValueError: If the ranks cannot share every batch evenly; says what fits.
+        ValueError: If the ranks cannot split every batch evenly; states what fits.
     """
     if batch_size < 1 or world < 1 or batch_size % world:
         raise ValueError(
@@ -98,14 +98,14 @@ def mixing_unit(sizes: Sequence[int], batch_size: int, *, world: int = 1) -> int
 def quotas(
     weights: Sequence[float], batch_size: int, unit: int, step: int
 ) -> Int64[Tensor, " sets"]:
-    """Return how many samples of each data set are in global batch ``step``.
+    """Return the number of samples of each dataset in global batch ``step``.
 
     Multiples of ``unit`` that sum to ``batch_size``. The counts of steps 0 .. t - 1 together differ
-    from ``share * batch_size * t`` by at most ``unit * (1 + (D - 2) * share) / 2`` for D >= 2 data
-    sets, hence by less than ``unit * D / 2``.
+    from ``w * batch_size * t`` by at most ``unit * (1 + (D - 2) * w) / 2`` for D >= 2 datasets,
+    hence by less than ``unit * D / 2``, where w is the dataset's fraction of the weights.
 
     Args:
-        weights: One positive number per data set; shares are these over their sum.
+        weights: One positive number per dataset, normalised by their sum.
         batch_size: Global batch size, over all ranks.
         unit: Divides ``batch_size``.
         step: From 0.
@@ -131,15 +131,15 @@ def mixed_batch(
     rank: int = 0,
     world: int = 1,
 ) -> Int64[Tensor, " b"]:
-    """Return the samples of global batch ``step``, this rank's share.
+    """Return this rank's samples of global batch ``step``.
 
-    Indices count through the data sets one after another: sample ``i`` of data set ``d`` is
-    ``sizes[0] + ... + sizes[d - 1] + i``. They stand by data set. A rank sees only samples that
-    it owns in their data set. Any step may be asked for at any time; in turn is fast.
+    Indices count through the concatenated datasets: sample ``i`` of dataset ``d`` is
+    ``sizes[0] + ... + sizes[d - 1] + i``. They are grouped by dataset. A rank sees only samples
+    that it owns in their dataset. Random access to any step works; sequential access is fast.
 
     Args:
-        sizes: Samples of each data set, over all ranks.
-        weights: One positive number per data set; shares are these over their sum.
+        sizes: Samples of each dataset, over all ranks.
+        weights: One positive number per dataset, normalised by their sum.
         batch_size: Global batch size, over all ranks.
         seed: In [0, 2^63).
         step: From 0, without end.
@@ -150,7 +150,7 @@ def mixed_batch(
         ``batch_size / world`` indices.
 
     Raises:
-        ValueError: If the ranks cannot share every batch evenly, or a weight is not positive.
+        ValueError: If the ranks cannot split every batch evenly, or a weight is not positive.
     """
     plan = _plan(tuple(sizes), tuple(weights), batch_size, seed, world)
     _check_step(step)
@@ -181,7 +181,7 @@ def _plan(
             f"weights must be one number per data set, got {len(weights)} for {len(sizes)}"
         )
     unit = mixing_unit(sizes, batch_size, world=world)
-    # pipeline.order.epoch draws id 0 of this stream alone; ids from 1 are the seeds of data sets.
+    # pipeline.order.epoch samples only id 0 of this stream; ids from 1 are the seeds of datasets.
     ids = 1 + torch.arange(len(sizes))
     words = random_words(seed, Stream.shard_order, 0, ids, 2)
     return _Plan(
@@ -207,7 +207,7 @@ def _integer_shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4)
 def _first_units(shares: tuple[int, ...], num_units: int) -> tuple[int, ...]:
-    """Return how many of the first ``num_units`` units each data set has."""
+    """Return how many of the first ``num_units`` units each dataset has."""
     total = sum(shares)
     # All units due up to num_units: a prefix of the list, its length off by D / 2 at most.
     count = [(2 * num_units * share + total) // (2 * total) for share in shares]
@@ -227,7 +227,7 @@ def _numbered(count: Sequence[int], shares: Sequence[int]) -> list[tuple[int, tu
 
 @lru_cache(maxsize=CACHED_EPOCHS)
 def _epoch_stream(size: int, seed: int, epoch: int, rank: int, world: int) -> Int64[Tensor, " m"]:
-    """Return this rank's samples of one epoch of a data set, in order; not to be written to."""
+    """Return this rank's samples of one epoch of a dataset, in order; read-only, it is cached."""
     num_shards = num_virtual_shards(size)
     return epoch_batches(size, num_shards, seed, epoch, rank=rank, world=world).flatten()
 

@@ -1,11 +1,12 @@
-"""Which samples a run has, in which order they come, and which of them a rank holds.
+"""Samples of a run, their order, and those held by each rank.
 
 Shape legend: n = samples of a view, i = items, t = frames of an item, b = items of a rank's batch.
 
-One or several stores, each cut to a split, a subset and a view, and, for temporal models, into
-windows: an **item** is a window, or one sample. Items count through the stores one after another.
-Batches of items are a pure function of (seed, epoch) for one store (``pipeline.order.epoch``), of
-(seed, step) for a mixture (``pipeline.order.mix``); the rest is index arithmetic.
+One or several stores, each restricted to a split, a subset and a view, and, for temporal models,
+cut into windows: an **item** is a window, or one sample. Items are numbered through the
+concatenated stores. Batches of items are a pure function of (seed, epoch) for one store
+(``pipeline.order.epoch``), of (seed, step) for a mixture (``pipeline.order.mix``); the rest is
+index arithmetic.
 """
 
 import dataclasses
@@ -40,9 +41,9 @@ from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import ViewTable, build_view, samples_at, split_rows
 
 STORE_STRIDE: Final = 1 << 40
-"""Sample ids of the k-th store of a mixture begin at k times this."""
+"""Sample ids of the k-th store of a mixture start at k times this."""
 FIRST: Final = "store"
-"""Name of the store that is not in ``mix``."""
+"""Name of a store outside of ``mix``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class Part:
     name: str
     store: Store
     view: ViewTable
-    """Every sample of the split and view, whoever holds it; rows of this store."""
+    """Every sample of the split and view, on any rank; rows of this store."""
     windows: Windows
     weight: float
 
@@ -62,7 +63,7 @@ class Part:
 
     @property
     def joint_set(self) -> JointSet:
-        """What the store's joints are."""
+        """Joint convention of the store."""
         return JointSet[self.store.attributes.joint_set]
 
 
@@ -86,30 +87,30 @@ class Order:
         return len(self.sizes) > 1
 
     def check(self) -> None:
-        """Refuse sizes that give no batch or no equal shares.
+        """Reject sizes that give no batch or do not divide among the ranks.
 
         Raises:
-            ValueError: Says what fits.
+            ValueError: States what fits.
         """
         if self.is_mixture:
             mixing_unit(self.sizes, self.batch_size, world=self.world)
         check_batch_size(sum(self.sizes), self.batch_size, world=self.world)
 
     def steps_per_epoch(self) -> int:
-        """Return the batches of an epoch; of a mixture: that would hold as many items as it has."""
+        """Return the batches of an epoch; for a mixture, as many as would hold all its items."""
         if self.is_mixture:
             return sum(self.sizes) // self.batch_size
         return steps_per_epoch(self.sizes[0], self.batch_size)
 
     def draw_number(self, epoch: int, step: int) -> int:
-        """Return what the augmentation depends on: the epoch, in a mixture the step of the run.
+        """Return the counter that seeds the augmentation: the epoch, in a mixture the run's step.
 
-        A small store of a mixture comes round more often than the mixture's epoch.
+        A small store of a mixture repeats more often than the mixture's epoch.
         """
         return epoch * self.steps_per_epoch() + step if self.is_mixture else epoch
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Int64[Tensor, " b"]]:
-        """Yield the items of every batch of an epoch from ``first_step`` on, this rank's share."""
+        """Yield this rank's items of every batch of an epoch from ``first_step`` on."""
         item_at, who = _item_at(self.sizes, self.block), {"rank": self.rank, "world": self.world}
         if not self.is_mixture:
             drawn = epoch_batches(self.sizes[0], self.batch_size, self.seed, epoch, **who)
@@ -121,7 +122,7 @@ class Order:
             yield item_at[share]
 
     def share(self) -> Int64[Tensor, " m"]:
-        """Return this rank's items where every one comes once, in order: neighbours together."""
+        """Return this rank's part of a single ordered pass over all items, in contiguous blocks."""
         return torch.arange(sum(self.sizes)).tensor_split(self.world)[self.rank]
 
     def owned(self) -> Int64[Tensor, " m"]:
@@ -157,7 +158,7 @@ def open_parts(config: PipelineConfig, stack: ExitStack, *, training: bool) -> t
     """Open the stores of a configuration; ``stack`` closes them.
 
     Raises:
-        ValueError: If configuration and store do not fit.
+        ValueError: If configuration and store are incompatible.
         StoreError: If a store cannot be read.
     """
     first = MixPart(
@@ -218,7 +219,7 @@ def rank_samples(items: Int64[Tensor, " m"], parts: tuple[Part, ...]) -> RankSam
 
 
 def describe_sample(parts: tuple[Part, ...], sample_id: int) -> str:
-    """Return what a person needs to find a sample.
+    """Describe a sample for a person: where to find it.
 
     Raises:
         ValueError: If no store of the run has it.
@@ -230,7 +231,7 @@ def describe_sample(parts: tuple[Part, ...], sample_id: int) -> str:
 
 
 def joint_sets_of(config: PipelineConfig) -> frozenset[JointSet]:
-    """Return what the joints of a configuration's stores are, without opening them.
+    """Return the joint conventions of a configuration's stores, without opening them.
 
     Raises:
         StoreError: If there is no store.
@@ -253,7 +254,7 @@ def names_of(config: PipelineConfig) -> str:
 
 @lru_cache(maxsize=4)
 def _item_at(sizes: tuple[int, ...], block: int) -> Int64[Tensor, " i"]:
-    """Return the item at every position of the order; not to be written to."""
+    """Return the item at every position of the order; read-only, it is cached."""
     starts = itertools.accumulate(sizes, initial=0)
     return torch.cat(
         [

@@ -1,17 +1,17 @@
-"""Temporal windows over a view, and which rank owns which.
+"""Temporal windows over a view, and their assignment to ranks.
 
-A run is the longest list of samples of one sequence, camera and hand slot whose ``frame_idx``
-advance by the sequence's frame stride; a missing frame ends it. A window never leaves its run.
-``length``, ``stride`` and ``step`` count frames of the run, whatever the frame stride is.
+A run is a maximal list of samples of one sequence, camera and hand slot whose ``frame_idx`` advance
+by the sequence's frame stride; a missing frame ends it. A window never leaves its run. ``length``,
+``stride`` and ``step`` count frames of the run, independent of the frame stride.
 
-Windows stand by (sequence, camera, slot, first frame), so that neighbours share frames. Ownership
-is ``pipeline.order.epoch``'s with its positions renumbered (``window_order``), so that a virtual
-shard holds blocks of neighbouring windows instead of single ones. Batches, ranks and resume stay as
-there, and ``block=1`` is the order of single samples unchanged.
+Windows are sorted by (sequence, camera, slot, first frame), so that neighbours share frames.
+Ownership is that of ``pipeline.order.epoch`` with its positions renumbered (``window_order``), so
+that a virtual shard has blocks of neighbouring windows instead of single ones. Batches, ranks and
+resume work as there, and ``block=1`` leaves the order of single samples unchanged.
 
-A frame that windows of two blocks need is held twice. At each of the borders between blocks at most
-``(length - 1) * step`` frames are, and every window has a first frame of its own: ranks together
-hold at most ``1 + (length - 1) * step * num_blocks / num_windows`` times the frames in use, so
+A frame that windows of two blocks need is held twice: at most ``(length - 1) * step`` frames at
+each border between blocks, and every window has a first frame of its own. All ranks together hold
+at most ``1 + (length - 1) * step * num_blocks / num_windows`` times the frames in use, so
 ``1 + (length - 1) * step / block`` where all blocks are full.
 """
 
@@ -27,17 +27,17 @@ from pipeline.config import Boundary, WindowConfig
 from pipeline.order.epoch import num_virtual_shards, owned_samples
 
 DEFAULT_BLOCK: Final = 256
-"""Neighbouring windows that stay on one rank: 16 frames cost 6 % of memory on several ranks."""
+"""Neighbouring windows kept on one rank: with 16 frames, 6 % extra memory on several ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windows:
-    """Windows by (sequence, camera, slot, first frame)."""
+    """Windows sorted by (sequence, camera, slot, first frame)."""
 
     index: Int64[Tensor, "n t"]
     """Samples of the view."""
     is_real: Bool[Tensor, "n t"]
-    """False: beyond the end of the run, ``index`` repeats its last frame."""
+    """False: past the end of the run; ``index`` then repeats its last frame."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -50,16 +50,16 @@ def build_windows(
     slot: Int64[Tensor, " n"],
     config: WindowConfig,
 ) -> Windows:
-    """Return the windows of a view whose samples stand in any order.
+    """Return the windows of a view; its samples may be in any order.
 
-    Length 1 with stride 1 gives the samples themselves, in the view's order, whatever their frames.
+    Length 1 with stride 1 gives the samples themselves, in the view's order, for any frames.
 
     Args:
-        sequence_idx: Of every sample, as all columns here.
+        sequence_idx: Sequence of every sample.
         camera_idx: Camera of the sequence.
-        frame_idx: Frame number; its differences count, not its values.
+        frame_idx: Frame number; only differences matter.
         slot: Hand slot; zeros for a view of whole frames.
-        config: Which frames make a window.
+        config: Length, stride and step of the windows.
 
     Raises:
         ValueError: If a frame occurs twice in a run, or no run is long enough.
@@ -92,15 +92,15 @@ def build_windows(
 
 
 def window_order(num_windows: int, *, block: int = DEFAULT_BLOCK) -> Int64[Tensor, " n"]:
-    """Return the window at every position of ``pipeline.order.epoch``: a permutation.
+    """Return the permutation that maps positions of ``pipeline.order.epoch`` to windows.
 
     In groups of V * block windows, block ``j`` of group ``g`` goes to shard ``(j + g) % V``. The
-    windows left over make one group of shorter blocks, and at the end fewer than V single windows.
-    So shard sizes differ by at most one, as those of ``pipeline.order.epoch`` do.
+    remaining windows form one group of shorter blocks, and finally fewer than V single windows. So
+    shard sizes differ by at most one, as in ``pipeline.order.epoch``.
 
     Args:
         num_windows: Windows of all ranks together.
-        block: Neighbouring windows that stay together; 1 = no change of order.
+        block: Neighbouring windows to keep together; 1 = order unchanged.
 
     Raises:
         ValueError: If ``block`` is not positive.
@@ -112,7 +112,7 @@ def window_order(num_windows: int, *, block: int = DEFAULT_BLOCK) -> Int64[Tenso
     rounds = num_windows // num_shards
     turn, shard = position // num_shards, (position + position // num_shards) % num_shards
     group = turn // block
-    depth = (rounds - group * block).clamp(max=block)  # turns of this group
+    depth = (rounds - group * block).clamp(max=block)  # rounds of this group
     window = group * block * num_shards + (shard - group) % num_shards * depth + turn % block
     return torch.where(turn < rounds, window, position)
 
@@ -133,17 +133,17 @@ def frames_of(windows: Windows, owned: Int64[Tensor, " m"]) -> Int64[Tensor, " k
     """Return the samples of the view that the windows ``owned`` need, ascending.
 
     Where a rank caches just these, ``torch.searchsorted(frames, windows.index[owned])`` are the
-    places in its cache.
+    indices into its cache.
     """
     frames: Int64[Tensor, " k"] = torch.unique(windows.index[owned])
     return frames
 
 
 def most_central(windows: Windows) -> Bool[Tensor, "n t"]:
-    """Return, of every sample, the one place nearest to the middle of its window.
+    """Return a mask of each sample's most central position over all windows that contain it.
 
-    Of equally near places the first. A frame at the end of a run may stand at the end of its only
-    window. Places that are not real are never taken.
+    The first in a tie. A frame at the end of a run may be at the end of its only window. Padded
+    positions are never selected.
     """
     num_frames = windows.index.shape[1]
     place = torch.arange(num_frames).expand_as(windows.index)
@@ -158,7 +158,7 @@ def most_central(windows: Windows) -> Bool[Tensor, "n t"]:
 
 
 def _lexsort(*keys: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Return the order by the last key, then the one before it, and so on."""
+    """Return the sorting permutation by the last key, then the one before it, and so on."""
     return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
 
 
@@ -193,7 +193,7 @@ def _run_starts(
     slot: Int64[Tensor, " n"],
     frame_stride: Int64[Tensor, " n"],
 ) -> Int64[Tensor, " runs"]:
-    """Return where runs begin in samples sorted by (sequence, camera, slot, frame)."""
+    """Return where runs start in samples sorted by (sequence, camera, slot, frame)."""
     same = torch.ones(max(len(frame_idx) - 1, 0), dtype=torch.bool)
     for column in (sequence_idx, camera_idx, slot):
         same &= torch.diff(column) == 0

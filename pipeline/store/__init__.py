@@ -1,1 +1,1 @@
-"""The store format: one place that writes, proves and reads it."""
+"""The store format: the only code that writes, verifies and reads it."""

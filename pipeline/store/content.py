@@ -1,4 +1,4 @@
-"""Content hash: what a store holds, whatever its shards look like on disk."""
+"""Content hash of a store, independent of its layout on disk."""
 
 import dataclasses
 import hashlib
@@ -18,9 +18,9 @@ from pipeline.store.schema import LABELS
 def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda *_: None) -> str:
     """Return the SHA-256 over labels, pictures, splits, objects and JPEG bytes, in row order.
 
-    Offsets, chunks, compression and attributes do not count; two builds of the same rows have the
-    same hash. Every image is checked against its crc32c on the way. Nothing is held whole but the
-    image index, so memory does not grow with the store.
+    Offsets, chunks, compression and attributes are excluded; two builds of the same rows have the
+    same hash. Every image is checked against its crc32c. Only the image index is held in memory as
+    a whole; everything else is streamed.
 
     Args:
         store: The open store.
@@ -49,7 +49,7 @@ def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda 
 
 
 def _parts(store: Store, name: str) -> Iterator[bytes]:
-    """Yield header and elements of a per-row array, a file of it at a time."""
+    """Yield header and elements of a per-row array, one file at a time."""
     array = open_array(store.path / name, rebuild(store.attributes))
     yield _header(name, array.dtype, array.shape)
     rows = (array.shards or array.chunks)[0]
@@ -66,7 +66,7 @@ def _header(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _elements(values: NDArray[Any]) -> bytes:
-    """Return the elements; all NaNs are one NaN: they mean "missing"."""
+    """Return the elements' bytes; NaNs, which mean "missing", are made bit-identical."""
     if np.issubdtype(values.dtype, np.floating):
         values = np.where(np.isnan(values), values.dtype.type(np.nan), values)
     return np.ascontiguousarray(values).tobytes()

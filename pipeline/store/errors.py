@@ -1,4 +1,4 @@
-"""What can be wrong with a store; every message names path, expected, found and the cure."""
+"""Errors of stores; every message names the path, what was expected and found, and the fix."""
 
 
 class StoreError(ValueError):
@@ -6,7 +6,7 @@ class StoreError(ValueError):
 
 
 class StoreVersionError(StoreError):
-    """The store has another format version than this code reads."""
+    """The store's format version differs from the one this code reads."""
 
 
 class StoreUnfinishedError(StoreError):

@@ -1,9 +1,9 @@
-"""Bytes of ``image/bytes`` by logical position: prove the layout of all shards, then read.
+"""Readers of ``image/bytes`` by logical position; verify the layout of all shards first.
 
-A shard without inner codecs is a flat file with an index behind it. ``mmap`` serves views of it and
-``pread`` reads ranges of it (network disks, the fill); both need the layout proved, so that a
+A shard without inner codecs is a flat file followed by an index. ``mmap`` returns views of it and
+``pread`` reads ranges of it (network disks, the cache fill); both need a verified layout, so that a
 truncated file is an error at open and not a SIGBUS later. ``zarr`` reads any legal layout through
-zarr-python. ``auto`` is mmap where the proof holds, else zarr.
+zarr-python. ``auto`` is mmap where the layout is verified, else zarr.
 """
 
 import errno
@@ -31,7 +31,7 @@ ReadBytes = Callable[[int, int], NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageIndex:
-    """Where each row's JPEG lies; arrays as in ``schema.IMAGE_INDEX``, read-only."""
+    """Position of each row's JPEG; arrays as in ``schema.IMAGE_INDEX``, read-only."""
 
     offset: NDArray[np.int64]
     length: NDArray[np.uint32]
@@ -51,9 +51,9 @@ def open_image_bytes(
     Args:
         path: The store's folder.
         attributes: Its attributes.
-        index: Where its rows lie; checked against the shards.
-        reader: See the module.
-        resources: Takes the open files.
+        index: Positions of its rows; checked against the shards.
+        reader: See the module docstring.
+        resources: Closes the opened files.
 
     Raises:
         StoreError: If ``reader`` cannot read this layout.
@@ -96,12 +96,12 @@ def open_array(path: Path, cure: str) -> zarr.Array[Any]:
 
 
 def rebuild(attributes: StoreAttributes) -> str:
-    """Return the cure for a damaged store."""
+    """Return the fix for a damaged store, for error messages."""
     return f"rebuild the store with: {attributes.command}"
 
 
 def _check_rows(path: Path, attributes: StoreAttributes, index: ImageIndex) -> None:
-    """Refuse rows that leave their shard or overlap the row before."""
+    """Reject rows that exceed their shard or overlap the previous row."""
     capacity = attributes.shard_capacity_bytes
     rows = np.flatnonzero(index.length)
     start = index.offset[rows]
@@ -121,7 +121,7 @@ def _check_rows(path: Path, attributes: StoreAttributes, index: ImageIndex) -> N
 def _prove(
     path: Path, attributes: StoreAttributes, index: ImageIndex, array: zarr.Array[Any]
 ) -> str:
-    """Return "" if every shard can be read as a flat file, else what cannot."""
+    """Return "" if every shard can be read as a flat file, else the obstacle in words."""
     cure, capacity = rebuild(attributes), attributes.shard_capacity_bytes
     if array.shards != (capacity,) or not _has_flat_codecs(array):
         return f"the chunks and codecs of {path / 'image' / 'bytes'}"
@@ -144,7 +144,7 @@ def _prove(
 
 
 def _has_flat_codecs(array: zarr.Array[Any]) -> bool:
-    """Whether inner chunks are stored as they are, with the index at the end under a crc32c."""
+    """Return whether inner chunks are stored uncompressed, with a crc32c index at the end."""
     index_codecs = (
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "crc32c"},
@@ -163,7 +163,7 @@ def _has_flat_codecs(array: zarr.Array[Any]) -> bool:
 def _mmap_bytes(
     files: dict[int, Path], capacity: int, cure: str, resources: ExitStack
 ) -> ReadBytes:
-    """Views of the mapped files; the maps go with the last view."""
+    """Return a reader of mapped files; each map is released with its last view."""
     views = {}
     for shard, file in files.items():
         with file.open("rb") as opened:
@@ -180,14 +180,14 @@ def _mmap_bytes(
 def _pread_bytes(
     files: dict[int, Path], capacity: int, cure: str, resources: ExitStack
 ) -> ReadBytes:
-    """Each read fills a fresh buffer."""
+    """Return a reader with ``pread``; each read fills a new buffer."""
     opened = {s: resources.enter_context(file.open("rb", buffering=0)) for s, file in files.items()}
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         shard, local = divmod(start, capacity)
         buffer = np.empty(stop - start, np.uint8)
         count = os.preadv(opened[shard].fileno(), [buffer.data], local)
-        if count != len(buffer):  # truncated after it was proved
+        if count != len(buffer):  # truncated after it was verified
             raise corrupt(files[shard], f"{len(buffer)} bytes at {local}", f"{count}", cure)
         buffer.flags.writeable = False
         return buffer
@@ -196,7 +196,7 @@ def _pread_bytes(
 
 
 def _zarr_bytes(array: zarr.Array[Any]) -> ReadBytes:
-    """Plain slices: ``oindex`` on a sharded array is three orders of magnitude slower."""
+    """Return a reader with plain slices: ``oindex`` on a sharded array is 1,000 times slower."""
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         values = np.asarray(array[start:stop], np.uint8)

@@ -1,7 +1,7 @@
 """Shapes of a store's objects: one Zarr group ``objects/<name>`` each, arrays as in the schema.
 
-Arrays are one chunk each. zstd carries a checksum and no valid array holds the fill value, so a
-changed or a missing chunk is found on reading.
+Arrays are one chunk each. zstd has a checksum and no valid array contains the fill value, so a
+corrupted or missing chunk is detected on reading.
 """
 
 import re
@@ -49,15 +49,15 @@ class ObjectShape:
 
 
 def write_object(group: zarr.Group, shape: ObjectShape) -> None:
-    """Write one shape; the same shape gives the same files.
+    """Write one shape; equal shapes give byte-identical files.
 
     Args:
         group: The store's group ``objects``.
         shape: What to write, as ``<group>/<name>``.
 
     Raises:
-        StoreError: If the group has this object, or the shape is not the schema's; lists all
-            problems.
+        StoreError: If the group already has this object, or the shape violates the schema; lists
+            all problems.
     """
     problems = _problems(shape)
     if not OBJECT_NAME.fullmatch(shape.name):
@@ -86,7 +86,7 @@ def read_object(path: Path, name: str) -> ObjectShape:
     """Return the shape ``name`` of the store at ``path``, checked.
 
     Raises:
-        StoreError: If the store has no such object; names those it has.
+        StoreError: If the store has no such object; lists the choices.
         StoreCorruptError: If it is damaged.
     """
     names = object_names(path)
@@ -107,7 +107,7 @@ def read_object(path: Path, name: str) -> ObjectShape:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, StoreError):
             raise
-        # zarr-python and its codecs answer damage with whatever fails first.
+        # zarr-python and its codecs raise arbitrary exceptions on damaged files.
         raise corrupt(
             folder, "an object's shape", f"{type(error).__name__}: {error}", cure
         ) from error
@@ -123,7 +123,7 @@ def object_names(path: Path) -> tuple[str, ...]:
 
 
 def _problems(shape: ObjectShape) -> list[str]:
-    """Return what is wrong with the values of a shape."""
+    """Return the problems of a shape's values."""
     problems = []
     for name, dtype, expected, _ in OBJECT_ARRAYS:
         values = getattr(shape, name)
@@ -142,7 +142,7 @@ def _problems(shape: ObjectShape) -> list[str]:
 
 
 def _contradictions(shape: ObjectShape) -> list[str]:
-    """Return what is wrong with a shape whose arrays have the right form."""
+    """Return the inconsistencies of a shape whose arrays have valid types and shapes."""
     S = shape.symmetries[:, :, :3].astype(np.float64)
     off = np.abs(S @ S.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
     turns = (off < _ROTATION_TOLERANCE) & (np.linalg.det(S) > 0)

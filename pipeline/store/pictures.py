@@ -1,8 +1,8 @@
-"""Pictures beside the images: ``labels/depth_mm``, ``labels/segmentation``, [row, height, width].
+"""Dense labels per image: ``labels/depth_mm``, ``labels/segmentation``, [row, height, width].
 
-Ordinary sharded Zarr arrays, lossless (zstd). A picture is one inner chunk; a file holds
-``rows_per_file`` of them and never rows of two shards of the images, so that processes that write
-different shards never meet, and none holds more than a file's pictures.
+Ordinary sharded Zarr arrays, lossless (zstd). A picture is one inner chunk; a file contains
+``rows_per_file`` of them and never rows of two image shards, so that processes writing different
+shards never touch the same file, and each holds at most one file's pictures in memory.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ SPECS: Final = {spec.name: spec for spec in PICTURES}
 
 
 def rows_per_file(shard_rows: int) -> int:
-    """Return how many rows share a file: the largest divisor of ``shard_rows`` up to 64."""
+    """Return the rows per file: the largest divisor of ``shard_rows`` up to 64."""
     return max(n for n in range(1, _MOST_ROWS + 1) if shard_rows % n == 0)
 
 
@@ -52,9 +52,9 @@ def create_pictures(
 
 
 def picture_files(name: str, shard: int, attributes: StoreAttributes) -> list[str]:
-    """Return the files with the pictures of ``shard``, below the store's folder.
+    """Return the files with the pictures of ``shard``, relative to the store's folder.
 
-    There is none where all values are fill.
+    A file is absent where all values are the fill value.
     """
     rows, per_file = rows_of_shard(attributes, shard), rows_per_file(attributes.shard_rows)
     return [f"labels/{name}/c/{start // per_file}/0/0" for start in rows[::per_file]]
@@ -72,13 +72,13 @@ def write_pictures(
     pictures: Iterable[NDArray[Any] | None],
     attributes: StoreAttributes,
 ) -> None:
-    """Write the pictures of one shard; None is a row without one.
+    """Write the pictures of one shard; None for a row without one.
 
     Args:
         path: The store's folder.
         shard: Which shard.
         name: ``depth_mm`` or ``segmentation``.
-        pictures: One for every row; taken one after another, a file's worth is held.
+        pictures: One for every row; consumed lazily, one file's pictures at a time.
         attributes: The store's attributes.
 
     Raises:
@@ -114,7 +114,7 @@ def read_picture(path: Path, name: str, row: int) -> NDArray[Any]:
     """Return one picture, [height, width].
 
     Raises:
-        StoreError: If the store has no such pictures; says how to get them.
+        StoreError: If the store has no such pictures; tells how to build them.
     """
     if name not in picture_names(path):
         raise StoreError(

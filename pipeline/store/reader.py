@@ -35,10 +35,10 @@ from pipeline.store.schema import (
 from pipeline.store.shard import corrupt, crc32c, shard_path
 
 ALL_ROWS: Final = "all"
-"""Name of the split that every store has without storing it."""
+"""Name of the implicit split of all rows."""
 SCAN_BLOCK_BYTES: Final = 8 << 20
 SCAN_GAP_BYTES: Final = 256 << 10
-"""Unwanted bytes that ``scan`` reads over: cold random reads of 85 KB frames reach about a fifth of
+"""Largest gap that ``scan`` reads through: cold random reads of 85 KB frames reach about a fifth of
 the sequential rate, so a gap of a few frames costs less than a second read."""
 
 
@@ -80,7 +80,7 @@ class Store:
         return jpeg
 
     def check(self, row: int, jpeg: NDArray[np.uint8]) -> None:
-        """Compare the bytes of ``row``, as ``jpeg`` or ``scan`` gave them, with its crc32c.
+        """Verify the bytes of ``row``, from ``jpeg`` or ``scan``, against its crc32c.
 
         Raises:
             StoreCorruptError: If they differ; names row and file.
@@ -97,9 +97,9 @@ class Store:
     def scan(
         self, rows: Sequence[int] | NDArray[np.integer]
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield (row, JPEG bytes) in store order, neighbours read in one go of about 8 MiB.
+        """Yield (row, JPEG bytes) in store order, reading blocks of about 8 MiB at a time.
 
-        Unreadable rows have no bytes and are left out. The bytes are not checked: see ``check``. A
+        Unreadable rows have no bytes and are left out. The bytes are not verified: see ``check``. A
         view stays valid as long as it is held, and keeps its block alive.
 
         Raises:
@@ -170,7 +170,7 @@ class Store:
             raise IndexError(f"store {self.path} has rows 0..{self.num_rows - 1}, got {row}")
 
     def close(self) -> None:
-        """Give the files and the labels' memory back; views already handed out stay valid."""
+        """Release the files and the labels' memory; views returned earlier stay valid."""
         self._read_bytes = _refuse
         self._labels.clear()
         self._resources.close()
@@ -179,17 +179,17 @@ class Store:
 def open_store(
     path: str | Path, *, reader: Reader = "auto", allow_unfinished: bool = False
 ) -> Store:
-    """Open the store at ``path`` and prove that its bytes are where the index says.
+    """Open the store at ``path`` and verify that its bytes are where the index points.
 
     Args:
         path: The store's folder.
         reader: How image bytes are read: ``pipeline.store.image_bytes``.
-        allow_unfinished: Also open a store whose build has not ended; for the builder.
+        allow_unfinished: Also open a store whose build is unfinished; for the builder.
 
     Raises:
         StoreError: If there is no store at ``path`` or ``reader`` cannot read it.
         StoreVersionError: If it has another format version.
-        StoreUnfinishedError: If its build has not ended.
+        StoreUnfinishedError: If its build is unfinished.
         StoreCorruptError: If a file is missing, truncated or damaged.
     """
     path = Path(path)
@@ -210,7 +210,7 @@ def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttri
     Raises:
         StoreError: If there is no store at ``path``.
         StoreVersionError: If it has another format version.
-        StoreUnfinishedError: If its build has not ended, unless ``allow_unfinished``.
+        StoreUnfinishedError: If its build is unfinished, unless ``allow_unfinished``.
         StoreCorruptError: If its attributes are damaged.
     """
     file = path / "zarr.json"

@@ -1,13 +1,12 @@
-"""THE store format: version, arrays, flags, attributes. No I/O.
+"""Schema of the store format: version, arrays, flags, attributes. No I/O.
 
-One store is one dataset: a Zarr v3 group. Encoded JPEG bytes lie in one 1-D sharded array
-``image/bytes``; beside it ``image/offset``, ``image/length``, ``image/crc32c``, ``image/size_hw``.
-Labels lie in ``labels/<name>``, one array each, first axis = row. ``splits/<name>`` are int32 row
-lists, ``objects/<name>`` the shapes behind ``object_id``. Everything that is not an array is one
-JSON object in the group attribute ``handloom``
-(``StoreAttributes``).
+One store is one dataset: a Zarr v3 group. Encoded JPEG bytes are in one 1-D sharded array
+``image/bytes``; next to it ``image/offset``, ``image/length``, ``image/crc32c``, ``image/size_hw``.
+Labels are in ``labels/<name>``, one array each, first axis = row. ``splits/<name>`` are int32 row
+lists, ``objects/<name>`` the shapes referenced by ``object_id``. Everything else is one JSON object
+in the group attribute ``handloom`` (``StoreAttributes``).
 
-Rows are sorted by (sequence, camera, frame) and never vanish: quality is a bit mask. Missing
+Rows are sorted by (sequence, camera, frame) and never removed: quality is a bit mask. Missing
 values are NaN, missing ids -1, missing masks False. Units: metres, radians, pixels; frames as in
 the name; OpenCV camera axes; pixel (0, 0) is the centre of the top-left pixel.
 """
@@ -19,17 +18,18 @@ import numpy as np
 
 FORMAT_VERSION: Final = 1
 INNER_CHUNK_BYTES: Final = 256 << 10
-"""Read unit of ``image/bytes`` for other Zarr readers; ours does not care. At 1 MiB tensorstore
-reads a quarter as many random images per second, at 64 KiB zarr-python writes at a quarter."""
+"""Read unit of ``image/bytes`` for other Zarr readers; ours does not depend on it. At 1 MiB
+tensorstore reads a quarter as many random images per second, at 64 KiB zarr-python writes at a
+quarter of the speed."""
 ATTRIBUTE: Final = "handloom"
 NUM_OBJECTS: Final = 10
 """Object slots of a row; empty ones have id -1."""
 CONTACT_STEP_M: Final = 0.25e-3
 """Unit of ``contact_dist``; a distance is rounded up."""
 CONTACT_FAR: Final = 255
-"""``contact_dist`` of a vertex farther than 254 steps (63.5 mm), or of a hand without contact."""
+"""``contact_dist`` of a vertex farther than 254 steps (63.5 mm), or of a hand without labels."""
 IN_CONTACT_M: Final = 3e-3
-"""``in_contact``: some vertex of the hand is at most this far from the object or inside it."""
+"""Threshold of ``in_contact``: a vertex of the hand is at most this far, or inside the object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,17 +67,13 @@ LABELS: Final = (
     _spec("K", "float32", (3, 3), "px", "intrinsics of the stored pixels"),
     _spec("A_stored_from_raw", "float32", (2, 3), "px", "stored pixels from official pixels"),
     _spec("bbox_xyxy", "float32", (2, 4), "px", "box of each hand's projected joints or official"),
-    _spec(
-        "joints_3d", "float32", (2, 21, 3), "m, camera", "standard order, joint set of the store"
-    ),
+    _spec("joints_3d", "float32", (2, 21, 3), "m, camera", "standard order, the store's joint_set"),
     _spec("joint_valid", "bool", (2, 21), "-", "joint is annotated"),
     _spec("theta", "float32", (2, 48), "rad, camera", "MANO axis-angle, absolute, root first"),
     _spec("beta", "float32", (2, 10), "-", "MANO shape for the fixed left-hand model"),
     _spec("beta_raw", "float32", (2, 10), "-", "MANO shape as shipped"),
-    _spec("transl", "float32", (2, 3), "m, camera", "smplx meaning: joint0 = J0(beta) + transl"),
-    _spec(
-        "root_rest", "float32", (2, 3), "m", "J0(beta), rest wrist; turns transl in augmentation"
-    ),
+    _spec("transl", "float32", (2, 3), "m, camera", "as in smplx: joint0 = J0(beta) + transl"),
+    _spec("root_rest", "float32", (2, 3), "m", "J0(beta), rest wrist; used to rotate the hand"),
     _spec("T_world_from_cam", "float32", (4, 4), "m", "camera pose"),
     _spec("object_id", "int32", (10,), "-", "into attributes.tables['object']; -1 = empty slot"),
     _spec("object_pose", "float32", (10, 3, 4), "m, camera", "[R | t] camera from object"),
@@ -86,7 +82,7 @@ LABELS: Final = (
         "float32",
         (10,),
         "rad",
-        "angle of an articulated object: its part 1 turns by it about -z of the object's frame, "
+        "angle of an articulated object: rotation of its part 1 about -z of the object's frame, "
         "before object_pose; NaN = rigid",
     ),
     _spec(
@@ -102,10 +98,10 @@ LABELS: Final = (
         "float32",
         (10,),
         "m",
-        "distance of the object's origin from where the sequence's first pose has it, world frame; "
-        "camera frame, as of a still camera, without has_world",
+        "distance of the object's origin from its position in the sequence's first pose, world "
+        "frame; without has_world in the camera frame, assuming a static camera",
     ),
-    _spec("grasped_object", "int16", (), "-", "object slot that the sequence grasps; -1 = unknown"),
+    _spec("grasped_object", "int16", (), "-", "slot of the grasped object; -1 = unknown"),
     _spec(
         "contact_dist",
         "uint8",
@@ -120,15 +116,15 @@ LABELS: Final = (
         "int16",
         (2,),
         "-",
-        "object slot of contact_dist: the grasped one if it has a pose, else the posed one that "
-        "some vertex is nearest to (of equals the lowest); -1 = unknown",
+        "object slot of contact_dist: the grasped one if it has a pose, else the posed one nearest "
+        "to any vertex (the lowest in a tie); -1 = unknown",
     ),
     _spec(
         "in_contact",
         "bool",
         (2,),
         "-",
-        "has_contact, and some vertex has contact_dist <= 12, 3 mm",
+        "has_contact, and some vertex has contact_dist <= 12 (3 mm)",
     ),
     _spec(
         "palm_pose",
@@ -136,8 +132,8 @@ LABELS: Final = (
         (2, 3, 4),
         "m, camera",
         "[R | t] camera from palm: origin at the mean of wrist, index knuckle and little knuckle; "
-        "x from the wrist to the middle of the two knuckles; z normal to the three, to the side "
-        "that grasps, on either hand; y = cross(z, x): to the little finger of a right hand, to "
+        "x from the wrist to the midpoint of the two knuckles; z normal to the three, on the "
+        "palmar side of either hand; y = cross(z, x): towards the little finger of a right hand, "
         "the index finger of a left one; NaN where one of the three is not annotated",
     ),
     _spec(
@@ -145,7 +141,7 @@ LABELS: Final = (
         "float32",
         (2,),
         "m",
-        "distance of thumb tip and index tip; NaN where one is not annotated",
+        "distance between thumb tip and index fingertip; NaN where one is not annotated",
     ),
     _spec("has_joints", "bool", (2,), "-", "some joint of the hand is annotated"),
     _spec("has_mano", "bool", (2,), "-", "theta, transl, root_rest are valid"),
@@ -158,8 +154,8 @@ LABELS: Final = (
         "bool",
         (3,),
         "-",
-        "right hand, left hand, object: in view by the rule of the dataset's official protocol "
-        "(arctic); true where there is no such rule",
+        "right hand, left hand, object: in view by the dataset's official protocol (arctic); true "
+        "where the protocol has no such rule",
     ),
     _spec("sequence_idx", "int32", (), "-", "into attributes.tables['sequence']"),
     _spec("camera_idx", "int32", (), "-", "into attributes.tables['camera']"),
@@ -177,8 +173,8 @@ PICTURES: Final = (
         "segmentation", "uint8", (), "-", "0 background, 1 + object slot, 254 left, 255 right hand"
     ),
 )
-"""Arrays [row, height, width] below ``labels/`` that a build writes by choice; one size per store,
-that of the stored pixels."""
+"""Optional arrays [row, height, width] below ``labels/``; one size per store, that of the stored
+pixels."""
 
 OBJECT_POINTS: Final = 2048
 SDF_SIDE: Final = 64
@@ -189,16 +185,16 @@ OBJECT_ARRAYS: Final[tuple[tuple[str, str, tuple[int, ...], str], ...]] = (
         "part_id",
         "int8",
         (OBJECT_POINTS,),
-        "part of each point: 0 = the only or the fixed one, 1 = turns by -object_arti_rad about z",
+        "part of each point: 0 = only or fixed part, 1 = rotates by -object_arti_rad about z",
     ),
     (
         "symmetries",
         "float32",
         (0, 3, 4),
         (
-            "[S | s], m: p -> S p + s takes the shape to itself, so [R | t] and [R S | R s + t] "
-            "are one pose; by geometry, texture ignored; the identity first, continuous turns in "
-            "steps of 2 degrees"
+            "[S | s], m: p -> S p + s maps the shape to itself, so [R | t] and [R S | R s + t] are "
+            "equivalent poses; of the geometry, ignoring texture; the identity first, continuous "
+            "symmetries in steps of 2 degrees"
         ),
     ),
     (
@@ -213,9 +209,9 @@ OBJECT_ARRAYS: Final[tuple[tuple[str, str, tuple[int, ...], str], ...]] = (
         (2, 3),
         "m, object: centres of the first and the last cell of sdf; cells are cubes",
     ),
-    ("vertices", "float32", (0, 3), "m, object: the mesh, of an articulated object at angle 0"),
+    ("vertices", "float32", (0, 3), "m, object: of the mesh; articulated objects at angle 0"),
     ("vertex_part", "int8", (0,), "part of each vertex, as part_id"),
-    ("faces", "int32", (0, 3), "the mesh, seen from outside counter-clockwise"),
+    ("faces", "int32", (0, 3), "of the mesh, counter-clockwise seen from outside"),
 )
 """Arrays of ``objects/<name>``: name, dtype, shape (0 = any length), meaning. ``diameter_m``, the
 largest distance of two vertices, is an attribute of the group."""
@@ -238,18 +234,18 @@ FLAGS: Final = {
 
 FLAG_MEANINGS: Final = {
     "image_missing": "The image file is not there, is empty or cannot be read.",
-    "image_truncated": "The image file ends before the image does.",
-    "image_not_jpeg": "The image file is no image that the store can keep.",
+    "image_truncated": "The image file is truncated.",
+    "image_not_jpeg": "The image file has no format that the store can keep.",
     "no_label": "No joint of either hand is annotated.",
     "no_mano": "A hand has joints but no MANO parameters.",
-    "joints_not_finite": "A joint that the dataset calls annotated is NaN or infinite.",
-    "behind_camera": "A joint lies on or behind the plane of the camera.",
-    "outside_image": "Most joints of a hand lie clearly outside the image.",
+    "joints_not_finite": "A joint annotated by the dataset is NaN or infinite.",
+    "behind_camera": "A joint is on or behind the camera plane.",
+    "outside_image": "Most joints of a hand are clearly outside the image.",
     "mano_residual": "The decoded hand is over 1 mm from the official vertices; has_beta is False.",
     "left_refit": "No shape of the fixed left-hand model comes within 1 mm of the hand as shipped; "
     "has_beta is False.",
-    "object_missing": "The row names an object that has no usable pose.",
-    "object_behind_camera": "An object's origin lies on or behind the plane of the camera.",
+    "object_missing": "The row names an object without a usable pose.",
+    "object_behind_camera": "An object's origin is on or behind the camera plane.",
 }
 """One sentence for each of ``FLAGS``."""
 
@@ -268,8 +264,8 @@ class StoreAttributes:
     shard_capacity_bytes: int
     """Logical bytes per shard, a multiple of the inner chunk; row r is in shard r // shard_rows."""
     image_encoding: str
-    """``passthrough``: the official file's bytes, untouched; ``recode``: decoded, cropped and
-    encoded again as JPEG (``extra['recode']`` says how)."""
+    """``passthrough``: the official file's bytes, unchanged; ``recode``: decoded, cropped and
+    re-encoded as JPEG (settings in ``extra['recode']``)."""
     licence: str
     citation: str
     official_counts: dict[str, int]
@@ -279,12 +275,12 @@ class StoreAttributes:
     flags: dict[str, int]
     flag_counts: dict[str, int]
     tables: dict[str, list[str]]
-    """Names behind sequence_idx, camera_idx, subject_idx, object_id."""
+    """Names that sequence_idx, camera_idx, subject_idx, object_id index."""
     plan_sha256: str
     content_sha256: str
-    """Over decoded labels and JPEG bytes; empty until finished."""
+    """Hash over decoded labels and JPEG bytes; empty until finished."""
     mano_sha256: str
-    """Of the MANO arrays used; empty without MANO."""
+    """Hash of the MANO arrays used; empty without MANO."""
     command: str
     """The command that builds (or finishes) this store."""
     finished: bool

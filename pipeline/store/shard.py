@@ -2,9 +2,9 @@
 
     payload | zeros up to the inner chunk | index: n x (offset, nbytes) uint64 | crc32c uint32
 
-All numbers are little endian, n = capacity // inner chunk. Inner chunks carry no codec, so the
-payload lies in the file as it is and every row is one contiguous slice of it. Inner chunks behind
-the payload are absent: both numbers are 2^64 - 1 and no byte is stored.
+All numbers are little endian, n = capacity // inner chunk. Inner chunks have no codec, so the
+payload is stored unchanged and every row is one contiguous slice of it. Inner chunks after the
+payload are absent: both numbers are 2^64 - 1 and no byte is stored.
 
 Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
@@ -24,7 +24,7 @@ ABSENT: Final = np.uint64(2**64 - 1)
 
 
 def num_shards(attributes: StoreAttributes) -> int:
-    """Return how many shards the rows need; the last one may be short."""
+    """Return the number of shards for the rows; the last one may be short."""
     return -(-attributes.num_rows // attributes.shard_rows)
 
 
@@ -52,12 +52,12 @@ def shard_path(path: Path, shard: int) -> Path:
 
 
 def index_bytes(capacity_bytes: int, inner_bytes: int = INNER_CHUNK_BYTES) -> int:
-    """Return the size of the index with its crc32c."""
+    """Return the size of the index including its crc32c."""
     return 16 * (capacity_bytes // inner_bytes) + 4
 
 
 def shard_bytes(payload_nbytes: int, capacity_bytes: int) -> int:
-    """Return the size of the file that holds ``payload_nbytes``."""
+    """Return the size of a shard file with ``payload_nbytes`` of payload."""
     num_chunks = -(-payload_nbytes // INNER_CHUNK_BYTES)
     return num_chunks * INNER_CHUNK_BYTES + index_bytes(capacity_bytes)
 
@@ -79,11 +79,11 @@ def prove_shard(
     inner_bytes: int = INNER_CHUNK_BYTES,
     cure: str = "rebuild the store",
 ) -> int | None:
-    """Return the padded payload length if logical byte i is byte i of the file.
+    """Return the padded payload length if logical byte i is byte i of the file, else None.
 
-    Proved by the index: its crc32c holds, inner chunks lie ascending and without holes from byte 0,
-    absent ones only behind them, and they fill the file. Any other order is legal Zarr, as tools
-    that rewrite a shard leave it, but only a Zarr library reads it: then the answer is None.
+    Verified by the index: its crc32c matches, inner chunks are ascending and contiguous from byte
+    0, absent ones come last, and they fill the file. Any other order is legal Zarr, as written by
+    tools that rewrite shards, but needs a Zarr library to read: the result is then None.
 
     Args:
         path: The shard file.
@@ -110,7 +110,7 @@ def prove_shard(
         )
     index: NDArray[np.uint64] = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
     chunks = index[(index != ABSENT).any(axis=1)]
-    # Both numbers are compared first: their sum could wrap around.
+    # Each number is checked first: their sum could overflow.
     if chunks.max(initial=0) > payload_nbytes or chunks.sum(axis=1).max(initial=0) > payload_nbytes:
         raise corrupt(path, f"inner chunks within {payload_nbytes} bytes", "one behind them", cure)
     in_order = np.stack(
@@ -121,5 +121,5 @@ def prove_shard(
 
 
 def corrupt(path: Path, expected: str, got: str, cure: str) -> StoreCorruptError:
-    """Return the error for ``path``: one sentence with place, expected, found and cure."""
+    """Return the error for ``path``: one sentence with place, expected, found and fix."""
     return StoreCorruptError(f"{path}: expected {expected}, got {got}; {cure}")

@@ -6,8 +6,8 @@
         write_rows(path, shard, {"image/offset": offset, ..., "labels/K": K})
     finish_store(path, attributes)
 
-Every step can be repeated after a crash. ``image/bytes`` is written here and not through
-zarr-python, which reads the old shard back before it writes a new one and never calls fsync.
+Every step can be repeated after a crash. ``image/bytes`` is written directly and not through
+zarr-python, which reads the old shard before it writes a new one and never calls fsync.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
 }
 """Per-row arrays by their path in the store."""
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
-"""Chunk files of per-row arrays lie in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
+"""Chunk files of per-row arrays are in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
 _ZSTD: Final = Zstd(level=3, checksum=False)
 SPLIT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 
@@ -70,14 +70,14 @@ def create_store(
 ) -> None:
     """Create an unfinished store at ``path`` with all its arrays; write its splits and objects.
 
-    The folder appears complete or not at all.
+    The folder is created atomically.
 
     Args:
         path: The store's folder; must not exist.
         attributes: Its attributes; ``finished`` and ``content_sha256`` are set by ``finish_store``.
         splits: Row lists by name.
         objects: The shapes of ``attributes.tables['object']``.
-        pictures: Height and width of the ``schema.PICTURES`` to make room for, by name.
+        pictures: Height and width of the ``schema.PICTURES`` to create, by name.
 
     Raises:
         StoreError: If ``path`` exists or the arguments contradict each other; lists all problems.
@@ -140,17 +140,17 @@ def write_image_shard(
     payloads: Sequence[bytes | memoryview],
     attributes: StoreAttributes,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]:
-    """Write the JPEG bytes of one shard; a crash leaves the old file or the new one.
+    """Write the JPEG bytes of one shard; atomic: a crash leaves the old file or the new one.
 
     Args:
         path: The store's folder.
         shard: Which shard.
-        payloads: JPEG bytes of its rows; empty where the image is unreadable. If all are empty
-            there is no file.
+        payloads: JPEG bytes of its rows; empty where the image is unreadable. If all are empty no
+            file is written.
         attributes: The store's attributes.
 
     Returns:
-        Offset over all shards, length and crc32c of every row, for ``write_rows``.
+        Logical offset (over all shards), length and crc32c of every row, for ``write_rows``.
 
     Raises:
         StoreError: If the number of rows is wrong or the bytes exceed the shard's capacity.
@@ -180,7 +180,7 @@ def write_image_shard(
 def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write the rows of one shard into per-row arrays, one chunk each.
 
-    A crash leaves the old chunk or the new one. Chunks are written here and not through
+    A crash leaves the old chunk or the new one. Chunks are written directly and not through
     zarr-python, which takes forty times as long for the same bytes and never calls fsync.
 
     Args:
@@ -190,7 +190,7 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
             keep their fill value ("missing").
 
     Raises:
-        StoreError: If a name, dtype or shape is not the schema's; lists all problems.
+        StoreError: If a name, dtype or shape violates the schema; lists all problems.
     """
     attributes = read_attributes(path, allow_unfinished=True)
     rows = rows_of_shard(attributes, shard)
@@ -212,7 +212,7 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
 
 
 def _encoded_chunk(values: NDArray[Any], spec: ArraySpec, shard_rows: int) -> bytes:
-    """Return a chunk as Zarr v3 stores it (little endian, zstd); empty if all of it is fill."""
+    """Encode a chunk for Zarr v3 (little endian, zstd); empty if all values are fill."""
     chunk = np.full((shard_rows, *spec.shape), spec.fill, spec.dtype)
     chunk[: len(values)] = values
     is_fill = np.isnan(chunk) if chunk.dtype.kind == "f" else chunk == spec.fill
@@ -220,9 +220,9 @@ def _encoded_chunk(values: NDArray[Any], spec: ArraySpec, shard_rows: int) -> by
 
 
 def chunk_file(name: str, shard: int) -> str:
-    """Return the file with the rows of ``shard`` of a per-row array, below the store's folder.
+    """Return the file with the rows of ``shard`` of a per-row array, relative to the store.
 
-    There is none where all values are fill.
+    The file is absent where all values are the fill value.
     """
     ndim = 1 + len(ROW_ARRAYS[name].shape)
     return f"{name}/{'.'.join(['c', str(shard), *['0'] * (ndim - 1)])}"
@@ -233,12 +233,12 @@ def finish_store(
 ) -> StoreAttributes:
     """Compute the content hash and mark the store as finished, as the last step of a build.
 
-    May be repeated: a store that is finished already is marked once more.
+    Idempotent: may be repeated on a finished store.
 
     Args:
         path: The store's folder.
-        attributes: What the build knows at its end; the layout must be the one created.
-        report: Called with (done, total) images while their checksums are compared.
+        attributes: Final attributes of the build; the layout must be the one created.
+        report: Called with (done, total) images while their checksums are verified.
 
     Returns:
         The attributes as written, with ``content_sha256``.
@@ -254,7 +254,7 @@ def finish_store(
             raise StoreError(f"store {path} was created with {name}={expected}, got {got}")
     for leftover in path.rglob(f"*{PARTIAL}"):
         leftover.unlink()
-    # pread: mapped pages would count as this process's memory until somebody needs them.
+    # pread: mapped pages would count as this process's memory until they are reclaimed.
     store = open_store(path, reader="pread", allow_unfinished=True)
     finished = dataclasses.replace(
         attributes, content_sha256=content_sha256(store, report=report), finished=True
@@ -263,7 +263,7 @@ def finish_store(
     file = path / "zarr.json"
     group = json.loads(file.read_text())
     group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)
-    # zarr-python warns of a foreign file in the folder of a group, not in that of an array.
+    # zarr-python warns about an unknown file in a group's folder, not in an array's.
     under_way = path / "image" / "bytes"
     replace_file(file, json.dumps(group, indent=2).encode(), folder=under_way)
     return finished
@@ -305,7 +305,7 @@ def _split_problems(
 
 
 def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
-    """Return what is wrong with one column, "" if nothing."""
+    """Return the problem of one column, "" if there is none."""
     if name not in ROW_ARRAYS:
         near = closest(name, ROW_ARRAYS)
         return f"unknown array {name!r}" + (f", did you mean {near!r}?" if near else "")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True, slots=True)
 class DoctorConfig:
-    """Check this machine. Treat as read-only."""
+    """Options of the machine check. Treat as read-only."""
 
     store: str | None = None
-    """Store to open and to measure the disk with; null = neither."""
+    """Store to open and to measure the disk speed with; null skips both checks."""
     mano: str | None = None
-    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null asks HANDLOOM_MANO."""
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null reads HANDLOOM_MANO."""
     out: str | None = None
-    """File for the findings as JSON; null = none."""
+    """JSON file to write the findings to, for example for a bug report; null = none."""

@@ -12,16 +12,16 @@ from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, ok, warning
 
 READ_BYTES: Final = 256 << 20
-"""Read of the store's images to measure the disk."""
+"""Bytes of the store's images to read when measuring the disk."""
 BLOCK_BYTES: Final = 8 << 20
 ENOUGH_BYTES: Final = 16 << 20
-"""Below, a rate says nothing."""
+"""Minimum bytes for a meaningful rate."""
 SLOW_GB_PER_S: Final = 0.15
-"""A network disk or a hard disk: the fill then waits for it."""
+"""Below, it is likely a network disk or a hard disk, and the cache fill waits for it."""
 
 
 def store(config: DoctorConfig) -> Finding:
-    """Open the store and count what is in it."""
+    """Open the store and summarise its content."""
     if config.store is None:
         return ok("not asked for: store=FOLDER opens it")
     with closing(open_store(Path(config.store).expanduser())) as opened:
@@ -74,7 +74,7 @@ def disk(config: DoctorConfig) -> Finding:
 
 
 def mano(config: DoctorConfig) -> Finding:
-    """Find the MANO files and name them by their hash."""
+    """Find the MANO files and report their hash."""
     from model.mano.files import INTERHAND_REGRESSOR_FILE, find_mano, load_mano
 
     folder = find_mano(config.mano)
@@ -109,7 +109,7 @@ def _read(files: list[Path]) -> tuple[float, int]:
 
 
 def _drop_pages(path: Path) -> None:
-    """Ask the kernel to forget what it holds of a file."""
+    """Ask the kernel to drop a file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -118,7 +118,7 @@ def _drop_pages(path: Path) -> None:
 
 
 def _bytes_from_storage() -> int:
-    """Return what this process has read from block devices so far; 0 where it is not told."""
+    """Return the bytes this process has read from block devices so far; 0 where unavailable."""
     try:
         lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     except OSError:

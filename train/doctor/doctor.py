@@ -1,4 +1,4 @@
-"""``python -m train doctor``: what this machine has, what is wrong with it, and the cure."""
+"""``python -m train doctor``: inspects this machine, diagnoses problems and suggests fixes."""
 
 import importlib
 import json
@@ -35,15 +35,16 @@ CHECKS: Final = (
     ("disk", "train.doctor.data:disk"),
     ("MANO", "train.doctor.data:mano"),
 )
-"""Name and ``module:function`` of each, imported only to run it: what is broken may not import."""
+"""Name and ``module:function`` of each check, imported only to run it: imports may be broken."""
 _STYLE: Final = {Verdict.ok: "green", Verdict.warning: "yellow", Verdict.error: "bold red"}
 
 
 def main(config: DoctorConfig) -> int:
     """Check driver, GPU, libraries, kernels, memory, disk, store and MANO of this machine.
 
-    Prints what was found, whether it is well, and a cure for what is not. Changes nothing; pages of
-    the store leave the page cache to measure the disk. Exit code 1: something is an error.
+    Prints each finding with its verdict, and a fix for each problem. Changes nothing, except that
+    pages of the store are dropped from the page cache to measure the disk. Exit code 1: a check
+    found an error.
 
     Example:
         python -m train doctor store=build/freihand.zarr mano=build/mano out=doctor.json
@@ -62,13 +63,13 @@ def main(config: DoctorConfig) -> int:
 def run_checks(
     checks: Sequence[tuple[str, str]], config: DoctorConfig
 ) -> list[tuple[str, Finding]]:
-    """Return what each check found; one that fails is an error of its own and stops no other."""
+    """Run every check; one that raises becomes an error finding and does not stop the others."""
     findings = []
     for name, place in checks:
         try:
             module, _, function = place.partition(":")
             finding: Finding = getattr(importlib.import_module(module), function)(config)
-        except Exception as error:  # whatever it is, the table says it
+        except Exception as error:  # any failure is reported in the table
             finding = Finding(
                 found=f"{type(error).__name__}: {sentence(error)}",
                 verdict=Verdict.error,
@@ -79,11 +80,11 @@ def run_checks(
 
 
 def sheet(findings: Sequence[tuple[str, Finding]]) -> Table:
-    """Return the findings as a table; the cures fill a column if there are any."""
+    """Return the findings as a table, with a column of fixes if there are any."""
     table = Table(show_lines=True)
     columns = ["check", "found", "verdict"]
     has_cures = any(finding.cure for _, finding in findings)
-    for column in [*columns, *(["cure"] if has_cures else [])]:
+    for column in [*columns, *(["fix"] if has_cures else [])]:
         table.add_column(column, overflow="fold")
     for name, finding in findings:
         style = _STYLE[finding.verdict]
@@ -93,7 +94,7 @@ def sheet(findings: Sequence[tuple[str, Finding]]) -> Table:
 
 
 def _cure(error: Exception) -> str:
-    """Return what to do about a check that raised; errors of ours say it themselves."""
+    """Return the fix for a check that raised; our own errors contain it already."""
     if isinstance(error, (ValueError, OSError)):
         return "see what was found"
     if isinstance(error, ImportError):

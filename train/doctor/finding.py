@@ -1,4 +1,4 @@
-"""What a check of ``python -m train doctor`` says."""
+"""Findings of the checks of ``python -m train doctor``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     ok = "ok"
     warning = "warning"
-    """It works, but slower or not all of it."""
+    """It works, but slower or only in part."""
     error = "error"
     """Training will fail, or be wrong."""
 
@@ -22,21 +22,21 @@ class Finding:
     found: str
     verdict: Verdict = Verdict.ok
     cure: str = ""
-    """What to do; empty if all is well."""
+    """Suggested fix; empty if there is no problem."""
     values: Mapping[str, object] = field(default_factory=dict)
-    """The same for machines: names with units."""
+    """The finding in machine-readable form: names with units."""
 
 
 def warning(found: str, cure: str, **values: object) -> Finding:
-    """Return a finding that training survives."""
+    """Return a warning: training works despite it."""
     return Finding(found=found, verdict=Verdict.warning, cure=cure, values=values)
 
 
 def error(found: str, cure: str, **values: object) -> Finding:
-    """Return a finding that training does not survive."""
+    """Return an error: training will fail, or be wrong."""
     return Finding(found=found, verdict=Verdict.error, cure=cure, values=values)
 
 
 def ok(found: str, **values: object) -> Finding:
-    """Return a finding without fault."""
+    """Return a finding without problems."""
     return Finding(found=found, values=values)

@@ -26,7 +26,7 @@ NEWER: Final = "update the driver, or install for it: UV_TORCH_BACKEND=cu126 mak
 
 
 def driver(_: DoctorConfig) -> Finding:
-    """Ask the driver for its version and the newest CUDA it knows."""
+    """Query the driver's version and the newest CUDA it supports."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as problem:
@@ -47,7 +47,7 @@ def driver(_: DoctorConfig) -> Finding:
 
 
 def torch_device(_: DoctorConfig) -> Finding:
-    """See which device training would take, and whether torch has code for it."""
+    """Find the device that training would use, and check that torch has code for it."""
     text = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     values: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     try:
@@ -75,14 +75,14 @@ def torch_device(_: DoctorConfig) -> Finding:
 
 
 def dali(_: DoctorConfig) -> Finding:
-    """Import DALI and read its CUDA."""
+    """Import DALI and read the CUDA version it was built for."""
     from nvidia.dali import __version__ as version
 
     return ok(f"DALI {version}, CUDA {_dali_cuda()}", dali=version, cuda=_dali_cuda())
 
 
 def triton_compiler(_: DoctorConfig) -> Finding:
-    """Compare Triton with the version torch was built for."""
+    """Compare Triton with the version that torch requires."""
     version = version_of("triton")
     if version is None:
         say = error if torch.cuda.is_available() else warning
@@ -103,7 +103,7 @@ def triton_compiler(_: DoctorConfig) -> Finding:
 
 
 def jpeg_engines(_: DoctorConfig) -> Finding:
-    """Ask nvJPEG for the number of hardware JPEG engines."""
+    """Query nvJPEG for the number of hardware JPEG engines."""
     if not torch.cuda.is_available():
         return ok(NONE)
     listed = [file for name in NVJPEG for file in _files(name)]
@@ -124,7 +124,7 @@ def jpeg_engines(_: DoctorConfig) -> Finding:
 
 
 def gpu_memory(_: DoctorConfig) -> Finding:
-    """See how much of the GPU's memory is free."""
+    """Read the free memory of the GPU."""
     if not torch.cuda.is_available():
         return ok(NONE)
     free, total = (number / 1e9 for number in torch.cuda.mem_get_info())
@@ -135,7 +135,7 @@ def gpu_memory(_: DoctorConfig) -> Finding:
 
 
 def _dali_cuda() -> str:
-    """Return the CUDA that DALI was built for: ``12.9``, which it writes 12986 for 12.9.86."""
+    """Return the CUDA that DALI was built for: ``12.9``, which it encodes as 12986 for 12.9.86."""
     import nvidia.dali
 
     digits = str(nvidia.dali.__cuda_version__)
@@ -143,7 +143,7 @@ def _dali_cuda() -> str:
 
 
 def _runs_on(capability: tuple[int, int], built: list[str]) -> bool:
-    """Return whether code for one of these runs there: same major, or PTX of an earlier one."""
+    """Return whether a built target runs: same major version, or PTX of an earlier one."""
     major, minor = capability
     for architecture in built:
         kind, _, number = architecture.partition("_")

@@ -1,4 +1,4 @@
-"""A check of ``python -m train doctor``: the loss kernels against the eager terms here."""
+"""Check of ``python -m train doctor``: loss kernels against eager terms on this device."""
 
 from typing import Final
 

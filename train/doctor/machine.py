@@ -14,11 +14,11 @@ from train.doctor.finding import Finding, error, ok, warning
 LOW_MEMORY_SHARE: Final = 0.1
 FEW_CORES: Final = 4
 BUSY_SHARE: Final = 0.5
-"""Load of the machine per core from which it counts as shared."""
+"""Load per core from which the machine counts as shared."""
 
 
 def host_memory(_: DoctorConfig) -> Finding:
-    """Read the host's memory and the container's limit."""
+    """Read the host memory and the container's limit."""
     memory = read_host_memory()
     total, free = memory.total / 1e9, memory.available / 1e9
     text = f"{free:.1f} of {total:.1f} GB available"
@@ -28,7 +28,9 @@ def host_memory(_: DoctorConfig) -> Finding:
         text += f"; this container may use {limit:.1f} GB and {free:.1f} GB more"
     values = {"available_gb": free, "total_gb": total}
     if free < LOW_MEMORY_SHARE * total:
-        return warning(text, "end other processes; the labels and the fill need room", **values)
+        return warning(
+            text, "end other processes; the labels and the cache fill need memory", **values
+        )
     return ok(text, **values)
 
 
@@ -43,7 +45,7 @@ def cores(_: DoctorConfig) -> Finding:
 
 
 def threads(_: DoctorConfig) -> Finding:
-    """Compare the threads of torch with the cores, and see whether others use them."""
+    """Compare torch's thread count with the cores, and check whether other processes use them."""
     usable, number, load = usable_cores(), torch.get_num_threads(), os.getloadavg()[0]
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
     text = (
@@ -63,7 +65,7 @@ def threads(_: DoctorConfig) -> Finding:
 
 
 def compiler(_: DoctorConfig) -> Finding:
-    """Build the CPU's gather, as the first batch would; Triton needs a compiler too."""
+    """Compile the CPU gather, as the first batch would; Triton needs a compiler too."""
     names = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""Check of ``python -m train doctor``: the packages. Imports none of them but ``packaging``."""
+"""Check of ``python -m train doctor``: installed packages. Imports only ``packaging``."""
 
 import tomllib
 from importlib import metadata
@@ -12,7 +12,7 @@ from train.doctor.finding import Finding, error, ok
 
 
 def packages(_: DoctorConfig) -> Finding:
-    """Compare what is installed with the dependencies that Handloom declares."""
+    """Compare the installed packages with Handloom's declared dependencies."""
     found: dict[str, str | None] = {}
     misfits = []
     for text in _declared():
@@ -34,7 +34,7 @@ def packages(_: DoctorConfig) -> Finding:
 
 
 def _declared() -> list[str]:
-    """Return the dependencies: of the source tree, or of the installed package."""
+    """Return the declared dependencies, of the source tree or of the installed package."""
     project = ROOT / "pyproject.toml"
     if project.is_file():
         declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]

@@ -1,7 +1,7 @@
 """Checks of ``python -m train doctor``: our kernels against their references on this device.
 
-Tiny sizes: the test suite has the corners, this has the machine. One wrong grey level is 0.004 in
-the gather's output, far above what the order of float32 sums may change.
+Tiny sizes: the test suite covers corner cases, these checks cover the machine. One wrong grey level
+is 0.004 in the gather's output, far above what the order of float32 sums may change.
 """
 
 import math
@@ -34,12 +34,12 @@ AUGMENT: Final = AugmentConfig(
     rotation_deg=90, gain=0.3, brightness=0.3, contrast=0.3, saturation=0.3, erase_probability=0.5
 )
 TOLERANCE: Final = 1e-5
-"""Of float32 results, of their largest."""
+"""Tolerance of float32 results, relative to the largest value."""
 CURE: Final = "do not train with it; report this with the output of: python -m train doctor out=..."
 
 
 def gather_kernel(_: DoctorConfig) -> Finding:
-    """Compare the gather with its reference, by both codecs."""
+    """Compare the gather with its reference, with both codecs."""
     if not torch.cuda.is_available() and not gather_native.available():
         return ok("no machine code: the CPU runs the reference itself")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +49,7 @@ def gather_kernel(_: DoctorConfig) -> Finding:
 
 
 def prepare_kernel(_: DoctorConfig) -> Finding:
-    """Compare the kernel for draws and labels with its reference."""
+    """Compare the kernel for augmentation sampling and labels with its reference."""
     return triton_parity(prepare_error)
 
 
@@ -74,7 +74,7 @@ def gather_error(codec: Codec, device: torch.device) -> float:
     drawn = draw(AUGMENT, 0, 0, ids)
     cos, sin = drawn.rotation_rad.cos(), drawn.rotation_rad.sin()
     turn = torch.stack((cos, -sin, sin, cos), -1).view(-1, 2, 2)
-    turn = turn * (1 + ids % 3)[:, None, None]  # 1 to 3 taps
+    turn = turn * (1 + ids % 3)[:, None, None]  # filter support of 1 to 3
     middle = torch.full((NUM, 2, 1), (INPUT_PX - 1) / 2, dtype=turn.dtype, device=device)
     A_cache_from_input = torch.cat((turn, (CACHE_PX - 1) / 2 - turn @ middle), -1)
     params = gather_params(A_cache_from_input, drawn, INPUT_PX)
@@ -87,7 +87,7 @@ def gather_error(codec: Codec, device: torch.device) -> float:
 
 
 def prepare_error(device: torch.device) -> float:
-    """Return the largest difference of a column of the kernel from its reference's."""
+    """Return the largest difference of any column between the kernel and its reference."""
     from pipeline.labels import prepare_triton
 
     config = PipelineConfig(store="-", augment=AUGMENT, input_px=INPUT_PX, seed=7)
@@ -100,7 +100,7 @@ def prepare_error(device: torch.device) -> float:
 
 
 def example_tables() -> tuple[ViewTable, LabelTable]:
-    """Return samples of right and left hands; every third has no MANO parameters."""
+    """Return example samples of right and left hands; every third has no MANO parameters."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -141,7 +141,7 @@ def example_tables() -> tuple[ViewTable, LabelTable]:
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference over the largest value; infinite if NaNs are elsewhere."""
+    """Return the largest difference over the largest value; infinite if NaN positions differ."""
     ours, theirs = ours.double(), theirs.double()
     if ours.shape != theirs.shape or not torch.equal(ours.isnan(), theirs.isnan()):
         return math.inf

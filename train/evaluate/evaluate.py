@@ -146,7 +146,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         for i, windows in enumerate(batches):
             with torch.inference_mode():
                 index = taken[i].flatten().nonzero()[:, 0].to(device)
-                if not len(index):  # windows at the end of a run, all taken from those before
+                if not len(index):  # windows at the end of a run, all frames already covered
                     continue
                 batch = samples_at(windows.frames(), index)
                 prediction = prediction_at(predict(model, windows, dtype), index)
@@ -209,12 +209,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
 
 
 def _has_scores(scores: ScoreAccumulator) -> bool:
-    """Return whether some hand could be aligned; HO-3D's evaluation may come with wrists alone."""
+    """Return whether some hand could be aligned; HO-3D's evaluation set may have wrists only."""
     return scores.sums is not None and bool(scores.sums.joints_aligned.count.any())
 
 
 def provided_by(model: Network, pipeline: PipelineConfig, dtype: torch.dtype) -> frozenset[str]:
-    """Return what a network predicts, by the names of ``tensors_of``, from one blank window."""
+    """Return the names (``tensors_of``) of a network's outputs, found with one blank window."""
     side, frames = pipeline.input_px, pipeline.window.length
     device = next(model.parameters()).device
     image = torch.zeros(*((1, frames) if frames > 1 else (1,)), 3, side, side, device=device)
@@ -233,7 +233,7 @@ def _collected(
     """Return empty buffers for the official protocol's predictions, None where there is none.
 
     Raises:
-        ValueError: If an export or a truth is given that the split or the run has no use for.
+        ValueError: If an export or a truth is given that does not apply to the split or the run.
     """
     is_single = pipeline.view.kind is ViewKind.hand
     protocol = on_store.protocol_of(store, config.split, provided)
@@ -262,7 +262,7 @@ def _collected(
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:
-    """Return the run's pipeline pointed at the store and split to score, nothing left out."""
+    """Return the run's pipeline for the store and split to score, with every sample."""
     assert config.store is not None
     return dataclasses.replace(
         trained,
@@ -277,7 +277,7 @@ def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> Pipe
 
 
 def window_stride(length: int, config: EvaluateConfig) -> int:
-    """Return the frames between windows: a third of their length, unless the configuration says."""
+    """Return the stride between windows, frames: configured, else a third of their length."""
     return config.window_stride or max(1, length // 3)
 
 
@@ -305,7 +305,7 @@ _ROWS: Final = (
 
 
 def table(scores: HandScores, mean_scores: HandScores) -> Table:
-    """Return the scores beside the mean pose's and their ratio."""
+    """Return a table of the scores, those of the mean pose and their ratio."""
     sheet = Table()
     for name in ("metric", "model", "mean pose", "ratio"):
         sheet.add_column(name, justify="left" if name == "metric" else "right")

@@ -1,4 +1,4 @@
-"""Scores on held-out samples while a run goes on, and what training and validation share."""
+"""Validation during training: scores on held-out samples, and overlap with the training set."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from train.step.step import predict
 
 
 def validation_pipeline(config: RunConfig) -> PipelineConfig:
-    """Return the pipeline of the validation samples: one store, windows side by side."""
+    """Return the pipeline of the validation samples: one store, non-overlapping windows."""
     held_out = config.validation
     assert held_out.split is not None
     return dataclasses.replace(
@@ -39,9 +39,9 @@ def validation_pipeline(config: RunConfig) -> PipelineConfig:
 
 
 def every_frame(window: WindowConfig, stride: int) -> WindowConfig:
-    """Return windows that begin at every ``stride``-th frame and reach to the end of every run.
+    """Return windows that start at every ``stride``-th frame and cover every run to its end.
 
-    Where a window skips frames, it begins at every frame.
+    Where a window skips frames, one starts at every frame.
     """
     stride = stride if window.step == 1 else 1
     return dataclasses.replace(window, stride=stride, boundary=Boundary.repeat)
@@ -94,12 +94,12 @@ def add_scores(
 
 
 def as_scalars(scores: HandScores) -> dict[str, float]:
-    """Return the scores by name, ``validation/`` before it; those without a hand are left out."""
+    """Return the scores by name, prefixed ``validation/``; those without a hand are left out."""
     return {f"validation/{k}": float(v) for k, v in asdict(scores).items() if v is not None}
 
 
 def metric_of(scores: HandScores, config: ValidationConfig) -> float:
-    """Return the number that decides which checkpoint is best.
+    """Return the metric that selects the best checkpoint.
 
     Raises:
         ValueError: If the split has no hand for it.
@@ -114,7 +114,7 @@ def metric_of(scores: HandScores, config: ValidationConfig) -> float:
 
 
 def shared_with_training(training: Loader, held_out: Loader) -> list[str]:
-    """Return what both sets have, in words: rows of one store, or subjects of one dataset."""
+    """Return sentences about overlap of both sets: rows of a store, or subjects of a dataset."""
     found = []
     for a in training.parts:
         for b in held_out.parts:
@@ -141,7 +141,7 @@ def _subjects(part: Part) -> set[str]:
     names = part.store.attributes.tables.get("subject", [])
     index = set(part.store.label("subject_idx")[part.view.row.numpy()].tolist())
     found = {names[i] if i < len(names) else str(i) for i in index if i >= 0}
-    return found - {"unknown"}  # as a store says where the dataset does not tell
+    return found - {"unknown"}  # placeholder where the dataset does not name subjects
 
 
 def _over_ranks(sums: HandSums | None, ranks: Ranks) -> HandSums | None:
@@ -161,7 +161,7 @@ def _added(a: HandSums, b: HandSums) -> HandSums:
 
 
 def _mapped(a: Any, b: Any, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """Return the sums whose numbers are ``function`` of both; thresholds stay."""
+    """Combine two sums with ``function``, number by number; thresholds are unchanged."""
     columns = {}
     for field in fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)

@@ -1,4 +1,4 @@
-"""Which loss terms there are, what they weigh, and how they are computed. Imports nothing heavy."""
+"""Loss terms, their weights and how they are computed. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,51 +9,51 @@ NUM_JOINTS: Final = 21
 
 
 class Impl(Enum):
-    """How the losses are computed; all ways give the same numbers."""
+    """Implementation of the losses; all give the same numbers."""
 
     auto = "auto"
-    """By Triton on a GPU, else eager."""
+    """Triton on a GPU, else eager."""
     eager = "eager"
     triton = "triton"
 
 
 class Distance(Enum):
-    """How a difference of points becomes a number, metres."""
+    """Norm of the difference of two points, metres."""
 
     l1 = "l1"
-    """Sum of the absolute values over the axes."""
+    """L1: sum of the absolute values over the axes."""
     l2 = "l2"
-    """Euclidean length."""
+    """L2: Euclidean length."""
     smooth_l1 = "smooth_l1"
-    """Sum over the axes of x^2 / (2 d) below d, of |x| - d / 2 above it."""
+    """Huber: sum over the axes of x^2 / (2 d) below d, of |x| - d / 2 above it."""
 
 
 class Preset(Enum):
-    """Weights to start from; a weight that is given replaces the preset's."""
+    """Default weights; a weight that is set explicitly overrides the preset's."""
 
     handloom = "handloom"
     mano_simple = "mano_simple"
-    """Pose, shape and a regulariser: parameters alone."""
+    """MANO pose, shape and a regulariser: parameters only."""
     mano_full = "mano_full"
-    """The same with joints and vertices."""
+    """MANO parameters, joints and vertices."""
     hamer = "hamer"
-    """HaMeR's, for means over joints and samples instead of sums."""
+    """HaMeR's weights, converted from sums to means over joints and samples."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
-    """Weight of each term; null is the preset's, 0 switches it off."""
+    """Weight of each loss term; null takes the preset's weight, 0 switches the term off."""
 
     preset: Preset = Preset.handloom
-    """Weights to start from."""
+    """Default weights of all terms; override single ones with loss.TERM=WEIGHT."""
     impl: Impl = Impl.auto
-    """How they are computed."""
+    """Implementation; change it only to debug or to compare: all give the same numbers."""
     uncertainty: bool = False
-    """Learn a factor for every weight while training (Kendall et al. 2018); computed eagerly."""
+    """Learn a factor of every weight during training (Kendall et al. 2018); computed eagerly."""
     joints_abs: float | None = None
-    """Joints in the camera frame, metres."""
+    """Joint positions in the camera frame, metres."""
     joints_rel: float | None = None
-    """Joints relative to the wrist, metres."""
+    """Joint positions relative to the wrist, metres."""
     joints_2d: float | None = None
     """Reprojected joints, L1, fraction of the input side."""
     bone_length: float | None = None
@@ -61,44 +61,44 @@ class LossConfig:
     bone_direction: float | None = None
     """Directions of the 20 bones, 1 - cosine."""
     joints_pa: float | None = None
-    """Joints after the best similarity, root mean square, metres."""
+    """Joints after Procrustes alignment (similarity), root mean square, metres."""
     vertices: float | None = None
     """Vertices relative to the wrist, L1, metres."""
     theta: float | None = None
     """MANO pose, squared chordal distance."""
     theta_geodesic: float | None = None
-    """MANO pose, angle, radians."""
+    """MANO pose, geodesic angle, radians."""
     beta: float | None = None
     """MANO shape, squared difference."""
     beta_prior: float | None = None
-    """Square of the predicted MANO shape."""
+    """Square of the predicted MANO shape: a prior towards the mean hand."""
     orthogonality: float | None = None
-    """How far the six numbers of a predicted rotation are from two orthonormal columns, squared."""
+    """Deviation of a predicted 6D rotation from two orthonormal columns, squared."""
     joint_limits: float | None = None
-    """How far fingers bend, splay or twist beyond anatomy, squared radians; computed eagerly."""
+    """Finger bend, splay or twist beyond anatomical limits, squared radians; computed eagerly."""
     object_position: float | None = None
     """Origin of the object that the hands act on, camera frame, metres."""
     object_points: float | None = None
-    """Its surface points relative to its origin, metres; symmetries are not looked at."""
+    """Object surface points relative to its origin, metres; symmetries are ignored."""
     object_2d: float | None = None
-    """Its reprojected surface points, L1, fraction of the input side."""
+    """Reprojected object surface points, L1, fraction of the input side."""
     object_arti: float | None = None
-    """Angle of its moving part, radians."""
+    """Articulation angle of the object, radians."""
     hand_object: float | None = None
-    """Vectors between right wrist, left wrist and object, metres."""
+    """Relative positions of right wrist, left wrist and object, metres."""
     velocity: float | None = None
-    """In windows: change of joints and object points from frame to frame, metres."""
+    """In windows: velocity of joints and object points, metres per frame."""
     acceleration: float | None = None
-    """In windows: change of that change, metres."""
+    """In windows: acceleration of joints and object points, metres per frame^2."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Weights of terms that only the model family has, by name; its defaults are in
+    """Weights of terms specific to the model family, by name; defaults are in
     train/losses/families."""
     distance: Distance = Distance.l1
-    """How distances of points in 3D are measured."""
+    """Norm of 3D point errors: l2 does not depend on the axes, smooth_l1 damps small errors."""
     smooth_m: float = 0.01
-    """Where distance=smooth_l1 turns from a parabola into a line, metres."""
+    """Error at which distance=smooth_l1 changes from quadratic to linear, metres."""
     joint_weights: list[float] = field(default_factory=list)
-    """Weight of each of the 21 joints in joints_abs, joints_rel and joints_2d; empty = alike."""
+    """Weight of each of the 21 joints in joints_abs, joints_rel and joints_2d; empty = equal."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -122,10 +122,10 @@ class LossConfig:
 
 
 TERMS: Final = tuple(f.name for f in fields(LossConfig) if f.type == float | None)
-"""Those that LossConfig weighs, in its order."""
+"""Terms with a weight in LossConfig, in its order."""
 
 FRAMES_OF: Final = {"velocity": 2, "acceleration": 3}
-"""Frames that a window must have for a term."""
+"""Minimum frames per window for a term."""
 
 PRESETS: Final[dict[Preset, dict[str, float]]] = {
     Preset.handloom: {
@@ -165,7 +165,7 @@ PRESETS: Final[dict[Preset, dict[str, float]]] = {
         "beta": 0.0005 * 8 * 10,
     },
 }
-"""Weights by term; terms that a preset does not name are off. But for HaMeR's, they are our own."""
+"""Weights by term; terms that a preset omits are off. All but HaMeR's are our own choice."""
 
 AMT: Final = {
     "hand_coarse": 1.326,
@@ -187,17 +187,17 @@ HAWOR: Final = {
     "camera": 1.0,
     "reprojection": 0.01 * 8 * 21,
 }
-"""Weights of an egocentric video model's terms: HaMeR's where it has them, else our own."""
+"""Weights of an egocentric video model's terms: HaMeR's where available, else our own."""
 
 
 def weights_of(config: LossConfig, own: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return the weight of every term that is on, by name: of ``TERMS``, then of ``own``.
+    """Return the weight of every active term, by name: ``TERMS`` first, then ``own``.
 
     ``own``: default weights of the terms that only the model family has; None: ``loss.extra`` has
     all of them, as in a ``Stage``.
 
     Raises:
-        ValueError: If ``loss.extra`` has a term that is not the family's.
+        ValueError: If ``loss.extra`` has a term that the family does not have.
     """
     preset = PRESETS[config.preset]
     given = {name: getattr(config, name) for name in TERMS}

@@ -2,7 +2,7 @@
 
     loss = joint_losses(inputs, ("joints_rel", "joints_2d"), lam, Impl.auto)
 
-Both ways give the same numbers. ``names`` says which terms are on and in which order; ``lam`` holds
+Both implementations give the same numbers. ``names`` lists the active terms in order; ``lam`` holds
 their weights on the device, so that they can change without a new kernel or a new graph.
 """
 
@@ -57,7 +57,7 @@ def mesh_losses(
     lam: Float[Tensor, " t"],
     impl: Impl = Impl.auto,
 ) -> GroupLoss:
-    """Return the terms ``names`` of ``MESH_TERMS``; what a term needs must be given.
+    """Return the terms ``names`` of ``MESH_TERMS``; the inputs of each term must be given.
 
     Raises:
         ValueError: If Triton is asked for where it cannot run.
@@ -110,14 +110,14 @@ def eager_terms(
     names: tuple[str, ...],
     lam: Float[Tensor, " t"],
 ) -> GroupLoss:
-    """Return a group of the terms ``names``, from the per-sample value and mask of each."""
+    """Compute the terms ``names`` eagerly, from the per-sample value and mask of each."""
     return weighted([found[name] for name in names], lam)
 
 
 def weighted(
     found: Sequence[tuple[Float[Tensor, " b"], Bool[Tensor, "b ..."]]], lam: Float[Tensor, " t"]
 ) -> GroupLoss:
-    """Return terms as a group, from each one's value and mask."""
+    """Return the weighted group of terms, from each one's value and mask."""
     values = torch.stack([value for value, _ in found])
     return GroupLoss(
         total=(lam * values.mean(1)).sum(),

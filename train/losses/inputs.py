@@ -1,7 +1,7 @@
-"""What the fused groups of terms take and give.
+"""Inputs and outputs of the fused groups of loss terms.
 
 Shape legend: b = samples, h = hands, t = terms. Points are in the camera frame of the input pixels,
-metres; values under a mask may be anything.
+metres; values where a mask is False are arbitrary.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ JOINT_TERMS: Final = (
 )  # fmt: skip
 MESH_TERMS: Final = ("vertices", "contact")
 ROTATION_TERMS: Final = ("theta", "theta_geodesic", "beta", "beta_prior", "orthogonality")
-"""Terms of each group; the kernels take the rows they write to in this order."""
+"""Terms of each group; the kernels take their output rows in this order."""
 LIMIT_TERMS: Final = ("joint_limits",)
 OBJECT_TERMS: Final = (
     "object_position", "object_points", "object_2d", "object_arti", "hand_object",
 )  # fmt: skip
 MOTION_TERMS: Final = ("velocity", "acceleration")
 EAGER_TERMS: Final = (*LIMIT_TERMS, *OBJECT_TERMS, *MOTION_TERMS)
-"""Terms that have no kernel."""
+"""Terms without a kernel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointInputs:
-    """Joints, and how their distances are measured."""
+    """Predicted and true joints, and the norm of their differences."""
 
     pred: Float[Tensor, "b h 21 3"]
     target: Float[Tensor, "b h 21 3"]
@@ -39,16 +39,16 @@ class JointInputs:
     input_px: int
     """Side of the input, pixels."""
     weight: Float[Tensor, "21"] | None = None
-    """Of each joint in joints_abs, joints_rel and joints_2d; None: alike."""
+    """Weight of each joint in joints_abs, joints_rel and joints_2d; None: equal."""
     kind: Distance = Distance.l1
-    """Of joints_abs and joints_rel."""
+    """Norm of joints_abs and joints_rel."""
     smooth: float = 0.01
-    """Of ``Distance.smooth_l1``, metres."""
+    """Threshold of ``Distance.smooth_l1``, metres."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshInputs:
-    """Meshes, each with the joints of its own hand, whose first is its root."""
+    """Meshes, each with the joints of its hand; the first joint is the root."""
 
     pred: Float[Tensor, "b h 778 3"]
     target: Float[Tensor, "b h 778 3"]
@@ -59,19 +59,19 @@ class MeshInputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContactInputs:
-    """Contact of each vertex."""
+    """Predicted and true contact of each vertex."""
 
     logits: Float[Tensor, "b h 778"]
     target: Float[Tensor, "b h 778"]
     """In [0, 1]."""
     valid: Bool[Tensor, "b h"]
     alpha: float = 0.25
-    """Weight of contact against 1 - alpha of no contact."""
+    """Weight of contact; no contact weighs 1 - alpha."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationInputs:
-    """MANO parameters."""
+    """Predicted and true MANO parameters."""
 
     pred: Float[Tensor, "b h 16 3 3"]
     target: Float[Tensor, "b h 16 3 3"]
@@ -83,16 +83,16 @@ class RotationInputs:
     rot6d: Float[Tensor, "b h 16 6"]
     """Predicted rotations before Gram-Schmidt."""
     present: Bool[Tensor, "b h"]
-    """Hands that are there, for the terms without labels."""
+    """Hands that are present, for the terms without labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupLoss:
-    """Some terms together."""
+    """Values of a group of terms."""
 
     total: Float[Tensor, ""]
     """``sum_t lam_t mean_b values[t, b]``; the only part with a gradient."""
     values: Float[Tensor, "t b"]
     """Every term of every sample, unweighted, detached."""
     seen: Bool[Tensor, "t b"]
-    """Whether the sample had anything valid for the term."""
+    """Whether the sample had a valid item for the term."""

@@ -1,8 +1,8 @@
-"""Which loss terms a run computes, in which groups, and with which weights.
+"""Loss plan of a run: active terms, their groups and weights.
 
-A family's ``GROUPS`` (``train.losses.families``) say which terms there are and how they are
-computed from a prediction and a batch. The weights lie on the device: another schedule or stage
-changes numbers, not kernels or graphs.
+A family's ``GROUPS`` (``train.losses.families``) define the terms and how they are computed from a
+prediction and a batch. The weights are on the device: another schedule or stage changes numbers,
+not kernels or graphs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from train.losses.inputs import GroupLoss
 from train.losses.scene import Posed, Surfaces, surfaces_of
 
 MAX_TERMS: Final = 63
-"""Terms that a bit mask of a sample can tell apart."""
+"""Maximum number of terms: the bits of a sample's mask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +31,12 @@ class MeshTarget:
     """Ground-truth mesh, decoded from the labels with the same MANO layer."""
 
     vertices: Tensor
-    """[b, h, 778, 3], input camera frame, metres; any value where has_mano & has_beta is False."""
+    """[b, h, 778, 3], input camera frame, metres; arbitrary where has_mano & has_beta is False."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Weights of the terms of one group that are on."""
+    """Weights of the active terms of one group."""
 
     names: tuple[str, ...]
     lam: Float[Tensor, " t"]
@@ -44,7 +44,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits of the finger joints; see ``model.mano.anatomy``."""
+    """Anatomical limits of the finger joints; see ``model.mano.anatomy``."""
 
     frames: Float[Tensor, "s 15 3 3"]
     low_rad: Float[Tensor, "15 3"]
@@ -53,13 +53,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossSettings:
-    """How terms are measured, and what they need beside prediction and batch."""
+    """Settings of the terms, and their inputs in addition to prediction and batch."""
 
     joint_weight: Float[Tensor, "21"] | None
     limits: Limits | None
-    """Where joint_limits is on."""
+    """Given where joint_limits is active."""
     surfaces: Surfaces | None
-    """Of the run's objects, if it has any."""
+    """Surfaces of the run's objects, if it has any."""
     distance: Distance
     smooth_m: float
     impl: Impl
@@ -67,15 +67,15 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossInputs:
-    """What a group of terms is computed from: frames of a batch in a row [b]."""
+    """Inputs of a group of terms: the frames of a batch, flattened to [b]."""
 
     prediction: Prediction
     batch: Batch
     mesh: MeshTarget | None
     posed: Posed | None
-    """The acted-on object's surface under both poses, where one is predicted and known."""
+    """Surface of the acted-on object under predicted and true pose, where both exist."""
     num_frames: int
-    """Neighbours in the batch that form one window."""
+    """Consecutive frames in the batch that form one window."""
     settings: LossSettings
 
 
@@ -85,11 +85,11 @@ class Group:
 
     names: tuple[str, ...]
     compute: Callable[[LossInputs, Weights], GroupLoss | None]
-    """The terms of ``Weights.names``; None where the prediction has not what they are about."""
+    """Computes the terms of ``Weights.names``; None where the prediction lacks their quantity."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Default weights of terms that are the family's own, not in ``train.losses.config.TERMS``."""
+    """Default weights of family-specific terms, those not in ``train.losses.config.TERMS``."""
     needs_mesh: bool = False
-    """The labels' meshes must be decoded."""
+    """Whether the labels' meshes must be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class LossPlan:
     """Groups with the weights of their terms, resolved once per stage."""
 
     groups: tuple[tuple[Group, Weights], ...]
-    """Those with a term that is on."""
+    """Groups with an active term."""
     terms: tuple[str, ...]
     """All terms of the family, on or off, in the order of the learned weights."""
     settings: LossSettings
@@ -115,7 +115,7 @@ def groups_of(family: str) -> tuple[Group, ...]:
 
 
 def own_terms(groups: Sequence[Group]) -> dict[str, float]:
-    """Return the terms that only this family has, with their default weights."""
+    """Return the family-specific terms with their default weights."""
     return {name: weight for group in groups for name, weight in group.weights.items()}
 
 
@@ -127,10 +127,10 @@ def plan_losses(
     *,
     family: str = DEFAULT_FAMILY,
 ) -> LossPlan:
-    """Return the plan with its weights on the device.
+    """Return the loss plan with its weights on the device.
 
-    ``joints_rest``: of the model's MANO layer, None without one; joint_limits needs it.
-    ``objects``: of the loader; the terms of ``train.losses.scene`` need them.
+    ``joints_rest``: from the model's MANO layer, None without one; joint_limits needs it.
+    ``objects``: from the loader; the terms of ``train.losses.scene`` need them.
 
     Raises:
         ValueError: If ``loss.extra`` has a term that the family does not have.
@@ -163,7 +163,7 @@ def plan_losses(
 
 
 def weights_on(device: torch.device, weights: Mapping[str, float], names: Sequence[str]) -> Weights:
-    """Return the weights of those of ``names`` that are not 0, in their order."""
+    """Return the nonzero weights among ``names``, in their order."""
     on = tuple(name for name in names if weights.get(name, 0.0) > 0)
     lam = torch.tensor([weights[name] for name in on], dtype=torch.float32, device=device)
     return Weights(names=on, lam=lam)

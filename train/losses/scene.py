@@ -1,7 +1,7 @@
-"""Terms of the object, of hands and object together, and of a window's motion; always eager.
+"""Terms of the object, of hand-object relations, and of motion in a window; always eager.
 
-Points are in the camera frame of the input pixels, metres. Symmetries of objects are not looked at:
-an object that looks alike in several poses needs ``train.losses.terms.objects``.
+Points are in the camera frame of the input pixels, metres. Object symmetries are ignored: a
+symmetric object needs ``train.losses.terms.objects``.
 
 Shape legend: b = images, h = hands, m = objects of the run, p = surface points, t = frames.
 """
@@ -26,14 +26,14 @@ from train.losses.terms.objects import object_position
 from train.losses.terms.reduce import distance, mean_valid, select
 
 NUM_POINTS: Final = 256
-"""Surface points that stand for an object."""
+"""Surface points that represent an object."""
 Term = tuple[Float[Tensor, " b"], Bool[Tensor, "b ..."]]
-"""Value of each image, and what it is the mean of."""
+"""Value of each image, and the mask of the items it is the mean of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surfaces:
-    """Some points of every object of a run, object frame."""
+    """Sampled surface points of every object of a run, object frame."""
 
     points: Float[Tensor, "m p 3"]
     moving: Bool[Tensor, "m p"]
@@ -46,16 +46,16 @@ def surfaces_of(objects: ObjectModels) -> Surfaces:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Posed:
-    """Surface points of each image's object relative to its origin, turned into the camera."""
+    """Surface points of each image's object relative to its origin, rotated to the camera frame."""
 
     pred: Float[Tensor, "b p 3"]
     true: Float[Tensor, "b p 3"]
     known: Bool[Tensor, " b"]
-    """The object has a label and a shape."""
+    """Whether the object has a label and a shape."""
 
 
 def posed(pred: ObjectPrediction, batch: Batch, surfaces: Surfaces) -> Posed:
-    """Return the points under the predicted and the true pose; 0 where not known."""
+    """Return the points under the predicted and the true pose; 0 where unknown."""
     index = batch.object_id.clamp(min=0)
     points, moving = surfaces.points[index], surfaces.moving[index]
     known = batch.has_object & ~points.isnan().flatten(1).any(1)
@@ -76,7 +76,8 @@ def object_terms(
     """Return the terms of the object that the hands act on.
 
     ``object_position``: its origin. ``object_points``: surface points relative to the origin.
-    ``object_2d``: reprojected surface points, as ``joints_2d``. ``object_arti``: its angle, rad.
+    ``object_2d``: reprojected surface points, as ``joints_2d``. ``object_arti``: its articulation
+    angle, radians.
     """
     valid, known = batch.has_object, shape.known
     t = select(valid, batch.object_pose)[..., 3]
@@ -109,10 +110,10 @@ def between(
     kind: Distance = Distance.l1,
     smooth: float = 0.01,
 ) -> Term:
-    """Return the mean distance of three vectors from the true ones, metres.
+    """Return the mean error of three relative positions, metres.
 
     From the right wrist to the object's origin and to the left wrist, and from the left wrist to
-    the object: what a hand and an object have to agree on to touch.
+    the object: the relations that must be accurate for hands and object to touch.
     """
     root = batch.joint_valid[:, :, ROOT] & batch.has_joints
     known = torch.cat((root, batch.has_object[:, None]), 1)
@@ -134,7 +135,7 @@ def motion_terms(
 ) -> dict[str, Term]:
     """Return ``velocity`` and ``acceleration`` of joints and object points in each frame's window.
 
-    The object counts by as many points as a hand has joints.
+    The object contributes as many points as a hand has joints.
     """
     points, truth = hands.joints_3d, batch.joints_3d
     valid = batch.joint_valid & batch.has_joints[..., None]

@@ -1,4 +1,4 @@
-"""Weights -> one scalar and the named terms.
+"""Total loss: the weighted sum of terms as one scalar, and the named terms.
 
 The total is the sum over terms of weight times the mean over the batch of the per-sample value.
 Samples without a label count as 0 in that mean, so neither batch size nor rank count changes the
@@ -23,7 +23,7 @@ from train.losses.scene import posed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossTerms:
-    """Detached, on the device: read them at log points only."""
+    """Values of all terms, detached, on the device: read them at log points only."""
 
     names: tuple[str, ...]
     values: Float[Tensor, "t b"]
@@ -41,11 +41,11 @@ def total_loss(
     *,
     num_frames: int = 1,
 ) -> tuple[Tensor, LossTerms]:
-    """Return the scalar to minimise and its terms; terms on what is not predicted are left out.
+    """Return the total loss and its terms; terms on quantities not predicted are left out.
 
-    With ``log_variance`` s, a parameter of one number for each of ``plan.terms``, a sample's term v
-    of weight w becomes ``w exp(-s) v + s``, where the sample has a label for it. ``num_frames``
-    neighbours are a window; the terms of its motion need more than one.
+    With ``log_variance`` s, a parameter with one element for each of ``plan.terms``, a sample's
+    term v of weight w becomes ``w exp(-s) v + s``, where the sample has a label for it.
+    ``num_frames`` consecutive frames are a window; temporal terms need more than one.
 
     Raises:
         ValueError: If Triton is asked for where it cannot run.
@@ -78,7 +78,7 @@ def total_loss(
 
 
 def _balanced(plan: LossPlan, log_variance: Tensor) -> LossPlan:
-    """Return the plan with weights ``w exp(-s)``, which have a gradient."""
+    """Return the plan with the learned weights ``w exp(-s)``, which have a gradient."""
 
     def scaled(weights: Weights) -> Weights:
         factor = (-_of_terms(log_variance, weights.names, plan.terms)).exp()
@@ -92,7 +92,7 @@ def _balanced(plan: LossPlan, log_variance: Tensor) -> LossPlan:
 
 
 def _of_terms(log_variance: Tensor, names: tuple[str, ...], terms: tuple[str, ...]) -> Tensor:
-    # Element by element: an index would be copied to the device.
+    # Element by element: an index tensor would be copied to the device.
     return torch.stack([log_variance[terms.index(name)] for name in names])
 
 

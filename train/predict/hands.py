@@ -1,9 +1,9 @@
-"""Boxes in images to hands in the cameras of those images.
+"""Hands in the camera of each image, predicted from images and boxes.
 
-The crop is the one that ``train evaluate`` makes of the same image and box: resized to the cached
-crop first, then gathered from that by the pipeline's own code. Measured on 250 stand-in images of
-224 px, a network of 80 px: joints differ by at most 0.2 mm, by DALI's rounding. Gathered from the
-image without the first step they differ by 3.5 mm in the mean.
+The crop equals that of ``train evaluate`` for the same image and box: resized to the cached crop
+first, then resampled by the pipeline's own gather. Measured on 250 synthetic images of 224 px with
+an 80 px network: joints differ by at most 0.2 mm, due to DALI's rounding. Without the first step
+they differ by 3.5 mm on average.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ from train.step.step import predict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crops:
-    """How a square of an image becomes the network's input."""
+    """Geometry and format of the crop: image square to network input."""
 
     spec: InputSpec
     margin: float
@@ -57,20 +57,20 @@ class Crops:
     cache_px: int
     """Side of the cached crop, pixels."""
     is_known: bool
-    """False: the run did not say the last two, they are the pipeline's defaults."""
+    """False: the run did not record the last two; they are the pipeline's defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
-    """A network and how it is fed."""
+    """A network and its input format."""
 
     model: Network
     step: int
-    """Of its training."""
+    """Configuration of its training."""
     crops: Crops
     joint_set: JointSet
     faces: np.ndarray | None
-    """Of MANO's right hand, [1538, 3]; None for a joint head."""
+    """Faces of MANO's right hand, [1538, 3]; None for a joint head."""
     device: torch.device
     dtype: torch.dtype
     batch_size: int
@@ -86,16 +86,16 @@ class Crop:
     image: Float32[Tensor, "3 s s"]
     K_frame: Float64[Tensor, "3 3"]
     K_input: Float64[Tensor, "3 3"]
-    """Of the input's pixels and the points mirrored with them."""
+    """Intrinsics of the input pixels, for points mirrored with them."""
 
 
 def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
-    """Return the network of a folder of weights.
+    """Load the network of a folder of weights.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the weights are damaged, MANO is missing or another one, the joint set is
-            unknown, or a mesh is wanted that the network does not have.
+        ValueError: If the weights are damaged, MANO is missing or differs, the joint convention is
+            unknown, or a mesh is requested that the network does not predict.
     """
     about = read_pretrained_config(folder)
     if "hand" not in about.model.views:
@@ -133,7 +133,7 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
 def _mano_of(config: PredictConfig, folder: Path) -> ManoModels:
     named = _config_of_run(folder).get("mano")
     if not isinstance(named, str) or not Path(named).expanduser().is_dir():
-        named = None  # of another machine
+        named = None  # a path on another machine
     found = find_mano(config.mano or named)
     if found is None:
         raise ValueError(
@@ -144,10 +144,10 @@ def _mano_of(config: PredictConfig, folder: Path) -> ManoModels:
 
 
 def crops_of(folder: Path, spec: InputSpec) -> Crops:
-    """Return how the crops of the training were made.
+    """Return the crop format of the training.
 
-    The size of its cached crops stands in the manifest of the run. Weights without their run get
-    the pipeline's default margin and its default share of pixels.
+    The size of its cached crops is recorded in the manifest of the run. Weights without their run
+    get the pipeline's default margin and cached size.
     """
     try:
         pipeline = _config_of_run(folder)["pipeline"]
@@ -164,7 +164,7 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
 
 
 def _config_of_run(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the run that a folder of weights lies in; empty if none."""
+    """Return the configuration of the run that contains a folder of weights; empty if none."""
     path = folder.parent / "manifest.json"
     if folder.name != WEIGHTS or not path.is_file():
         return {}
@@ -195,10 +195,10 @@ def _joint_set(wanted: str | None, about: PretrainedConfig, mano: ManoModels | N
 
 
 def crop_of(frame: InputImage, box: HandBox, K: Float64[np.ndarray, "3 3"], form: Crops) -> Crop:
-    """Return the network's input for one hand, as the pipeline makes it without augmentation.
+    """Return the network's input for one hand, as the pipeline does without augmentation.
 
     Raises:
-        ValueError: If the box cannot be one of this image.
+        ValueError: If the box does not fit this image.
     """
     spec = form.spec
     (x, y), size = square_of(box, frame.size_wh, spec.pad)
@@ -236,8 +236,8 @@ def resized(
 ) -> UInt8[np.ndarray, "c c 3"]:
     """Return the square of ``side_px`` around (x, y) as ``pipeline.decode.graph`` would cache it.
 
-    A triangle as wide as the step filters when it shrinks, bilinear when it enlarges; beyond the
-    image the border pixel repeats. DALI rounds some pixels to the next grey level.
+    Triangular filter scaled with the step when downsampling, bilinear when upsampling; the border
+    pixel is repeated beyond the image. DALI rounds some pixels to the next grey level.
     """
     top, rows = _weights(rgb.shape[0], y + 0.5 - side_px / 2, side_px, out_px)
     left, columns = _weights(rgb.shape[1], x + 0.5 - side_px / 2, side_px, out_px)
@@ -250,7 +250,7 @@ def resized(
 def _weights(
     num: int, start: float, side_px: float, out_px: int
 ) -> tuple[int, Float32[np.ndarray, "c k"]]:
-    """Return the first of ``k`` pixels and what each weighs in each of ``out_px`` new ones.
+    """Return the first of ``k`` source pixels and the filter weights of each of ``out_px`` outputs.
 
     Corner-origin: pixel i covers [i, i + 1].
     """
@@ -260,7 +260,7 @@ def _weights(
     pixel = np.arange(math.floor(start - reach), math.ceil(start + side_px + reach))
     weight = np.maximum(0, 1 - np.abs(pixel + 0.5 - middle[:, None]) / reach)
     weight /= weight.sum(-1, keepdims=True)
-    there = pixel.clip(0, num - 1)  # ascending: what is beyond the border counts for its pixel
+    there = pixel.clip(0, num - 1)  # ascending; weights beyond the border go to the border pixel
     first = int(there[0])
     begin = np.searchsorted(there, np.arange(first, there[-1] + 1))
     return first, np.add.reduceat(weight, begin, axis=1).astype(np.float32)
@@ -268,7 +268,7 @@ def _weights(
 
 @torch.inference_mode()
 def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Hand]:
-    """Yield the hand of every crop, in the camera of its image."""
+    """Predict the hand of every crop, in the camera of its image."""
     for begin in range(0, len(crops), predictor.batch_size):
         part = crops[begin : begin + predictor.batch_size]
         batch = batch_of(part, predictor.joint_set).to(predictor.device)
@@ -277,7 +277,7 @@ def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Hand]:
 
 
 def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:
-    """Return the crops as the batch that the evaluation's loader would give, without labels."""
+    """Return the crops as the evaluation loader's batch, without labels."""
     mirrored = torch.tensor([crop.mirrored for crop in crops])
     return dataclasses.replace(
         blank_batch(torch.stack([crop.image for crop in crops]), num_hands=1),
@@ -289,10 +289,10 @@ def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:
 
 
 def hands_in_image(crops: list[Crop], prediction: HandPrediction) -> Iterator[Hand]:
-    """Yield predictions in the camera of the image; mirrored hands are turned back.
+    """Yield predictions in the camera of the image; mirrored hands are mirrored back.
 
-    With M = diag(-1, 1, 1) points and ``transl`` become ``M p``, rotations ``M R M``; ``beta``
-    stays, as ``model.geometry.mano_frame`` has it.
+    With M = diag(-1, 1, 1) points and ``transl`` become ``M p``, rotations ``M R M``; ``beta`` is
+    unchanged, as in ``model.geometry.mano_frame``.
     """
     mirrored = torch.tensor([crop.mirrored for crop in crops])
     K = torch.stack([crop.K_frame for crop in crops])

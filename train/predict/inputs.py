@@ -1,7 +1,7 @@
-"""What ``train predict`` reads: images, boxes, cameras, each problem said with its place.
+"""Inputs of ``train predict``: images, boxes, cameras; every error names its place.
 
-Pixels are those of the decoded image. An EXIF orientation is applied while decoding (and a video's
-rotation), as every viewer does: boxes, intrinsics and results belong to the upright image. Pixel
+Pixels are those of the decoded image. An EXIF orientation (and a video's rotation) is applied while
+decoding, as every viewer does: boxes, intrinsics and results refer to the upright image. Pixel
 (0, 0) is the centre of the top-left pixel.
 """
 
@@ -23,25 +23,25 @@ from train.evaluate.protocols.files import read_json
 IMAGE_SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES: Final = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 LARGEST_BOX: Final = 4
-"""Longer side of a box over that of its image; a larger one is of another image, or no pixels."""
+"""Largest ratio of the longer sides of box and image; above, the box cannot be in its pixels."""
 _SHOWN: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputMedia:
-    """Images or a video that exist."""
+    """Existing images or an existing video."""
 
     path: Path
     names: tuple[str, ...] | None
-    """File names, sorted; None for a video, whose names are the numbers of its frames."""
+    """File names, sorted; None for a video, whose names are its frame numbers."""
     total: int | None
-    """Images to come; None where a video does not say."""
+    """Number of images; None where a video does not report it."""
     every: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputImage:
-    """One image."""
+    """One decoded image."""
 
     name: str
     rgb: UInt8[np.ndarray, "h w 3"]
@@ -54,7 +54,7 @@ class InputImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
-    """What could not be done, and why."""
+    """A skipped image or hand, and why."""
 
     name: str
     reason: str
@@ -62,7 +62,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandBox:
-    """Where a hand is."""
+    """Bounding box and side of a hand."""
 
     is_right: bool
     box_xyxy: tuple[float, float, float, float] | None
@@ -76,13 +76,13 @@ class Cameras:
     K: Float64[np.ndarray, "3 3"] | None = None
     by_name: Mapping[str, Float64[np.ndarray, "3 3"]] | None = None
     fov_deg: float = 60.0
-    """Of the longer side, where neither is given."""
+    """Field of view of the longer side, where neither is given."""
 
     def of(self, name: str, size_wh: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
         """Return the intrinsics of one image.
 
         Raises:
-            ValueError: If the file has none for it.
+            ValueError: If the file has no entry for it.
         """
         if self.by_name is not None:
             if name not in self.by_name:
@@ -100,7 +100,7 @@ def find_source(path: str, every: int) -> InputMedia:
 
     Raises:
         FileNotFoundError: If there is nothing to read.
-        ValueError: If the file is of an unknown kind, or a video that does not open.
+        ValueError: If the file type is unknown, or a video cannot be opened.
     """
     found = existing(path, "images")
     if found.is_dir():
@@ -171,10 +171,10 @@ def _video_frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
 def square_of(
     box: HandBox, size_wh: tuple[int, int], pad: float
 ) -> tuple[tuple[float, float], float]:
-    """Return centre and side of the crop's square, pixels; as ``pipeline.view.build_view`` does.
+    """Return centre and side of the square crop, pixels; as ``pipeline.view.build_view`` does.
 
     Raises:
-        ValueError: If the box cannot be one of this image.
+        ValueError: If the box does not fit this image.
     """
     width, height = size_wh
     if box.box_xyxy is None:
@@ -194,17 +194,17 @@ def square_of(
 
 
 def whole_image(side: Side | None) -> tuple[HandBox, ...]:
-    """Return the hands of an image without boxes."""
+    """Return the hands of an image without boxes: the whole image is the crop."""
     right, left = (HandBox(is_right=is_right, box_xyxy=None) for is_right in (True, False))
     return {Side.left: (left,), Side.both: (right, left)}.get(side or Side.right, (right,))
 
 
 def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
-    """Return the hands of every image that a file names.
+    """Return the hands of every image listed in a file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no JSON or of another form; names the places.
+        ValueError: If it is not JSON or has another structure; names the places.
     """
     record = read_json(existing(path, "boxes"))
     form = '{"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}'
@@ -250,11 +250,11 @@ def _hand_box(hand: Any) -> HandBox:
 
 
 def read_cameras(text: str | None, fov_deg: float) -> Cameras:
-    """Return the intrinsics that ``intrinsics=`` means.
+    """Parse ``intrinsics=``: four numbers or a JSON file.
 
     Raises:
         FileNotFoundError: If it is neither numbers nor a file.
-        ValueError: If a matrix is none of a camera.
+        ValueError: If a matrix is not a camera's intrinsics.
     """
     if text is None:
         return Cameras(fov_deg=fov_deg)
@@ -304,13 +304,13 @@ def _checked(matrix: Any, where: str) -> Float64[np.ndarray, "3 3"]:
 def check_names(
     source: InputMedia, given: Mapping[str, Any], key: str, *, each: bool
 ) -> str | None:
-    """Compare the names of a file with the images'; return a remark, or None.
+    """Compare the names in a file with those of the images; return a warning, or None.
 
     Args:
-        source: The images; of a video the names are not known before it is read.
-        given: By name.
-        key: The option of the file.
-        each: Every image needs an entry.
+        source: The images; the names of a video are not known before it is read.
+        given: Entries by name.
+        key: The option that gave the file.
+        each: Whether every image needs an entry.
 
     Raises:
         ValueError: If entries are missing: any where ``each``, else all.

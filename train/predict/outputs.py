@@ -1,7 +1,7 @@
-"""What ``train predict`` writes: predictions.json, meshes, pictures.
+"""Outputs of ``train predict``: predictions.json, meshes, pictures.
 
 Everything is in the camera of the original image: metres, OpenCV axes (x right, y down, z forward);
-a left hand is a left hand, mirrored crop or not.
+a left hand is output as a left hand, even if its crop was mirrored.
 """
 
 import json
@@ -56,7 +56,7 @@ class Hand:
 
 
 def hand_record(hand: Hand) -> dict[str, Any]:
-    """Return a hand as JSON values; micrometres and thousandths of a pixel are kept."""
+    """Return a hand as JSON values, rounded to micrometres and thousandths of a pixel."""
     record: dict[str, Any] = {
         "side": hand.side,
         "box_xyxy": None if hand.box.box_xyxy is None else list(hand.box.box_xyxy),
@@ -74,7 +74,7 @@ def hand_record(hand: Hand) -> dict[str, Any]:
 def write_predictions(
     path: Path, about: dict[str, Any], images: dict[str, Any], skipped: list[dict[str, Any]]
 ) -> None:
-    """Write predictions.json: what holds for all, then a line per image."""
+    """Write predictions.json: shared metadata, then a line per image."""
     head = {"format": FORMAT, **about, "joint_names": list(JOINT_NAMES), "units": UNITS}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     lines.append(f'"skipped": {json.dumps(skipped)}')
@@ -87,7 +87,7 @@ def write_predictions(
 
 
 def faces_of(faces: Int64[np.ndarray, "1538 3"], *, is_right: bool) -> Int64[np.ndarray, "1538 3"]:
-    """Return MANO's faces, seen from outside counter-clockwise: a left hand mirrors the right."""
+    """Return MANO's faces, counter-clockwise from outside; flipped for a left hand."""
     return faces if is_right else faces[:, ::-1]
 
 
@@ -103,7 +103,7 @@ def write_obj(path: Path, hand: Hand, faces: Int64[np.ndarray, "1538 3"]) -> Non
 
 
 def picture_name(name: str, *, is_video: bool) -> str:
-    """Return the file name of an image's picture, different for different images."""
+    """Return the file name of an image's picture, unique per image."""
     if is_video:
         return f"{int(name):06d}.jpg"
     return name if Path(name).suffix.lower() in (".jpg", ".jpeg") else f"{name}.jpg"
@@ -112,7 +112,7 @@ def picture_name(name: str, *, is_video: bool) -> str:
 def draw_hands(
     frame: InputImage, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image with the outline of each mesh and the skeletons over it."""
+    """Return the image overlaid with mesh outlines and skeletons."""
     canvas = frame.rgb.copy()
     for hand in hands:
         x0, _, x1, _ = hand.square_xyxy
@@ -147,7 +147,7 @@ def _drawable(points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
 
 
 def _rounded(values: Float[np.ndarray, "*n"], digits: int) -> Any:
-    """Return nested lists; what is not finite becomes null."""
+    """Return nested lists; non-finite values become null."""
     if values.ndim > 1:
         return [_rounded(row, digits) for row in values]
     return [round(v, digits) if math.isfinite(v) else None for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""``python -m train predict``: the hands of one's own images, without a store."""
+"""``python -m train predict``: inference on the user's own images, without a store."""
 
 import contextlib
 import time
@@ -47,14 +47,14 @@ from train.predict.outputs import (
 from train.state.weights import weights_folder
 
 READ_AHEAD: Final = 2
-"""Images decoded while the network works."""
+"""Images decoded ahead of the network."""
 MOST_HELD_BYTES: Final = 1 << 29
-"""Of images that wait until their batch is full."""
+"""Memory of images that wait until their batch is full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """One image and its hands."""
+    """One image and its hand crops."""
 
     frame: InputImage
     K: Float64[np.ndarray, "3 3"]
@@ -64,15 +64,15 @@ class Work:
 def main(config: PredictConfig) -> int:
     """Predict the hands of your own images or video.
 
-    There is no hand detector: boxes= says where the hands are. A box is tight around the 21 joints,
-    as in training; without boxes the whole image is taken as the crop of one hand. Left hands are
-    mirrored and back if the network was trained so: the result is a left hand.
+    There is no hand detector: boxes= gives the hand boxes. A box is tight around the 21 joints, as
+    in training; without boxes the whole image is taken as the crop of one hand. If the network was
+    trained with mirrored left hands, left crops are mirrored and the results mirrored back.
 
     Writes predictions.json (joints and MANO parameters in the camera of each image), pictures/ and,
     with meshes=true, meshes/*.obj. An EXIF orientation is applied: boxes, intrinsics and results
-    belong to the upright image. Pixel (0, 0) is the centre of the top-left pixel.
+    refer to the upright image. Pixel (0, 0) is the centre of the top-left pixel.
 
-    Exit code 1: an image or a hand was skipped. It is named; all others are done.
+    Exit code 1: an image or a hand was skipped and reported; all others were processed.
 
     Example:
         python -m train predict run=runs/first images=photos boxes=boxes.json meshes=true
@@ -152,7 +152,7 @@ def _remarks(
     boxes: Mapping[str, Any] | None,
     cameras: Cameras,
 ) -> list[str]:
-    """Return what a person should know of the input, a line each; refuse what does not fit."""
+    """Return warnings about the input, a line each; reject inputs that do not fit."""
     remarks: list[str | None] = []
     if boxes is None:
         side = (config.side or Side.right).name
@@ -198,7 +198,7 @@ def _chunks(
     skip: Callable[[Skipped], None],
     advance: Callable[[int], None],
 ) -> Iterator[list[Work]]:
-    """Yield images whose hands fill a batch, or as many as may wait in memory."""
+    """Yield lists of images whose hands fill a batch, or that reach the memory budget."""
     everywhere = whole_image(config.side)
     chunk: list[Work] = []
     with contextlib.closing(read_ahead(frames(source), READ_AHEAD)) as images:
@@ -240,7 +240,7 @@ def _write_image(
     *,
     is_video: bool,
 ) -> dict[str, Any]:
-    """Write picture and meshes of one image; return its record."""
+    """Write the picture and meshes of one image; return its JSON record."""
     name = picture_name(work.frame.name, is_video=is_video)
     width, height = work.frame.size_wh
     records = [hand_record(hand) for hand in hands]

@@ -1,1 +1,1 @@
-"""What a run shows: log, meters, pictures, manifest."""
+"""Monitoring of a run: log, meters, pictures, manifest."""

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step takes, and how much the device could do."""
+"""FLOPs of a training step, and peak FLOP/s of the device."""
 
 import re
 from typing import Final
@@ -20,21 +20,21 @@ PEAK_TFLOPS: Final = {
     r"NVIDIA GeForce RTX 4090": 165.0,
     r"NVIDIA GeForce RTX 3090": 71.0,
 }
-"""Dense bf16 with float32 sums, by the whole name of the device. Vendor's figures (NVIDIA's data
-sheets and whitepapers), which no matrix product reaches: 788 of 989 were measured on an H200."""
+"""Peak dense bf16 TFLOP/s with float32 accumulation, by full device name. Vendor figures (NVIDIA
+data sheets and whitepapers), which no matmul reaches: 788 of 989 were measured on an H200."""
 
 
 def peak_tflops(name: str) -> float | None:
-    """Return the dense bf16 peak of a device; None where it is not known, as for a part (MIG)."""
+    """Return the dense bf16 peak of a device; None where unknown, as for a MIG slice."""
     return next((peak for known, peak in PEAK_TFLOPS.items() if re.fullmatch(known, name)), None)
 
 
 class FlopCount:
-    """Operations per sample, counted once on one blank sample with ``model`` as it is.
+    """FLOPs per sample, counted once on one blank sample with ``model`` as it is.
 
-    The model must be in evaluation, as the averaged weights are: then its forward, without
-    gradients, changes nothing and draws nothing. Only matrix products, convolutions and attention
-    count, 2 for a multiply and add.
+    The model must be in evaluation mode, as the averaged weights are: its forward, without
+    gradients, then changes no state and no random generator. Only matrix products, convolutions
+    and attention count, 2 per multiply-add.
     """
 
     def __init__(self, model: nn.Module, input_px: int, num_hands: int = 1) -> None:
@@ -54,11 +54,11 @@ class FlopCount:
         }
 
     def of_a_step(self, model: nn.Module) -> float:
-        """Return forward and backward of one sample of ``model``, the same network in training.
+        """Return the FLOPs of forward and backward of one sample; ``model`` is in training mode.
 
-        The backward of a part takes twice its forward; of a part with all parameters frozen
-        nothing, which is right below the trained parts and half of the truth above them.
-        Recomputed activations do not count: they are no useful work.
+        The backward of a module costs twice its forward, and nothing if all its parameters are
+        frozen, which is exact below the trained modules and half the true cost above them.
+        Recomputed activations do not count: they are not useful work.
         """
         return self._of(model, self._root)
 

@@ -1,4 +1,4 @@
-"""One logger: a line for people, JSONL for machines, TensorBoard for curves."""
+"""Run logger: lines for people, JSONL for machines, TensorBoard for curves."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from pipeline.app.words import say
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Remove the rows of ``log.jsonl`` beyond ``step`` and what a kill left of a last one."""
+    """Remove the rows of ``log.jsonl`` after ``step``, and a last row truncated by a kill."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -29,7 +29,7 @@ def cut_rows(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """Return the step of a row; infinite where the row is torn."""
+    """Return the step of a row; infinite where the row is truncated."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
@@ -39,8 +39,8 @@ def _step_of(line: bytes) -> float:
 class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in the run folder; use as a context manager.
 
-    What they hold beyond ``first_step`` is from a run that was killed: it is cut, and comes again.
-    On a terminal a progress bar is drawn; elsewhere a log point is a plain line.
+    Entries after ``first_step`` are from a run that was killed: they are removed and logged again.
+    On a terminal a progress bar is shown; elsewhere each log point is a plain line.
     """
 
     def __init__(self, run_dir: Path, steps: int, first_step: int = 0) -> None:
@@ -48,7 +48,7 @@ class RunLog:
         self._steps = steps
         cut_rows(run_dir / "log.jsonl", first_step)
         self._file: IO[str] = (run_dir / "log.jsonl").open("a", encoding="utf-8")
-        # TensorBoard hides what was written for this step and later ones before.
+        # TensorBoard hides earlier entries for this step and later ones.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         shown = show_progress(
             "train", self._console, unit="steps", already=first_step, line_seconds=0, keep=True
@@ -93,7 +93,7 @@ class RunLog:
 
 
 class NoLog(RunLog):
-    """Says and writes nothing: the log of every rank but the first."""
+    """Prints and writes nothing: the log of every rank but the first."""
 
     def __init__(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What made a run: configuration, versions, hardware, code, data."""
+"""Provenance of a run: configuration, versions, hardware, code, data."""
 
 import platform
 import sys
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "triton", "nvidia-dali-cuda120", "timm", "smplx", "zarr", 
 
 
 def manifest(config: dict[str, Any], store_sha256: str, mano_sha256: str) -> dict[str, Any]:
-    """Return everything needed to make the run again."""
+    """Return everything needed to reproduce the run."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -33,6 +33,6 @@ def manifest(config: dict[str, Any], store_sha256: str, mano_sha256: str) -> dic
 
 
 def _code() -> str | None:
-    """Return the commit of the code with ``-dirty`` where it was changed; None outside git."""
+    """Return the commit of the code, with ``-dirty`` if modified; None outside git."""
     commit = git_state()
     return commit.sha and commit.sha[:12] + ("-dirty" if commit.dirty else "")

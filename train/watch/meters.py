@@ -1,7 +1,7 @@
-"""What a run costs: rates, step times and where they go; read at log points only.
+"""Performance meters of a run: throughput, step times and their breakdown; read at log points only.
 
-Shares are 0..1. Of one device: ``tflops``, ``mfu``, ``gpu_util``, ``sm_active``, ``memory_gb``,
-``power_w``, ``j_per_sample``. What cannot be measured is absent.
+Fractions are 0..1. Per device: ``tflops``, ``mfu``, ``gpu_util``, ``sm_active``, ``memory_gb``,
+``power_w``, ``j_per_sample``. Values that cannot be measured are absent.
 """
 
 import time
@@ -21,17 +21,17 @@ from train.watch.flops import FlopCount, peak_tflops
 from train.watch.nvml import DeviceMeter
 
 WAITING: Final = 0.1
-"""Share of the time spent on data from which data is the bottleneck."""
+"""Fraction of the time spent on data from which data is the bottleneck."""
 IDLE: Final = 0.9
-"""Share of the time with a kernel running below which the device waits for the host."""
+"""Fraction of the time with a kernel running below which the device waits for the host."""
 SPARSE: Final = 0.5
-"""Share of the SMs with work below which the kernels are too small for the device."""
+"""Fraction of active SMs below which the kernels are too small for the device."""
 UNEVEN: Final = 2.0
 """p99 of the step over its median from which steps are called uneven."""
 
 
 class Meters:
-    """Adds up between two log points; use as a context manager."""
+    """Accumulates between two log points; use as a context manager."""
 
     def __init__(self, state: TrainState, config: RunConfig) -> None:
         self._state, self._input_px = state, config.pipeline.input_px
@@ -61,7 +61,7 @@ class Meters:
         return self._clock.stage(name)
 
     def add(self, samples: int) -> None:
-        """Count a step of so many samples of this rank; the first one, which compiles, is not."""
+        """Count a step of this many samples on this rank; skips the first step, which compiles."""
         if not self._is_warm:
             self._is_warm = True
             self.skip()
@@ -71,10 +71,10 @@ class Meters:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Return the means since the last reading; the device must have been waited for.
+        """Return the means since the last reading; the device must be synchronised.
 
-        Empty if no step was counted. The first reading counts the operations of a sample, which is
-        in no interval.
+        Empty if no step was counted. The first reading counts the FLOPs of a sample, outside any
+        measured interval.
         """
         if not self._steps:
             self.skip()
@@ -100,7 +100,7 @@ class Meters:
         return values
 
     def skip(self) -> None:
-        """Begin anew: what happened since the last reading was no training."""
+        """Restart the interval: the time since the last reading was not training."""
         self._clock.drop()
         self._meter.begin()
         self._seen, self._steps, self._mark = 0, 0, time.perf_counter()
@@ -115,7 +115,7 @@ class Meters:
 
 
 def own_host_bytes() -> int | None:
-    """Return what this process holds in host memory, without files it has mapped."""
+    """Return the host memory of this process, without files it has mapped."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -125,7 +125,7 @@ def own_host_bytes() -> int | None:
 
 
 def bottleneck(values: Mapping[str, float]) -> str:
-    """Return a sentence that names what keeps a run from being faster, from one reading."""
+    """Return a sentence that names the bottleneck of a run, from one reading."""
     waiting, util, active = (values.get(k) for k in ("data_share", "gpu_util", "sm_active"))
     sentence = _cause(values, waiting or 0.0, util, active)
     median, slowest = values.get("step_p50_ms", 0.0), values.get("step_p99_ms", 0.0)
@@ -159,7 +159,7 @@ def _cause(
 
 
 def _step_times(laps: list[Lap]) -> dict[str, float]:
-    """Return jitter and where the time goes; absent where no step is over."""
+    """Return step time jitter and breakdown; absent where no step has finished."""
     if not laps:
         return {}
     median, slowest = np.percentile([1000 * sum(lap.values()) for lap in laps], (50, 99))

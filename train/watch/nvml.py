@@ -1,8 +1,8 @@
-"""What NVML knows of one GPU: utilisation, SM activity, energy. What it cannot read is absent.
+"""NVML readings of one GPU: utilisation, SM activity, energy. Unavailable values are absent.
 
-``gpu_util`` is the share of the last moments (NVML's sampling period, 1/6 s to 1 s) in which any
-kernel ran, even one on a single SM. ``sm_active`` is the share of the SMs that had work, the mean
-over an interval, from the GPM counters of Hopper and later; virtual machines may hide them.
+``gpu_util`` is the fraction of the last NVML sampling period (1/6 s to 1 s) in which any kernel
+ran, even one on a single SM. ``sm_active`` is the mean fraction of active SMs over an interval,
+from the GPM counters of Hopper and later; virtual machines may hide them.
 """
 
 import math
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def read_or_none(call: Callable[[], T]) -> T | None:
-    """Return what an NVML call gives, None where this GPU, driver or machine cannot."""
+    """Return the result of an NVML call, None where this GPU, driver or machine lacks it."""
     try:
         return call()
     except pynvml.NVMLError:
@@ -25,7 +25,7 @@ def read_or_none(call: Callable[[], T]) -> T | None:
 
 
 def open_device(device: torch.device) -> Any | None:
-    """Return NVML's handle of torch's GPU, which may have another number; None without NVML."""
+    """Return NVML's handle of torch's GPU, whose index may differ; None without NVML."""
     if read_or_none(_init) is None:
         return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -43,7 +43,7 @@ def _init() -> bool:
 
 
 class DeviceMeter:
-    """Means over the interval since ``begin``; an interval costs some 0.1 ms to begin and read."""
+    """Means over the interval since ``begin``; starting and reading one costs some 0.1 ms."""
 
     def __init__(self, device: torch.device) -> None:
         self._handle = open_device(device) if device.type == "cuda" else None
@@ -63,7 +63,7 @@ class DeviceMeter:
         self._has_begun = self._take_sample(0)
 
     def read(self, seconds: float) -> dict[str, float]:
-        """Return what can be read of the interval that began ``seconds`` ago."""
+        """Return the available means over the interval that began ``seconds`` ago."""
         if self._handle is None:
             return {}
         found = {
@@ -74,7 +74,7 @@ class DeviceMeter:
         return {name: value for name, value in found.items() if value is not None}
 
     def close(self) -> None:
-        """Give NVML back."""
+        """Shut NVML down."""
         if self._handle is None:
             return
         for sample in self._samples:
@@ -92,7 +92,7 @@ class DeviceMeter:
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
     def _power(self, seconds: float) -> float | None:
-        """Return the mean of the interval; the moment's where there is no counter of energy."""
+        """Return the mean over the interval; the current power where there is no energy counter."""
         now = read_or_none(self._energy)
         if now is not None and self._millijoules is not None and now > self._millijoules:
             return (now - self._millijoules) / 1000 / seconds

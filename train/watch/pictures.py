@@ -15,9 +15,9 @@ from train.losses.scene import posed, surfaces_of
 
 _TRUTH_RGB = (255, 255, 255)
 _OBJECT_RGB = (_TRUTH_RGB, (255, 190, 0))
-"""Of the true points and of the predicted ones."""
+"""Colours of the true and of the predicted points."""
 _NUM_POINTS = 96
-"""Points of an object that are drawn."""
+"""Number of points drawn per object."""
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def draw_predictions(
     *,
     most: int = 16,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a sheet: each input image with the truth (white) under the prediction (colours).
+    """Return an image grid: each input with the truth (white) under the prediction (colours).
 
     ``batch`` is one of ``Batch.frames``; ``objects``, the loader's, are drawn as points.
     """

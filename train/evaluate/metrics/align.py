@@ -1,7 +1,7 @@
-"""Alignments of a prediction to its truth, as the official tools compute them.
+"""Alignments of a prediction to the ground truth, as the official tools compute them.
 
-Each works in float64, per sample, in any unit. Shape legend: b = samples, k = points that pair
-up (joints or vertices), n = points of a mesh.
+Each works in float64, per sample, in any unit. Shape legend: b = samples, k = corresponding points
+(joints or vertices), n = points of a mesh.
 """
 
 from typing import Final, NamedTuple
@@ -15,7 +15,7 @@ from model.geometry.rotation import rotate
 from train.evaluate.metrics.errors import distance
 
 EPSILON: Final = 1e-8
-"""Added to both norms by ``align_w_scale``; part of the official numbers: some 1e-6 mm on a hand
+"""Added to both norms by ``align_w_scale``; part of the official scores: some 1e-6 mm on a hand
 in metres."""
 RANK_TOLERANCE: Final = 1e-9
 MIDDLE_MCP_MANO: Final = 4
@@ -36,10 +36,10 @@ class _Fit(NamedTuple):
 def align_w_scale(
     pred: Float[Tensor, "b k 3"], target: Float[Tensor, "b k 3"]
 ) -> Float64[Tensor, "b k 3"]:
-    """Return ``pred`` moved onto ``target`` by FreiHAND's ``align_w_scale``.
+    """Return ``pred`` aligned to ``target`` by FreiHAND's ``align_w_scale``.
 
-    Shift, scale and the best orthogonal matrix: a reflection is allowed, so a mirrored hand has no
-    error. Coincident predicted points land on the mean of the target.
+    Translation, scale and the best orthogonal matrix: a reflection is allowed, so a mirrored hand
+    has no error. Coincident predicted points map to the mean of the target.
 
     Source:
         FreiHAND's published evaluation (eval.py, align_w_scale), from its formula: both sets are
@@ -55,7 +55,7 @@ def align_w_scale(
 def align_proper(
     pred: Float[Tensor, "b k 3"], target: Float[Tensor, "b k 3"]
 ) -> Float64[Tensor, "b k 3"]:
-    """Return ``pred`` moved onto ``target`` by the best similarity with a proper rotation."""
+    """Return ``pred`` aligned to ``target`` by the best similarity with a proper rotation."""
     pred = pred.double()
     return apply_similarity(*procrustes(pred, target.double(), reflection=False), pred)
 
@@ -67,12 +67,12 @@ def align_by_joints(
     *,
     strict: bool = False,
 ) -> Float64[Tensor, "b n 3"]:
-    """Return a mesh of any vertex count moved by the alignment of its joints.
+    """Return a mesh of any vertex count, aligned by the transform of its joints.
 
-    Quirk: FreiHAND's tool leaves the division by the predicted joints' norm out, so the size is
-    wrong, turns the mesh about its own mean and shifts it by the difference of the joints' means:
-    ``(mesh - m) R^T * s * s1 + (t1 - t2) + m``. Flat joints leave open on which side the mesh
-    lies, there and here.
+    Quirk: FreiHAND's tool omits the division by the predicted joints' norm, so the size is wrong,
+    rotates the mesh about its own mean and shifts it by the difference of the joints' means:
+    ``(mesh - m) R^T * s * s1 + (t1 - t2) + m``. For coplanar joints the side of the mesh is
+    ambiguous, there and here.
 
     Args:
         mesh: Predicted mesh.
@@ -97,7 +97,7 @@ def align_scale_translation(
     """Return ``pred`` with the target's wrist and palm length, HO-3D's second alignment.
 
     The palm runs from joint 0 (wrist) to joint 4 (middle MCP in MANO's order). Quirk: where the
-    predicted palm has no length the prediction is multiplied by the target's length all the same.
+    predicted palm has zero length the prediction is still multiplied by the target's length.
     """
     pred, target = pred.double(), target.double()
     length, target_length = palm_length(pred), palm_length(target)
@@ -116,9 +116,9 @@ def is_reflected(
 ) -> Bool[Tensor, " b"]:
     """Return the samples that ``align_w_scale`` mirrors.
 
-    There the number with a proper rotation is a different one. A flat or coincident set counts as
-    not reflected: its third singular value is below 1e-9 of the first, both matrices are among
-    the best ones, and the errors are the same.
+    Their score with a proper rotation differs. A coplanar or coincident set counts as not
+    reflected: its third singular value is below 1e-9 of the first, both matrices are optimal, and
+    the errors are equal.
     """
     fit = _fit(pred, target)
     values = fit.singular_values

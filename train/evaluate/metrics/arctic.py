@@ -1,16 +1,16 @@
-"""ARCTIC's scores: two hands and an articulated object, one sequence and view at a time.
+"""ARCTIC metrics: two hands and an articulated object, one sequence and view at a time.
 
-``score_pose`` is the pose task, ``score_field`` the task of predicting distances, both per frame;
-``ArcticAccumulator`` averages over everything. The hand counts where ``right_valid * is_valid``
-(``left_valid * is_valid``) says so, the object where ``is_valid`` does.
+``score_pose`` is the pose task, ``score_field`` the interaction field task, both per frame;
+``ArcticAccumulator`` averages over all frames. A hand counts where ``right_valid * is_valid``
+(``left_valid * is_valid``) is set, the object where ``is_valid`` is.
 
 - ``aae`` (deg): articulation angle, absolute difference.
 - ``mpjpe/ra/h`` (mm): joints, each hand minus its own joint 0; mean over joints, then valid hands.
-- ``mrrpe/r/l`` (mm): the left wrist as seen from the right one; both hands valid.
-- ``mrrpe/r/o`` (mm): the object's root (mean of its bottom vertices) as seen from the right wrist.
+- ``mrrpe/r/l`` (mm): the left wrist relative to the right one; both hands valid.
+- ``mrrpe/r/o`` (mm): the object's root (mean of its bottom vertices) relative to the right wrist.
 - ``cdev/ho`` (mm): contact deviation, mean over hands (``train.evaluate.metrics.arctic_contact``).
 - ``mdev/h`` (mm): motion deviation, one value per contact window, right hand first.
-- ``success_rate/0.05`` (%): object vertices minus the object's root that are strictly nearer than
+- ``success_rate/0.05`` (%): object vertices minus the object's root with an error strictly below
   5% of the diameter.
 - ``acc/h``, ``acc/o`` (m/s^2): acceleration of vertices minus their root, 30 frames/s; mean over
   vertices, then valid hands.
@@ -26,9 +26,9 @@ Quirks of the official tool, kept by default, and what ``strict=True`` does inst
 - Validity in (0, 1): most scores take it as valid, but ``cdev/ho`` and the accelerations demand
   exactly 1; strict: valid where > 0, everywhere.
 - ``aae`` does not wrap around: 359 degrees against 1 degree is 358; strict: 2.
-- ``mdev/h`` drops contacts that are open at the last frame and weighs the pairs of a window oddly
-  (``train.evaluate.metrics.arctic_contact``); strict: neither.
-- ``avg/ho`` ignores the validity of the hands (strict too: it is a choice and no error).
+- ``mdev/h`` drops contacts that are open at the last frame and weights the pairs of a window
+  unevenly (``train.evaluate.metrics.arctic_contact``); strict: neither.
+- ``avg/ho`` ignores the validity of the hands (strict too: a choice, not an error).
 - A sequence without a contact window stops the official tool; here it adds no value to ``mdev/h``.
 
 Source:
@@ -81,7 +81,7 @@ class ArcticPose:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArcticField:
-    """Distance of each vertex to the nearest one of the other, metres, cut at 0.1 in truth."""
+    """Distance of each vertex to the nearest of the other mesh, metres; truth clamped to 0.1."""
 
     right_to_object: Float[Tensor, "f 778"]
     left_to_object: Float[Tensor, "f 778"]
@@ -101,8 +101,8 @@ Nearest = tuple[ArcticField, Int64[Tensor, "f 778"], Int64[Tensor, "f 778"]]
 class ArcticTruth:
     """Ground truth of one sequence in one view.
 
-    NaN is allowed where not valid, but for the object in the first frame; the field needs both
-    hands where ``is_valid``. Contacts are looked for in every frame, valid or not; NaN ends them.
+    NaN is allowed where not valid, except for the object in the first frame; the field needs both
+    hands where ``is_valid``. Contacts are searched in every frame, valid or not; NaN ends them.
     """
 
     pose: ArcticPose

@@ -1,11 +1,11 @@
-"""Contact between a hand and an object in time: nearest vertices, contact and motion deviation.
+"""Contact between a hand and an object over time: nearest vertices, contact and motion deviation.
 
-The parts of ``train.evaluate.metrics.arctic`` (the protocol is described there) that look at one
+The parts of ``train.evaluate.metrics.arctic`` (the protocol is described there) that concern one
 hand and the object. "True" arguments come from the ground truth, "pred" ones from the prediction.
 
 Quirks of the official tool, kept by default; ``strict=True`` removes those of the windows:
 
-- A contact still open at the last frame is no window; strict: it is one.
+- A contact still open at the last frame is not a window; strict: it is one.
 - The spread of the touched object vertices is the mean of their distance matrix without the upper
   triangle of its leading 15 x 15 block, so in longer windows most pairs count twice and the zero
   diagonal counts too; and above 25 frames it comes from a float32 matrix product, which moves the
@@ -32,16 +32,16 @@ from train.evaluate.metrics.errors import distance
 
 CONTACT_M: Final = 0.003
 MAX_DISTANCE_M: Final = 0.1
-"""Distances are cut here."""
+"""Distances are clamped to this."""
 MIN_WINDOW: Final = 15
 """Frames of the shortest window."""
 CHUNK_BYTES: Final = 150_000_000
-"""Of a matrix of distances."""
+"""Memory of a distance matrix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContactWindow:
-    """A hand vertex that stays on one spot of the object, in the ground truth."""
+    """Stable contact: a hand vertex that stays on one spot of the object, in the ground truth."""
 
     hand_vertex: int
     first: int
@@ -49,13 +49,13 @@ class ContactWindow:
     last: int
     """Last frame, included."""
     object_vertex: int
-    """The one that is nearest most often, the smallest of them in a tie."""
+    """Object vertex that is most often nearest, the smallest index in a tie."""
 
 
 def nearest_vertices(
     hand: Float[Tensor, "f n 3"], surface: Float[Tensor, "f v 3"]
 ) -> tuple[Float64[Tensor, "f n"], Int64[Tensor, "f n"], Float64[Tensor, "f v"]]:
-    """Return how near two sets of vertices are in every frame.
+    """Return nearest-neighbour distances between two sets of vertices in every frame.
 
     Works in chunks of frames whose distance matrix takes at most 150 MB (one frame at least). NaN
     vertices have NaN distances.
@@ -65,9 +65,9 @@ def nearest_vertices(
         surface: Vertices of the object, metres.
 
     Returns:
-        The distance of each hand vertex to the nearest object vertex (metres, cut at 0.1), the
-        index of that vertex (the first of equally near ones), and the distance of each object
-        vertex to the nearest hand vertex (metres, cut at 0.1).
+        The distance of each hand vertex to the nearest object vertex (metres, clamped to 0.1), the
+        index of that vertex (the first in a tie), and the distance of each object vertex to the
+        nearest hand vertex (metres, clamped to 0.1).
     """
     num_frames = max(1, CHUNK_BYTES // (8 * hand.shape[1] * surface.shape[1]))
     chunks = torch.split(hand, num_frames), torch.split(surface, num_frames)
@@ -83,10 +83,10 @@ def contact_deviation_mm(
     true_index: Int64[Tensor, "f n"],
     is_scored: Bool[Tensor, " f"],
 ) -> Float64[Tensor, " f"]:
-    """Return how far apart the pairs of vertices that touch in truth are predicted, millimetres.
+    """Return the contact deviation: predicted distance of truly touching vertices, millimetres.
 
-    The mean over the hand vertices that are at most 3 mm from the object in truth, of the predicted
-    distance to the predicted place of the object vertex that is nearest in truth. NaN where
+    The mean, over the hand vertices that are at most 3 mm from the object in the ground truth, of
+    the predicted distance to the object vertex that is nearest in the ground truth. NaN where
     nothing touches and where the frame is not scored.
 
     Args:
@@ -111,10 +111,10 @@ def contact_windows(
 ) -> list[ContactWindow]:
     """Return the stable contacts of a sequence, ordered by hand vertex, then time.
 
-    A window is a longest run of at least 15 frames in which a hand vertex is less than 3 mm from
+    A window is a maximal run of at least 15 frames in which a hand vertex is less than 3 mm from
     the object, and in which the nearest object vertices lie within 3 mm of each other on average:
-    a hand that slides over the object has none. A window may begin at the first frame (the
-    official tool stops there with an assertion).
+    a hand that slides over the object has none. A window may start at the first frame (the
+    official tool then fails an assertion).
 
     Args:
         true_distance: From ``nearest_vertices`` of the truth, metres.
@@ -127,7 +127,7 @@ def contact_windows(
     outside = torch.zeros_like(touches[:, :1])
     before = torch.cat((outside, touches[:, :-1]), 1)
     after = torch.cat((touches[:, 1:], outside), 1)
-    # Both lists are ordered by vertex, then frame, so they pair up.
+    # Both lists are ordered by vertex, then frame, so they correspond.
     vertex, first = (touches & ~before).nonzero().unbind(1)
     last = (touches & ~after).nonzero()[:, 1]
     is_long = last - first + 1 >= MIN_WINDOW
@@ -139,7 +139,7 @@ def contact_windows(
         touched = true_index[begin : end + 1, i]
         if _spread_m(first_object[touched], strict=strict) > CONTACT_M:
             continue
-        # Sorted, so that a tie goes to the smallest (torch.mode promises none in particular).
+        # Sorted, so that a tie goes to the smallest (torch.mode does not specify one).
         values, counts = torch.unique(touched, return_counts=True)
         windows.append(
             ContactWindow(
@@ -155,7 +155,7 @@ def motion_deviation_mm(
     windows: list[ContactWindow],
     is_scored: Bool[Tensor, " f"],
 ) -> Float64[Tensor, " w"]:
-    """Return how far the prediction slips per frame in each window, millimetres.
+    """Return the motion deviation: predicted slip per frame in each window, millimetres.
 
     The mean, over pairs of neighbouring frames that are both scored, of the difference between
     the motion of the hand vertex and that of the object vertex. NaN where there is no such pair.
@@ -179,8 +179,8 @@ def motion_deviation_mm(
 
 
 def _nearest(hand: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk; a function, so that its matrix is gone before the next one is made."""
-    # Without the matrix product: its error is that of a squared distance from the camera.
+    """Search one chunk; a function, so that its matrix is freed before the next is allocated."""
+    # No matrix product: its rounding error scales with the squared distance from the camera.
     apart = torch.cdist(
         hand.double(), surface.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
@@ -190,7 +190,7 @@ def _nearest(hand: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spread_m(touched: Tensor, *, strict: bool) -> float:
-    """Mean distance of the object vertices ``[l, 3]`` touched in a window."""
+    """Return the mean distance between the object vertices ``[l, 3]`` touched in a window."""
     if strict:
         touched = touched.double()
         apart = torch.cdist(touched, touched, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,9 +1,9 @@
 """Contact of hand vertices: precision, recall and F1.
 
-A vertex is said to be in contact where its probability is strictly over the threshold.
-``precision``, ``recall`` and ``f1`` are of the sums over all vertices of all hands (micro);
-``per_hand_f1`` is the mean over the hands that have a true or a predicted contact. A share without
-a denominator is 0. Vertices that are not valid play no part.
+A vertex is predicted to be in contact where its probability is strictly above the threshold.
+``precision``, ``recall`` and ``f1`` are micro-averaged over all vertices of all hands;
+``per_hand_f1`` is the mean over the hands that have a true or a predicted contact. A ratio without
+a denominator is 0. Vertices that are not valid are ignored.
 
 Shape legend: b = hands, v = vertices.
 """
@@ -19,7 +19,7 @@ from train.evaluate.metrics.errors import require_shape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContactScores:
-    """Scores of the vertices said to be in contact."""
+    """Scores of the vertices predicted to be in contact."""
 
     num_hands: int
     """Hands with a valid vertex."""
@@ -34,7 +34,7 @@ class ContactScores:
 
 @dataclass(kw_only=True, slots=True)
 class ContactSums:
-    """What ``ContactAccumulator`` keeps; plain sums."""
+    """State of ``ContactAccumulator``: plain sums."""
 
     num_hands: int = 0
     num_hands_f1: int = 0
@@ -60,7 +60,7 @@ class ContactAccumulator:
         """Add a batch of hands. Waits for the device.
 
         Args:
-            probability: Of contact, in [0, 1], or the decision itself; any value where not valid.
+            probability: Contact probability in [0, 1], or the decision; arbitrary if not valid.
             contact: True contact.
             valid: Vertices to score.
 
@@ -116,5 +116,5 @@ def contact_from_distance(
 
 
 def _f1(num_hits: Int64[Tensor, " b"], total: Int64[Tensor, " b"]) -> Float64[Tensor, " b"]:
-    """F1 from the hits and the sum of predicted and true contacts; 0 where that sum is."""
+    """Return F1 from the hits and the sum of predicted and true contacts; 0 where that sum is 0."""
     return 2 * num_hits.double() / torch.clamp(total, min=1)

@@ -1,12 +1,12 @@
 """DexYCB's official hand protocol (toolkit, ``hpe_eval``): three alignments of the joints.
 
 Joints are **millimetres**, the unit of its result files, and the alignment runs in them.
-absolute: as they are. root-relative: each hand minus its own joint 0. procrustes: FreiHAND's
+absolute: unaligned. root-relative: each hand minus its own joint 0. procrustes: FreiHAND's
 ``align_w_scale``. Means: over the samples for each joint, then over the joints. AUC: thresholds
-``linspace(0, 50 mm, 100)``, error ``<=`` threshold, trapezoids over the full area.
+``linspace(0, 50 mm, 100)``, error ``<=`` threshold, trapezoidal rule, over the full area.
 
 Quirks, kept by default: the alignment may mirror the prediction (``num_reflected`` counts where,
-``proper_pa_mpjpe_mm`` is the number without) and has 1e-8 in its norms. strict: a proper rotation.
+``proper_pa_mpjpe_mm`` is the score without) and adds 1e-8 to its norms. strict: a proper rotation.
 
 Source:
     Chao et al. 2021, DexYCB; its published evaluation, from its formulas.
@@ -56,7 +56,7 @@ class DexycbScores:
 
 @dataclass(kw_only=True, slots=True)
 class DexycbSums:
-    """What ``DexycbAccumulator`` keeps; plain sums over samples, millimetres."""
+    """State of ``DexycbAccumulator``: plain sums over samples, millimetres."""
 
     num_samples: int = 0
     num_reflected: int = 0
@@ -71,7 +71,7 @@ class DexycbAccumulator:
     """Scores of a stream of batches; the same numbers as all samples at once."""
 
     strict: bool = False
-    """True: the mathematically right numbers instead of the official ones."""
+    """True: the mathematically correct scores instead of the official ones."""
     sums: DexycbSums | None = None
     """None before the first batch; ranks may add theirs."""
 
@@ -82,7 +82,7 @@ class DexycbAccumulator:
 
         Args:
             joints_mm: Predicted joints, millimetres, camera frame.
-            target_mm: True joints of the same joint set.
+            target_mm: True joints in the same joint convention.
 
         Raises:
             ValueError: If a shape differs or a value is not finite.

@@ -1,4 +1,4 @@
-"""Errors of points as streaming sums: means, curves and their areas.
+"""Point errors as streaming sums: mean error, PCK curve and its area (AUC).
 
 The sums are plain: those of two batches, or of two ranks, add up to those of all samples. The
 order of means is FreiHAND's: over the samples for each point, then over the points. All errors of
@@ -30,7 +30,7 @@ class ErrorSums:
 
 
 def thresholds(max_error: float, steps: int = 100) -> Float64[Tensor, " t"]:
-    """Return ``steps`` thresholds from 0 to ``max_error``, the bits of ``numpy.linspace``.
+    """Return ``steps`` thresholds from 0 to ``max_error``, bit-identical to ``numpy.linspace``.
 
     ``torch.linspace`` rounds differently, and an error may lie on a threshold.
     """
@@ -51,7 +51,7 @@ def error_sums(
     if valid is None:
         valid = torch.ones_like(errors, dtype=torch.bool)
     limits, errors = limits.to(errors.device), errors.double().contiguous()
-    # A histogram instead of b*k*t comparisons: an error counts from the first limit >= it.
+    # A histogram instead of b*k*t comparisons: an error counts from the first threshold >= it.
     steps = len(limits)
     first = torch.where(valid, torch.searchsorted(limits, errors), steps)
     hits = torch.zeros(steps + 1, errors.shape[1], dtype=torch.int64, device=errors.device)
@@ -90,7 +90,7 @@ def mean_error(sums: ErrorSums) -> float:
 
 
 def pck_curve(sums: ErrorSums) -> Float64[Tensor, " t"]:
-    """Return the share of errors ``<=`` each threshold, mean over the points that were seen.
+    """Return the fraction of errors ``<=`` each threshold, mean over the points that were seen.
 
     Raises:
         ValueError: If no point was seen.
@@ -113,7 +113,7 @@ def auc(sums: ErrorSums) -> float:
 
 
 def require_same_shape(pred: Float[Tensor, "..."], target: Float[Tensor, "..."]) -> None:
-    """Refuse point sets that do not pair up.
+    """Reject point sets of different shapes.
 
     Raises:
         ValueError: If the shapes differ or the points are not 3-D.
@@ -126,7 +126,7 @@ def require_same_shape(pred: Float[Tensor, "..."], target: Float[Tensor, "..."])
 
 
 def require_shape(name: str, tensor: Shaped[Tensor, "..."], *shape: int) -> None:
-    """Refuse a tensor of another shape.
+    """Reject a tensor of another shape.
 
     Raises:
         ValueError: If the shape differs.
@@ -142,7 +142,7 @@ def require_finite(
     *,
     what: str = "hands",
 ) -> None:
-    """Refuse NaN and infinity: a NaN that is dropped would make the score better.
+    """Reject NaN and infinity: dropping a NaN would improve the score.
 
     Raises:
         ValueError: If a point that is ``valid`` (None means all) is not finite.

@@ -1,6 +1,6 @@
 """FreiHAND's official protocol (``eval.py``): joints and meshes, raw and aligned.
 
-Inputs are metres in the camera frame, nothing is moved to a root. Joints and vertices are aligned
+Inputs are metres in the camera frame, not root-relative. Joints and vertices are aligned
 separately by ``align_w_scale``. Means: over the samples for each point, then over the points. AUC:
 thresholds ``linspace(0, 0.05 m, 100)``, error ``<=`` threshold. F-scores at 5 and 15 mm, strictly
 nearer, raw and aligned, mean over samples. Millimetres in the result; ``official`` gives the names
@@ -9,10 +9,10 @@ and centimetres of ``scores.txt``.
 Quirks, kept by default:
 
 - reflection: the alignment may mirror the prediction. ``num_reflected`` counts where it does and
-  ``proper_*`` are the numbers without. strict: a proper rotation everywhere.
+  ``proper_*`` are the scores without. strict: a proper rotation everywhere.
 - 1e-8 in the alignment's norms: a hand in metres moves by some 1e-6 mm. strict: none.
-- another vertex count: where the prediction has not 778 vertices there are no vertex errors, and
-  the mesh for the aligned F-scores is moved by ``align_by_joints``, whose size is wrong. The
+- another vertex count: where the prediction does not have 778 vertices there are no vertex errors,
+  and the mesh for the aligned F-scores is aligned by ``align_by_joints``, whose size is wrong. The
   official tool decides by the first sample; here all must agree. strict: the joints' similarity.
 
 Source:
@@ -47,7 +47,7 @@ from train.evaluate.metrics.fscore import f_score_of, nearest_distances
 AUC_MAX_M: Final = 0.05
 F_THRESHOLDS_M: Final = (0.005, 0.015)
 CHUNK: Final = 128
-"""Samples aligned together, so that a whole test set may come in one call."""
+"""Samples aligned at a time, so that a whole test set can be added in one call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class FreihandScores:
     num_reflected: int
     """Samples whose joints the official alignment mirrors."""
     num_reflected_meshes: int
-    """Samples whose mesh it mirrors; by the joints where the vertex counts differ."""
+    """Samples whose mesh the official alignment mirrors; by joints where vertex counts differ."""
     proper_pa_mpjpe_mm: float
     """``pa_mpjpe_mm`` with proper rotations."""
     proper_pa_mpvpe_mm: float | None
@@ -78,7 +78,7 @@ class FreihandScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointSums:
-    """Errors of one kind of points in metres, raw and aligned."""
+    """Errors of joints or vertices in metres, raw and aligned."""
 
     raw: ErrorSums
     aligned: ErrorSums
@@ -87,7 +87,7 @@ class PointSums:
 
 @dataclass(kw_only=True, slots=True)
 class FreihandSums:
-    """What ``FreihandAccumulator`` keeps; plain sums over samples."""
+    """State of ``FreihandAccumulator``: plain sums over samples."""
 
     num_samples: int = 0
     num_reflected: int = 0
@@ -103,9 +103,9 @@ class FreihandAccumulator:
     """Scores of a stream of batches; the same numbers as all samples at once."""
 
     strict: bool = False
-    """True: the mathematically right numbers instead of the official ones."""
+    """True: the mathematically correct scores instead of the official ones."""
     num_vertices: int | None = None
-    """Predicted vertices; None before the first batch."""
+    """Number of predicted vertices; None before the first batch."""
     sums: FreihandSums | None = None
     """None before the first batch; ranks may add theirs."""
 
@@ -120,7 +120,7 @@ class FreihandAccumulator:
 
         Args:
             joints: Predicted joints, metres, camera frame.
-            target: True joints of the same joint set.
+            target: True joints in the same joint convention.
             vertices: Predicted mesh, metres, camera frame; any number of vertices.
             target_vertices: True mesh.
 
@@ -261,7 +261,7 @@ def _zero_sums(device: torch.device) -> FreihandSums:
 def _add_points(
     sums: PointSums, pred: Float[Tensor, "b k 3"], target: Float[Tensor, "b k 3"], *, strict: bool
 ) -> tuple[Float64[Tensor, "b k 3"], Bool[Tensor, " b"]]:
-    """Add the errors of points that pair up; return the aligned ones and where they mirror."""
+    """Add the errors of corresponding points; return the aligned points and where they mirror."""
     proper = align_proper(pred, target)
     aligned = proper if strict else align_w_scale(pred, target)
     for part, points in ((sums.raw, pred), (sums.aligned, aligned), (sums.proper, proper)):

@@ -1,4 +1,4 @@
-"""Nearest neighbours of two point sets, and the F-score made of them.
+"""Nearest-neighbour distances of two point sets, and the F-score.
 
 Shape legend: b = samples, n and m = points of the two sets.
 """
@@ -35,7 +35,7 @@ def nearest_distances(
     ):
         rows, columns = [], others.new_full(others.shape[:2], torch.inf)
         for points in torch.split(some.double(), num_points, 1):
-            # Without the matrix product: its error grows to 1e-6 mm, and the rules are strict.
+            # No matrix product: its error grows to 1e-6 mm, and the comparisons are strict.
             distances = torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")
             rows.append(distances.amin(2))
             columns = torch.minimum(columns, distances.amin(1))
@@ -47,7 +47,7 @@ def nearest_distances(
 def f_score_of(
     pred_to_target: Float[Tensor, "b n"], target_to_pred: Float[Tensor, "b m"], threshold: float
 ) -> Float64[Tensor, " b"]:
-    """Return the F-score from distances already searched; see ``f_score``."""
+    """Return the F-score from nearest-neighbour distances; see ``f_score``."""
     precision = (pred_to_target < threshold).double().mean(1)
     recall = (target_to_pred < threshold).double().mean(1)
     total = precision + recall
@@ -57,10 +57,11 @@ def f_score_of(
 def f_score(
     pred: Float[Tensor, "b n 3"], target: Float[Tensor, "b m 3"], threshold: float
 ) -> Float64[Tensor, " b"]:
-    """Return ``2 P R / (P + R)`` of each pair of point sets; 0 where both shares are 0.
+    """Return the F-score ``2 P R / (P + R)`` of each pair of point sets; 0 where P = R = 0.
 
-    P is the share of predicted points strictly nearer than the threshold to their nearest true
-    point, R the share of true points likewise. Points and threshold have the same unit.
+    P (precision) is the fraction of predicted points strictly nearer than the threshold to their
+    nearest true point, R (recall) the fraction of true points likewise. Points and threshold have
+    the same unit.
 
     Raises:
         ValueError: If a set has no points.

@@ -1,17 +1,17 @@
-"""HaMeR's evaluation: 3-D pose errors and 2-D PCK of its tables.
+"""HaMeR's evaluation: the 3D pose errors and 2D PCK of its tables.
 
 Pose: MPJPE after joint 0 of each hand is subtracted, and PA-MPJPE after the best similarity with a
 proper rotation. Means: over the joints of a frame, then over the frames. Metres in, millimetres
 out. PCK: a joint counts where its confidence is over 0.5, and is correct where its distance is
-``<=`` the threshold times the side of the hand's box. Shares are over the samples for each joint,
-then averaged over the joints.
+``<=`` the threshold times the side of the hand's box. Fractions are over the samples for each
+joint, then averaged over the joints.
 
 Quirks, kept by default:
 
 - A frame whose predicted joints coincide has no alignment: 0 / 0, so PA-MPJPE is NaN for the whole
   set. strict: the frame is left out of the aligned numbers; ``num_degenerate`` counts it.
-- A joint that is never counted makes its share, and the average, NaN. strict: the average is over
-  the joints seen.
+- A joint that is never counted makes its fraction, and the average, NaN. strict: the average is
+  over the joints seen.
 
 The official tool computes in float32; here in float64.
 
@@ -39,7 +39,7 @@ THRESHOLDS: Final = (0.05, 0.1, 0.15)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoseScores:
-    """Pose errors; the aligned ones are None where strict leaves no frame."""
+    """Pose errors; the aligned ones are None where ``strict`` leaves no frame."""
 
     num_samples: int
     mpjpe_mm: float
@@ -54,21 +54,21 @@ class PoseScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PckScores:
-    """Shares of correct joints for each threshold."""
+    """Fraction of correct joints (PCK) for each threshold."""
 
     num_samples: int
     thresholds: tuple[float, ...]
     pck: tuple[float, ...]
     """Average over the joints."""
     joint_pck: tuple[tuple[float, ...], ...]
-    """21 for each threshold; NaN where the joint was never counted."""
+    """21 values for each threshold; NaN where the joint was never counted."""
     num_counted: tuple[int, ...]
     """Samples that each of the 21 joints was counted in."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PoseSums:
-    """What ``PoseAccumulator`` keeps; plain sums over frames, metres."""
+    """State of ``PoseAccumulator``: plain sums over frames, metres."""
 
     num_samples: int = 0
     num_aligned: int = 0
@@ -84,7 +84,7 @@ class PoseAccumulator:
     """Pose errors of a stream of batches; the same numbers as all samples at once."""
 
     strict: bool = False
-    """True: the mathematically right numbers instead of the official ones."""
+    """True: the mathematically correct scores instead of the official ones."""
     sums: PoseSums | None = None
     """None before the first batch; ranks may add theirs."""
 
@@ -93,7 +93,7 @@ class PoseAccumulator:
 
         Args:
             joints: Predicted joints, metres.
-            target: True joints of the same joint set, metres.
+            target: True joints in the same joint convention, metres.
 
         Raises:
             ValueError: If a shape differs or a value is not finite.
@@ -143,7 +143,7 @@ class PoseAccumulator:
 
 @dataclass(kw_only=True, slots=True)
 class PckSums:
-    """What ``PckAccumulator`` keeps; plain sums over samples."""
+    """State of ``PckAccumulator``: plain sums over samples."""
 
     num_samples: int = 0
     correct: Int64[Tensor, "t 21"]
@@ -155,7 +155,7 @@ class PckAccumulator:
     """PCK of a stream of batches; the same numbers as all samples at once."""
 
     thresholds: tuple[float, ...] = THRESHOLDS
-    """Shares of the box's side."""
+    """Fractions of the box's side."""
     strict: bool = False
     """True: the average is over the joints seen."""
     sums: PckSums | None = None
@@ -172,8 +172,8 @@ class PckAccumulator:
 
         Args:
             pred_2d: Predicted joints, pixels.
-            target_2d: True joints, pixels of the same image; any value where not counted.
-            confidence: Of the true joints; those over 0.5 count.
+            target_2d: True joints, pixels of the same image; arbitrary where not counted.
+            confidence: Confidence of the true joints; those above 0.5 count.
             scale_px: Side of the hand's box before it is expanded, pixels:
                 ``box_size / bbox_expand_factor``.
 

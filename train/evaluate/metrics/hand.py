@@ -1,22 +1,22 @@
-"""Protocol ``handloom-hand-1``: the scores of training runs and of stores of any dataset.
+"""Protocol ``handloom-hand-1``: the metrics of training runs and of stores of any dataset.
 
 In float64, millimetres:
 
 - ``mpjpe_mm``: each hand minus its own wrist joint, predicted and true; hands whose true wrist is
   not valid are left out.
-- ``pa_mpjpe_mm``: the prediction aligned to the truth by FreiHAND's rule: shift, scale and
+- ``pa_mpjpe_mm``: the prediction aligned to the truth by FreiHAND's rule: translation, scale and
   orthogonal matrix, a reflection allowed, per hand, over its valid joints; hands with fewer than
   three are left out. (Without the official tool's 1e-8 in the norms, some 1e-6 mm.)
-- ``mpvpe_mm``: vertices, each mesh minus the wrist joint that belongs to it.
+- ``mpvpe_mm``: vertices, each mesh minus its own wrist joint.
 - ``pa_mpvpe_mm``: the mesh aligned by its own 778 vertices, not by the joints.
-- ``auc_j``, ``auc_v``: area under the share of aligned errors ``<=`` t for t in 0..50 mm (100
-  steps, trapezoids), divided by the width.
-- ``f5``, ``f15``: F-score of the aligned mesh at 5 and 15 mm: nearest neighbours both ways,
-  strictly nearer, ``2 P R / (P + R)``, mean over hands.
+- ``auc_j``, ``auc_v``: area under the fraction of aligned errors ``<=`` t for t in 0..50 mm (100
+  steps, trapezoidal rule), divided by the width.
+- ``f5``, ``f15``: F-score of the aligned mesh at 5 and 15 mm: nearest neighbours in both
+  directions, strictly nearer, ``2 P R / (P + R)``, mean over hands.
 
 Order of means, as FreiHAND's: over the hands for each joint (vertex), then over the joints
-(vertices). Inputs are metres. HaMeR forces a rotation in the alignment, so a hand that a
-reflection fits better differs there.
+(vertices). Inputs are metres. HaMeR requires a proper rotation in the alignment, so its score
+differs for a hand that a reflection fits better.
 
 The official protocols of the datasets are the other modules of this package.
 
@@ -69,7 +69,7 @@ class HandScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandSums:
-    """What ``ScoreAccumulator`` keeps; each tensor is a plain sum over hands."""
+    """State of ``ScoreAccumulator``: each tensor is a plain sum over hands."""
 
     num_hands: Int64[Tensor, ""]
     num_meshes: Int64[Tensor, ""]
@@ -87,7 +87,7 @@ def root_relative_mm(
     pred_root: Float[Tensor, "*b 3"],
     gt_root: Float[Tensor, "*b 3"],
 ) -> Float64[Tensor, "*b k"]:
-    """Return the distance of every point after both sets are moved to their root; millimetres."""
+    """Return root-relative point errors: both sets minus their own root; millimetres."""
     require_same_shape(pred, gt)
     pred_rel = pred.double() - pred_root.double()[..., None, :]
     gt_rel = gt.double() - gt_root.double()[..., None, :]
@@ -99,7 +99,7 @@ def aligned_to(
     gt: Float[Tensor, "*b k 3"],
     valid: Bool[Tensor, "*b k"] | None = None,
 ) -> Float64[Tensor, "*b k 3"]:
-    """Return ``pred`` moved onto ``gt`` by the best similarity, a reflection allowed; metres."""
+    """Return ``pred`` aligned to ``gt`` by the best similarity, a reflection allowed; metres."""
     require_same_shape(pred, gt)
     pred, gt = pred.double(), gt.double()
     return apply_similarity(*procrustes(pred, gt, reflection=True, valid=valid), pred)
@@ -159,9 +159,9 @@ def auc(
     max_mm: float = AUC_MAX_MM,
     steps: int = AUC_STEPS,
 ) -> float:
-    """Return the area under the share of errors ``<=`` t, t in 0..max_mm, divided by ``max_mm``.
+    """Return the AUC: area under the fraction of errors ``<=`` t in 0..max_mm, over ``max_mm``.
 
-    The share is over hands for each point; the areas are then averaged over the points.
+    The fraction is over hands for each point; the areas are then averaged over the points.
 
     Raises:
         ValueError: If no error is valid.
@@ -200,7 +200,7 @@ class ScoreAccumulator:
 
         Args:
             joints: Predicted joints, metres.
-            target: True joints of the same joint set, metres; NaN where not valid.
+            target: True joints in the same joint convention, metres; NaN where not valid.
             valid: True joints to score.
             vertices: Predicted mesh, metres.
             target_vertices: True mesh, metres; may be NaN where there is none.
@@ -308,5 +308,5 @@ def _nearest_mm(pred: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alignable(valid: Tensor) -> Tensor:
-    """Drop the hands that have too few valid joints for an alignment to mean something."""
+    """Drop the hands with too few valid joints for a meaningful alignment."""
     return valid & (valid.sum(-1, keepdim=True) >= MIN_JOINTS_ALIGNED)

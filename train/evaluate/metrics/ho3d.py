@@ -1,10 +1,10 @@
 """HO-3D's official protocol (``eval.py`` of v2 and v3): FreiHAND's, and a second alignment.
 
-Joints are in MANO's order (16 joints of the skeleton, then the tips thumb to little), metres; the
-axes do not matter as long as prediction and truth agree. All of
+Joints are in MANO's order (16 joints of the skeleton, then the fingertips, thumb to little),
+metres; the axes do not matter as long as prediction and truth agree. All of
 ``train.evaluate.metrics.freihand`` holds, quirks included. ``st_mpjpe_mm`` and ``st_auc_j``: the
-prediction scaled to the truth's palm length (joint 0 to joint 4) and moved to its wrist, without a
-turn.
+prediction scaled to the truth's palm length (joint 0 to joint 4) and translated to its wrist,
+without rotation.
 
 Quirk of the second alignment: a prediction whose joints 0 and 4 coincide cannot be scaled to the
 truth and is multiplied by its palm length in metres instead. strict: such a sample is left out of
@@ -41,7 +41,7 @@ from train.evaluate.metrics.freihand import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ho3dScores(FreihandScores):
-    """FreiHAND's scores and those after scale and translation."""
+    """FreiHAND's scores, and those after scale-translation alignment."""
 
     st_mpjpe_mm: float | None
     st_auc_j: float | None
@@ -54,7 +54,7 @@ class Ho3dAccumulator:
     """Scores of a stream of batches; the same numbers as all samples at once."""
 
     strict: bool = False
-    """True: the mathematically right numbers instead of the official ones."""
+    """True: the mathematically correct scores instead of the official ones."""
     num_without_palm: int = 0
     shared: FreihandAccumulator = field(init=False)
     scale_translation: ErrorSums | None = None
@@ -112,7 +112,7 @@ class Ho3dAccumulator:
 def official(scores: Ho3dScores) -> dict[str, float]:
     """Return the scores by the names and in the units (cm) of the official ``scores.txt``.
 
-    Where there is no number it is -1 m or -1, as for meshes with another vertex count there.
+    A missing score is -1 m or -1, as in the official tool for meshes with another vertex count.
     """
     st_mm, st_auc = scores.st_mpjpe_mm, scores.st_auc_j
     return {

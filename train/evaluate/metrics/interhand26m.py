@@ -1,4 +1,4 @@
-"""InterHand2.6M's scores: joints of each hand, the hands' relative place, which hands there are.
+"""InterHand2.6M metrics: joints of each hand (MPJPE), relative root (MRRPE), handedness.
 
 Joints in InterHand's own order (0-20 right, 21-41 left, each finger from tip to base, wrists 20
 and 41), camera frame, millimetres. All joints of a hand whose true wrist is not valid are left out.
@@ -6,13 +6,14 @@ and 41), camera frame, millimetres. All joints of a hand whose true wrist is not
 - MPJPE: each hand minus its own wrist; error of the valid joints; mean over samples for each
   joint, then over the joints. Over all samples, over those with one hand (``hand_type`` right or
   left), and over those with interacting hands.
-- MRRPE: the left wrist as seen from the right one, interacting hands with both wrists valid only.
-- Handedness accuracy: over samples whose hand type is valid, the share where the scores of both
-  hands against 0.5 say the true hand type.
+- MRRPE: the left wrist relative to the right one, interacting hands with both wrists valid only.
+- Handedness accuracy: over samples whose hand type is valid, the fraction where thresholding the
+  scores of both hands at 0.5 gives the true hand type.
 
 Quirks of the official tool, and what ``strict=True`` does instead:
 
-- A score of exactly 0.5 is neither a yes nor a no, so such a sample is always wrong; strict: yes.
+- A score of exactly 0.5 is neither present nor absent, so such a sample is always wrong; strict:
+  present.
 - A joint without a valid sample in one of the groups stops the official tool; here it is left out
   of that mean, and ``num_joints_unseen`` counts those that no sample has.
 
@@ -54,7 +55,7 @@ class InterhandScores:
     mrrpe_mm: float | None
     num_mrrpe: int
     handedness_accuracy: float | None
-    """Share in [0, 1]."""
+    """Fraction in [0, 1]."""
     num_handedness: int
     num_joints_unseen: int
     """Joints that no sample has."""
@@ -62,9 +63,9 @@ class InterhandScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InterhandSums:
-    """What ``InterhandAccumulator`` keeps; plain sums over samples.
+    """State of ``InterhandAccumulator``: plain sums over samples.
 
-    The rows of the joints' sums are single and interacting hands.
+    Rows of the joint sums: single hands, interacting hands.
     """
 
     num_samples: Int64[Tensor, "2"]
@@ -98,10 +99,10 @@ class InterhandAccumulator:
         """Add a batch of samples. Waits for the device.
 
         Args:
-            joints_mm: Predicted joints, camera frame, millimetres; each hand may be off by a shift.
+            joints_mm: Predicted joints, camera frame, millimetres; a translation per hand is free.
             target_mm: True joints, millimetres; NaN where not valid.
             joint_valid: True joints to score.
-            hand_type: 0 right, 1 left, 2 interacting; needed of every sample.
+            hand_type: 0 right, 1 left, 2 interacting; required for every sample.
             hand_type_valid: Samples to score the handedness of.
             pred_hand_type: Scores in [0, 1] that there is a right and a left hand.
             pred_left_from_right_mm: Predicted left wrist minus right wrist, millimetres.
@@ -175,7 +176,7 @@ class InterhandAccumulator:
 
 
 def official(scores: InterhandScores) -> dict[str, float | None]:
-    """Return the scores under the names that the official tool prints; millimetres, share."""
+    """Return the scores under the names that the official tool prints; millimetres, fraction."""
     return {
         "Handedness accuracy": scores.handedness_accuracy,
         "MRRPE": scores.mrrpe_mm,
@@ -207,7 +208,7 @@ def _wrist_relative(points: Tensor) -> Tensor:
 
 
 def _is_hand_type(hand_scores: Tensor, hand_type: Tensor, *, strict: bool) -> Tensor:
-    """Say where the scores ``[b, 2]`` of a right and a left hand mean this hand type."""
+    """Return where the scores ``[b, 2]`` of a right and a left hand give this hand type."""
     is_there = hand_scores >= HAND_THRESHOLD if strict else hand_scores > HAND_THRESHOLD
     is_absent = hand_scores < HAND_THRESHOLD
     said = torch.stack(
@@ -229,7 +230,7 @@ def _mean_over_joints(total_mm: Tensor, count: Tensor) -> float | None:
 
 
 def _require_one_row_each(**values: Tensor) -> None:
-    """A single row would be broadcast over all samples."""
+    """Reject single rows, which would be broadcast over all samples."""
     num_rows = {name: len(value) for name, value in values.items()}
     if len(set(num_rows.values())) > 1:
         raise ValueError(f"all arguments need one row for each sample, got {num_rows}")

@@ -1,8 +1,8 @@
-"""Errors of an object's pose: ADD, ADD-S, rotation, translation, and the shares under 0.1 diameter.
+"""Object pose errors: ADD, ADD-S, rotation, translation, and accuracy at 0.1 diameter.
 
 Points are those of the object's model in its own frame, metres; poses map them to the camera:
-``p_cam = R_cam_from_obj @ p + t``. A pose is right where its error is strictly under a tenth of the
-object's diameter; ``add_or_s_01d`` takes ADD-S for symmetric objects and ADD for the others.
+``p_cam = R_cam_from_obj @ p + t``. A pose is correct where its error is strictly below a tenth of
+the object's diameter; ``add_or_s_01d`` uses ADD-S for symmetric objects and ADD for the others.
 Float64; there is no official tool to follow, hence no quirk and no ``strict``.
 
 Source:
@@ -31,7 +31,7 @@ ROTATION_TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectScores:
-    """Means over the samples, and shares of samples that are right."""
+    """Means over the samples, and fractions of samples with a correct pose."""
 
     num: int
     add_mm: float
@@ -50,14 +50,14 @@ def add_mm(
     true_R: Float[Tensor, "b 3 3"],
     true_t: Float[Tensor, "b 3"],
 ) -> Float64[Tensor, " b"]:
-    """Return the mean distance of the same points under both poses, millimetres.
+    """Return ADD: the mean distance of the model's points under both poses, millimetres.
 
     Args:
         points: Points of the model, object frame, metres.
         pred_R: Predicted ``R_cam_from_obj``.
-        pred_t: Predicted place of the object's origin in the camera frame, metres.
+        pred_t: Predicted position of the object's origin in the camera frame, metres.
         true_R: True ``R_cam_from_obj``.
-        true_t: True place, metres.
+        true_t: True position, metres.
     """
     return 1000 * _add_m(_posed(points, pred_R, pred_t), _posed(points, true_R, true_t))
 
@@ -69,7 +69,7 @@ def add_s_mm(
     true_R: Float[Tensor, "b 3 3"],
     true_t: Float[Tensor, "b 3"],
 ) -> Float64[Tensor, " b"]:
-    """Return the mean distance of each true point to the nearest predicted one, millimetres.
+    """Return ADD-S: the mean distance of true points to the nearest predicted one, millimetres.
 
     Arguments as in ``add_mm``. Chunked: 155 MB at most.
     """
@@ -88,9 +88,9 @@ def rotation_error_deg(
     Args:
         R_pred: Predicted rotation.
         R_true: True rotation.
-        symmetries: Rotations of the object frame that leave the object as it is, the identity
-            included; the smallest angle to ``R_true @ S`` counts. Repeat one to fill up a batch of
-            objects with different numbers of them. None: the object has no symmetry.
+        symmetries: Rotations of the object frame that leave the object unchanged, the identity
+            included; the smallest angle to ``R_true @ S`` counts. Repeat one to pad a batch of
+            objects with different numbers of symmetries. None: the object has no symmetry.
     """
     R_true = R_true.double()[:, None]
     if symmetries is not None:
@@ -107,7 +107,7 @@ def rotation_error_deg(
 def translation_error_mm(
     t_pred: Float[Tensor, "b 3"], t_true: Float[Tensor, "b 3"]
 ) -> Float64[Tensor, " b"]:
-    """Return the distance of two places given in metres, millimetres."""
+    """Return the distance of two positions given in metres, millimetres."""
     return 1000 * distance(t_pred, t_true)
 
 
@@ -144,18 +144,18 @@ class ObjectAccumulator:
         """Add a batch of samples. Waits for the device.
 
         Args:
-            points: Points of the model, object frame, metres. Where models differ in size, sample
-                them to one size or score them in batches of their own.
+            points: Points of the model, object frame, metres. Where models differ in point count,
+                resample them to one count or score them in separate batches.
             pred_R: Predicted ``R_cam_from_obj``.
-            pred_t: Predicted place, metres.
+            pred_t: Predicted position, metres.
             true_R: True ``R_cam_from_obj``.
-            true_t: True place, metres.
+            true_t: True position, metres.
             diameter_m: Largest distance of two points of the model, metres.
             symmetric: Objects that ``add_or_s_01d`` scores by ADD-S.
             symmetries: As in ``rotation_error_deg``.
 
         Raises:
-            ValueError: If a shape differs, a value is not finite, a matrix is no rotation or a
+            ValueError: If a shape differs, a value is not finite, a matrix is not a rotation or a
                 diameter is not positive.
         """
         num = len(points)

@@ -1,18 +1,17 @@
-"""Scores in the world frame, as in HaWoR's evaluation: hands in motion and camera trajectories.
+"""World-frame metrics, as in HaWoR's evaluation: hand motion and camera trajectories.
 
-One segment is a contiguous run of frames, 30 per second. A prediction is moved onto the truth by
-the best similarity (rotation, shift, scale) of two point sets, or by the best rigid motion.
+One segment is a contiguous run of frames, 30 per second. A prediction is aligned to the truth by
+the best similarity (rotation, translation, scale) of two point sets, or by the best rigid motion.
 
-- ``w_mpjpe_mm``: in chunks of 100 frames (the last may be shorter), moved by the similarity that
+- ``w_mpjpe_mm``: in chunks of 100 frames (the last may be shorter), aligned by the similarity that
   fits all joints of the first two frames of the chunk; drift and wrong scale count.
-- ``wa_mpjpe_mm``: in the same chunks, moved by the similarity that fits all frames of the chunk.
-- ``pa_mpjpe_mm``: moved by the similarity that fits the frame.
-- ``accel_m_s2``: difference of the accelerations of the joints as they are, unaligned.
-- ``rte_percent``: the root, moved by the rigid motion that fits the whole segment, in per cent of
+- ``wa_mpjpe_mm``: in the same chunks, aligned by the similarity that fits all frames of the chunk.
+- ``pa_mpjpe_mm``: aligned by the similarity that fits each frame.
+- ``accel_m_s2``: difference of the accelerations of the unaligned joints.
+- ``rte_percent``: the root, aligned by the rigid motion that fits the whole segment, in per cent of
   the length of the true root's path over the segment.
-- ``ate_mm``, ``ate_s_mm``: camera positions, root of the mean squared error after the similarity
-  that fits the trajectory, and after the rigid motion, so that a wrong scale counts; mean over
-  trajectories.
+- ``ate_mm``, ``ate_s_mm``: RMS error of the camera positions after the similarity that fits the
+  trajectory, and after the rigid motion, so that a wrong scale counts; mean over trajectories.
 
 Hand scores are means over the joints of a frame, then over all frames of all segments together.
 
@@ -23,7 +22,7 @@ Quirks of the official tool, kept by default, and what ``strict=True`` does inst
 - A segment whose true root stands still divides by zero: ``rte_percent`` is infinite, or NaN;
   strict: the segment is left out of it. ``num_still`` counts such segments either way.
 - Predicted points that coincide have no scale (0/0): the score is NaN; strict: scale 0, so they
-  land on the mean of the truth.
+  map to the mean of the truth.
 
 Source:
     Zhang et al. 2025, HaWoR: World-Space Hand Motion Reconstruction from Egocentric Videos, and
@@ -178,7 +177,7 @@ class WorldAccumulator:
         )
 
     def _moved_error_mm(self, fit: tuple[Tensor, Tensor], mine: Tensor, true: Tensor) -> Tensor:
-        """Mean joint error ``[c, frames]`` of chunks moved by what fits ``[c, n, 3]`` best."""
+        """Return the joint error ``[c, frames]`` of chunks aligned by fitting ``[c, n, 3]``."""
         scale, R, t = similarity(*fit, strict=self.strict)
         moved = apply_similarity(scale, R, t, mine.flatten(1, 2)).reshape_as(mine)
         return 1000 * distance(moved, true).mean(-1)
@@ -200,17 +199,17 @@ class WorldAccumulator:
 def similarity(
     source: Float[Tensor, "*b n 3"], target: Float[Tensor, "*b n 3"], *, strict: bool = False
 ) -> tuple[Float64[Tensor, "*b"], Float64[Tensor, "*b 3 3"], Float64[Tensor, "*b 3"]]:
-    """Return the scale, rotation and shift that move ``source`` nearest to ``target``.
+    """Return the scale, rotation and translation that best align ``source`` to ``target``.
 
-    Where all source points coincide, scale and shift are NaN; with ``strict`` the scale is 0 and
-    the shift the mean of the target.
+    Where all source points coincide, scale and translation are NaN; with ``strict`` the scale is 0
+    and the translation the mean of the target.
 
     Source:
         Umeyama 1991, equations 39-43.
     """
     source, target = source.double(), target.double()
     scale, R, t = procrustes(source, target, reflection=False)
-    # Their mean may be off by a rounding error, which would pass for a shape.
+    # The mean of coincident points may be off by rounding, which would look like an extent.
     coincide = (source == source[..., :1, :]).all(-1).all(-1)
     nothing = 0.0 if strict else math.nan
     centre = target.mean(-2) if strict else torch.full_like(t, math.nan)
@@ -224,14 +223,14 @@ def similarity(
 def rigidly_moved(
     source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]
 ) -> Float64[Tensor, "n 3"]:
-    """Return ``source`` moved nearest to ``target`` by a rotation and a shift."""
+    """Return ``source`` aligned to ``target`` by a rigid motion."""
     source, target = source.double(), target.double()
     _, R, _ = procrustes(source, target, reflection=False)
     return rotate(R, source - source.mean(0)) + target.mean(0)
 
 
 def _chunks(points: Tensor) -> list[Tensor]:
-    """Cut ``[t, j, 3]`` into ``[c, 100, j, 3]`` and the rest ``[1, t % 100, j, 3]``, if any."""
+    """Split ``[t, j, 3]`` into ``[c, 100, j, 3]`` and the rest ``[1, t % 100, j, 3]``, if any."""
     num_whole = len(points) // CHUNK_FRAMES * CHUNK_FRAMES
     whole, rest = points[:num_whole], points[num_whole:]
     parts = [whole.reshape(-1, CHUNK_FRAMES, *points.shape[1:])] if num_whole else []

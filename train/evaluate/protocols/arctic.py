@@ -87,7 +87,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     """Score a file or a folder of files; the keys are in the module docstring.
 
     Raises:
-        ValueError: If a file is broken, or the predictions cannot be meant.
+        ValueError: If a file is broken, or the predictions are implausible.
         FileNotFoundError: If a file is missing.
     """
     scores = ArcticAccumulator()
@@ -140,7 +140,7 @@ def report_of(
     camera: str,
     warnings: tuple[str, ...] = (),
 ) -> Report:
-    """Return the report of ``ArcticAccumulator.summary``; a view of a sequence counts as one."""
+    """Return the report of ``ArcticAccumulator.summary``; each view of a sequence counts as one."""
     return Report(
         protocol="arctic",
         definition=DEFINITION,
@@ -182,7 +182,7 @@ def _pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
 
 
 def _tasks(pred: dict[str, np.ndarray], path: Path) -> tuple[bool, bool]:
-    """Say which tasks a file answers; half a task is an error."""
+    """Return which tasks a file answers; half a task is an error."""
     answers = []
     for keys in (_POSE, _FIELD):
         there = [key for key in keys if key in pred]
@@ -201,12 +201,12 @@ def _tasks(pred: dict[str, np.ndarray], path: Path) -> tuple[bool, bool]:
 def _fits(
     name: str, value: np.ndarray, true: dict[str, np.ndarray], theirs: Path, ours: Path
 ) -> None:
-    """Refuse another number of frames or object vertices, NaN, another unit."""
+    """Reject another number of frames or object vertices, NaN, another unit."""
     frames, vertices = len(true["is_valid"]), len(true["part_ids"])
     require_count(f"frames of {name} in {theirs.name}", len(value), frames, ours.name)
     if name in ("object_vertices", "dist_or", "dist_ol"):
         require_count("object vertices", value.shape[1], vertices, ours.name)
-    # NaN is refused by the metric, where a frame is scored.
+    # NaN is rejected by the metric, where a frame is scored.
     if name in true and value.ndim == 3:
         require_unit(f"{theirs}, {name}", value, true[name], per_metre=1)
     elif name == "arti_rad" and _median(np.abs(value)) > _MOST_RAD:
@@ -224,7 +224,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _check_truth(true: dict[str, np.ndarray], path: Path) -> None:
-    """Refuse a truth that cannot be meant."""
+    """Reject an implausible ground truth."""
     require_count("frames", len(true["is_valid"]), len(true["is_valid"]), str(path))
     if not 0 < float(true["diameter_m"]) < _MOST_DIAMETER_M:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""ARCTIC's protocol on a store: predicted scenes and true ones, a view of a sequence at a time.
+"""ARCTIC's protocol on a store: predicted and true scenes, one view of a sequence at a time.
 
-The truth is the store's, in its own terms: hands decoded with the model that the dataset was fitted
-with, the left one as shipped and with the shapes as shipped; the whole mesh of the object; in view
-what the official rule calls in view. Two things differ from the official files: validity is a
-yes or no here, and the diameter of an object is the largest distance of two vertices of its mesh.
+The truth is decoded from the store as the dataset defines it: hands with the model that they were
+fitted with (the left one, and the shapes, as shipped), the whole object mesh, and in-view flags by
+the official rule. Two things differ from the official files: validity is boolean here, and an
+object's diameter is the largest distance between two vertices of its mesh.
 
 Shape legend: f = frames of a sequence in order, v = object vertices.
 """
@@ -40,17 +40,17 @@ from train.evaluate.protocols.collected import Collected, ReportContext
 from train.evaluate.protocols.report import Report
 
 SPLITS = ("p1_val", "p2_val")
-"""Whole sequences with labels; s03's, the test set, are hidden, and subsets are no sequences."""
+"""Splits with labelled whole sequences; the labels of the test set (s03) are not public."""
 TOP, BOTTOM = 1, 2
 """Part ids of the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A sequence seen by one camera."""
+    """One sequence seen by one camera."""
 
     name: str
-    """``s05_box_grab_01_1``: as the leaderboard's folders are called."""
+    """``s05_box_grab_01_1``: named as the leaderboard's folders."""
     sequence: int
     place: Int64[np.ndarray, " f"]
     """Where its frames are in ``Collected``, in order."""
@@ -82,7 +82,7 @@ def report(collected: Collected, context: ReportContext) -> Report | str:
         shape = _shape(store, rows)
         truth = true_scene(store, rows, shape, own_layer, context.device)
         frames = store.label("frame_idx")[rows]
-        # Distances are the same from every camera.
+        # Distances are the same in every camera.
         if known is None or known[0] != clip.sequence or not np.array_equal(known[1], frames):
             known = clip.sequence, frames, field_of(truth.pose)
         pred = predicted_scene(collected, clip.place, shape, layer, context.device)
@@ -102,7 +102,7 @@ def export(collected: Collected, path: Path) -> None:
     """Write ``predictions`` and ``truth``, a file per clip: what ``protocol=arctic`` reads.
 
     Raises:
-        ValueError: If the truth of some rows is not whole.
+        ValueError: If the truth of some rows is incomplete.
     """
     assert collected.scenes is not None
     lacking = _lacking(collected)
@@ -209,8 +209,8 @@ def true_scene(
     Args:
         store: The store.
         rows: The clip's frames in order.
-        shape: Of its object.
-        layer: With the left model as shipped.
+        shape: Shape of its object.
+        layer: MANO layer with the left model as shipped.
         device: Where to decode.
     """
 
@@ -219,7 +219,7 @@ def true_scene(
 
     theta, joints = at("theta"), at("joints_3d")
     rotmat = axis_angle_to_rotmat(theta.double().view(len(rows), 2, NUM_MANO_JOINTS, 3)).float()
-    wrist = at("root_rest") + at("transl")  # of the shape that the store keeps, and of the shipped
+    wrist = at("root_rest") + at("transl")  # for the store's shape and for the shipped one
     hands = []
     for hand in (RIGHT, LEFT):
         right = torch.full((len(rows),), hand == RIGHT, device=device)
@@ -268,7 +268,7 @@ def _shape(store: Store, rows: Int64[np.ndarray, " f"]) -> ObjectShape:
 
 
 def _slot(store: Store, rows: Int64[np.ndarray, " f"]) -> Int64[np.ndarray, " f"]:
-    """Return the slot of the sequence's object: ARCTIC has one to a sequence."""
+    """Return the slot of the sequence's object: ARCTIC has one per sequence."""
     return np.asarray(store.label("has_object")[rows].argmax(1), np.int64)
 
 

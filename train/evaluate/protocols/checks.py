@@ -1,7 +1,7 @@
-"""What is wrong with a prediction file, said with its likely cause.
+"""Sanity checks of prediction files, with the likely cause of each problem.
 
-A count, a NaN or a unit that is off is refused: no number would mean anything. Axes, joint order
-and mirroring are flagged: the score is still that of the file, as the official tool gives it.
+A wrong count, a NaN or a wrong unit is an error: no score would be meaningful. Suspicious axes,
+joint order or mirroring are warnings: the file is still scored as the official tool does.
 
 Shape legend: n = samples, k = joints.
 """
@@ -18,9 +18,9 @@ from model.hand import STANDARD_FROM_INTERHAND, STANDARD_FROM_MANO21
 
 Points = Float[np.ndarray, "n k 3"]
 _MOST_SAMPLES: Final = 256
-"""Samples looked at for a likely cause, evenly spread."""
+"""Samples used to find a likely cause, evenly spaced."""
 CLEAR: Final = 0.5
-"""Another reading of the file counts as likely if it leaves at most this share of the error."""
+"""Another interpretation of the file is likely if its error is at most this fraction."""
 JointOrder = Literal["standard", "MANO", "InterHand2.6M"]
 _STANDARD_FROM: Final[dict[JointOrder, tuple[int, ...]]] = {
     "standard": tuple(range(21)),
@@ -31,7 +31,7 @@ _UNIT_OF_METRES: Final = {1.0: "metres", 100.0: "centimetres", 1000.0: "millimet
 
 
 def require_count(what: str, found: int, expected: int, source: str) -> None:
-    """Refuse a file with another number of samples.
+    """Reject a file with another number of samples.
 
     Raises:
         ValueError: With both counts.
@@ -50,7 +50,7 @@ def require_finite(
     points: Float[np.ndarray, "n ..."],
     cure: str = "the official tool scores every sample, so give each a prediction",
 ) -> None:
-    """Refuse NaN and infinity.
+    """Reject NaN and infinity.
 
     Raises:
         ValueError: With the number of bad samples and the first of them.
@@ -64,10 +64,10 @@ def require_finite(
 
 
 def require_unit(name: str, pred: Points, truth: Points, *, per_metre: float) -> None:
-    """Refuse predictions whose size says that they are in another unit.
+    """Reject predictions whose size indicates another unit.
 
     Args:
-        name: What is looked at.
+        name: Name of the points in errors.
         pred: Predicted points.
         truth: True points, in the unit of the format.
         per_metre: Units of the format in a metre: 1 or 1000.
@@ -85,7 +85,7 @@ def require_length(
     *,
     per_metre: float,
 ) -> None:
-    """Refuse lengths whose median says that they are in another unit; as ``require_unit``."""
+    """Reject lengths whose median indicates another unit; as ``require_unit``."""
     pred, truth = pred[np.isfinite(pred)], truth[np.isfinite(truth)]
     size, expected = (float(np.median(x)) if len(x) else 0.0 for x in (pred, truth))
     if size == 0 or expected == 0:
@@ -122,7 +122,7 @@ def likely_causes(pred: Points, truth: Points, *, order: JointOrder, opengl: boo
 
 
 def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:
-    """Flag hands on the other side of the camera."""
+    """Flag hands behind the camera."""
     behind = (pred[..., 2].median(-1).values * truth[..., 2].median(-1).values) < 0
     flipped = pred * torch.tensor([1.0, -1.0, -1.0], dtype=pred.dtype)
     if behind.double().mean() < 0.9 or _error(flipped, truth) > CLEAR * _error(pred, truth):
@@ -136,7 +136,7 @@ def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:
 
 
 def _order(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
-    """Flag joints that fit the truth far better when read in another order."""
+    """Flag joints that fit the truth far better in another joint order."""
     from_standard = np.argsort(_STANDARD_FROM[order])
     as_given = aligned_error(pred, truth)
     for other, standard_from in _STANDARD_FROM.items():

@@ -1,4 +1,4 @@
-"""Predictions of a store's split, gathered in the order of the dataset's official protocol.
+"""Predictions for a store's split, collected in the order of the dataset's official protocol.
 
 Shape legend: n = rows of the split, b = batch, h = hands (slot 0 right, slot 1 left).
 """
@@ -26,11 +26,11 @@ from train.evaluate.protocols.report import Report
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshForm:
-    """How a protocol that scores the mesh of one right hand per image wants its points."""
+    """Point format of a protocol that scores the mesh of one right hand per image."""
 
     report: Callable[..., Report]
     to_official: Callable[[Points, Points], tuple[Points, Points]]
-    """Joints and vertices in the official axes and order, from OpenCV's and the standard order."""
+    """Converts joints and vertices from OpenCV axes and standard order to the official ones."""
     to_standard: Callable[[Points, Points], tuple[Points, Points]]
 
 
@@ -40,11 +40,11 @@ class SplitProtocol:
 
     splits: tuple[str, ...]
     crop: str
-    """Where the crops of these splits come from."""
+    """Source of the crops of these splits."""
     row_lists: tuple[str, ...] = ("{split}",)
-    """Splits of the store that make one of ``splits``, one after another."""
+    """Splits of the store that form one of ``splits``, concatenated."""
     mesh: MeshForm | None = None
-    """None: joints alone are scored, or a scene."""
+    """None: only joints, or a scene, are scored."""
     requires: frozenset[str] = frozenset({"hands.joints_3d"})
     """Tensors of the prediction that it scores, by ``model.prediction.tensors_of``'s names."""
     wanted: Callable[["Collected"], Bool[np.ndarray, "n 2"]]
@@ -63,7 +63,7 @@ class ReportContext:
     crop: str
     camera: str
     device: torch.device
-    """Where meshes are decoded and compared."""
+    """Device on which meshes are decoded and compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,19 +72,19 @@ class Meshes:
 
     vertices: Float32[np.ndarray, "n 778 3"]
     true_joints: Float64[np.ndarray, "n 21 3"]
-    """NaN where unknown, as ``true_vertices``."""
+    """NaN where unknown; so is ``true_vertices``."""
     true_vertices: Float64[np.ndarray, "n 778 3"]
     source: str
-    """Where the truth is from, in words."""
+    """Source of the truth, in words."""
     from_store: bool
-    """``true_vertices`` are decoded from the store's MANO parameters while batches come in."""
+    """Whether ``true_vertices`` are decoded from the store's MANO parameters, batch by batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenes:
     """Predicted hands and object, as in ``Collected``; NaN where there is no crop.
 
-    Parameters instead of meshes: a hand takes a fourteenth of the memory.
+    Parameters instead of meshes take a fourteenth of the memory per hand.
     """
 
     theta_rotmat: Float32[np.ndarray, "n 2 16 3 3"]
@@ -94,7 +94,7 @@ class Scenes:
     object_transl: Float32[np.ndarray, "n 3"]
     arti_rad: Float32[np.ndarray, " n"]
     mano: ManoModels
-    """That the parameters belong to."""
+    """MANO models that the parameters belong to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,18 +107,18 @@ class Collected:
     rows: Int64[np.ndarray, " n"]
     """Rows of the store, official order."""
     sorter: Int64[np.ndarray, " n"]
-    """``np.argsort(rows)``, once: a batch is looked up by it."""
+    """``np.argsort(rows)``, computed once to look up batches."""
     seen: Bool[np.ndarray, "n 2"]
-    """There is a crop of the hand."""
+    """Whether there is a crop of the hand."""
     joints_3d: Float32[np.ndarray, "n 2 21 3"]
     """Zero where there is none."""
     meshes: Meshes | None
     scenes: Scenes | None
-    """Where the protocol scores the object as well."""
+    """Given where the protocol scores the object as well."""
 
     @property
     def source(self) -> str:
-        """What is scored, in words."""
+        """Return what is scored, in words."""
         return f"{self.store.path} split={self.split}"
 
 
@@ -135,13 +135,13 @@ def empty_collection(
     """Return room for the predictions of a split, in the official order of its protocol.
 
     Args:
-        protocol: Of the store and the split.
+        protocol: Protocol of the store and the split.
         store: The open store.
-        split: One of the protocol's.
+        split: One of the protocol's splits.
         sample_id: Every sample that will be predicted.
         truth: The dataset's own ground truth, for a mesh that the store does not have.
         is_single: The view is of single hands; else every sample shows both.
-        mano: Of the network; a scene needs it.
+        mano: MANO models of the network; a scene needs them.
 
     Raises:
         ValueError: If ``truth`` does not fit the split, or the protocol takes none.
@@ -172,9 +172,9 @@ def collect(
     batch: Batch,
     true_vertices: Float[Tensor, "b h 778 3"] | None,
 ) -> None:
-    """Put a batch, of ``Batch.frames``, where it belongs, back in the dataset's camera frame.
+    """Store the predictions for a batch (``Batch.frames``), mapped back to the dataset's camera.
 
-    ``true_vertices`` are those of its labels.
+    ``true_vertices`` are decoded from its labels.
     """
     real = batch.is_real.cpu().numpy()
     row, slot = divmod(batch.sample_id.cpu().numpy()[real], NUM_HANDS)
@@ -204,7 +204,7 @@ def collect(
 def _put_scene(
     scenes: Scenes, place: Int64[np.ndarray, " k"], prediction: Prediction, real: np.ndarray
 ) -> None:
-    """Put parameters as they are: images of both hands are neither turned nor mirrored here."""
+    """Store parameters unchanged: images of both hands are neither rotated nor mirrored here."""
     hands, obj = hands_of(prediction), prediction.object
     assert hands.theta_rotmat is not None
     assert hands.beta is not None

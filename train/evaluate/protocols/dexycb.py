@@ -1,7 +1,7 @@
-"""DexYCB hand pose on its own files: a result text against the toolkit's annotation file.
+"""DexYCB's hand pose protocol on files: a result text against the toolkit's annotation file.
 
 Millimetres, camera frame, standard joint order. A line of a result file is the index of the image
-in the toolkit's data set, then 63 numbers, all separated by commas.
+in the toolkit's dataset, then 63 numbers, all separated by commas.
 """
 
 from dataclasses import asdict
@@ -36,14 +36,14 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     """Score a result file.
 
     Args:
-        predictions: ``index,x0,y0,z0,...,z20`` a line, mm. Images without a hand may be there or
-            not, as in the official tool.
+        predictions: One line ``index,x0,y0,z0,...,z20`` per image, mm. Images without a hand may be
+            present or not, as in the official tool.
         truth: ``anno_hpe_<setup>.pkl`` as the toolkit writes it (or its folder), a text in the
             format of the predictions, or an .npz with ``index`` [n] and ``joints_mm`` [n, 21, 3].
-        strict: Mathematics instead of the official tool's quirks.
+        strict: Mathematically correct scores instead of the official tool's quirks.
 
     Raises:
-        ValueError: If a file is broken, an image has no prediction, or they cannot be meant.
+        ValueError: If a file is broken, an image has no prediction, or they are implausible.
         FileNotFoundError: If a file is missing.
     """
     index, joints = read_results(predictions)
@@ -68,7 +68,7 @@ def report(
     crop: str = PAIRED,
     camera: str = PAIRED,
 ) -> Report:
-    """Score paired joints, mm; see ``score``."""
+    """Score corresponding joints, mm; see ``score``."""
     require_finite("predicted joints", joints)
     require_unit("predicted joints", joints, true_joints, per_metre=1000)
     scores = DexycbAccumulator(strict=strict)
@@ -108,7 +108,7 @@ def read_results(path: Path) -> Indexed:
     """Read a result text.
 
     Raises:
-        ValueError: If a line does not hold 64 numbers; names it.
+        ValueError: If a line does not contain 64 numbers; names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; expected a result text of DexYCB")
@@ -140,8 +140,8 @@ def read_truth(path: Path) -> Indexed:
     """Read the annotation; see ``score``.
 
     Raises:
-        ValueError: If the file holds something else.
-        FileNotFoundError: If a folder holds no annotation file, or several.
+        ValueError: If the file has another content.
+        FileNotFoundError: If a folder contains no annotation file, or several.
     """
     if path.is_dir():
         found = sorted(path.glob("anno_hpe_*.pkl"))

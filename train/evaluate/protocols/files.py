@@ -1,4 +1,4 @@
-"""Reading and writing the files of the protocols, each problem said with its file.
+"""Readers and writers of the protocols' files; every error names its file.
 
 Shape legend: n = samples, k = points.
 """
@@ -25,7 +25,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or of the only one in a zip.
 
     Raises:
-        ValueError: If it is no JSON.
+        ValueError: If it is not JSON.
     """
     data = path.read_bytes()
     if data.startswith(b"PK"):
@@ -46,7 +46,7 @@ def prediction_file(path: Path) -> Path:
     """Return ``path``, or in a folder its pred.json, else its only .json or .zip.
 
     Raises:
-        FileNotFoundError: If a folder holds none, or several.
+        FileNotFoundError: If a folder contains none, or several.
     """
     if path.is_file():
         return path
@@ -67,7 +67,7 @@ def read_two_lists(
     """Read ``[joints, vertices]``, the prediction format of FreiHAND and HO-3D.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: If the file has another content.
     """
     content = read_json(path)
     if not isinstance(content, list) or len(content) != 2:
@@ -109,12 +109,12 @@ def read_npz(
     """Read named arrays and check their shapes; equal letters must have equal lengths.
 
     Args:
-        path: The .npz file; objects (pickles) in it are refused.
+        path: The .npz file; objects (pickles) in it are rejected.
         shapes: Shape by key, numbers or letters.
         optional: Keys that may be absent.
 
     Raises:
-        ValueError: With everything that is wrong with the file.
+        ValueError: With every problem of the file.
     """
     problems, found, letters = [], {}, dict[str, int]()
     arrays = _plain_arrays(path)
@@ -150,17 +150,17 @@ def keys_of(path: Path) -> list[str]:
     """Return the names of the arrays in an .npz.
 
     Raises:
-        ValueError: If it is no zip file.
+        ValueError: If it is not a zip file.
     """
     with open_zip(path, name=str(path)) as archive:
         return [member.filename.removesuffix(".npy") for member in archive.infolist()]
 
 
 def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array; NumPy's own reader would allocate what a header says, or ask for pickles.
+    """Read every array; NumPy's own reader would trust a header's size, or load pickles.
 
     Raises:
-        ValueError: If the file is no .npz, is cut off, damaged, or holds anything else.
+        ValueError: If the file is not an .npz, is truncated, damaged, or contains anything else.
     """
     try:
         with open_zip(path, name=str(path)) as archive:
@@ -185,7 +185,7 @@ def batches(*arrays: np.ndarray, size: int) -> Iterator[tuple[Tensor, ...]]:
 def write_two_lists(
     path: Path, joints: Float64[np.ndarray, "n 21 3"], vertices: Float64[np.ndarray, "n k 3"]
 ) -> None:
-    """Write ``[joints, vertices]`` as FreiHAND's and HO-3D's servers want it."""
+    """Write ``[joints, vertices]`` in the format of FreiHAND's and HO-3D's servers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         json.dump([joints.tolist(), vertices.tolist()], file)

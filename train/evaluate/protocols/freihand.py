@@ -1,4 +1,4 @@
-"""FreiHAND on its own files: ``pred.json`` against ``evaluation_xyz.json`` and ``_verts.json``.
+"""FreiHAND's protocol on files: ``pred.json`` against ``evaluation_{xyz,verts}.json``.
 
 Metres, camera frame, standard joint order, samples 0 to 3,959 in order.
 """
@@ -50,10 +50,10 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
         predictions: ``[joints [n, 21, 3], vertices [n, k, 3]]``.
         truth: Folder with evaluation_xyz.json and evaluation_verts.json, one of the two files, or a
             file in the format of the predictions.
-        strict: Mathematics instead of the official tool's quirks.
+        strict: Mathematically correct scores instead of the official tool's quirks.
 
     Raises:
-        ValueError: If a file is broken, or the predictions cannot be meant.
+        ValueError: If a file is broken, or the predictions are implausible.
         FileNotFoundError: If a file is missing.
     """
     joints, vertices = read_two_lists(prediction_file(predictions))
@@ -99,7 +99,7 @@ def report(
 def check(
     joints: Points, vertices: Points, true_joints: Points, true_vertices: Points, source: str
 ) -> None:
-    """Refuse predictions that cannot be meant."""
+    """Reject implausible predictions."""
     require_count("samples", len(joints), len(true_joints), source)
     for name, pred, true in (
         ("predicted joints", joints, true_joints),
@@ -111,7 +111,7 @@ def check(
 
 
 def rows(scores: FreihandScores) -> tuple[Row, ...]:
-    """Return the lines of the table."""
+    """Return the rows of the score table."""
     return (
         Row(label="PA-MPJPE", value=scores.pa_mpjpe_mm, unit="mm"),
         Row(label="PA-MPVPE", value=scores.pa_mpvpe_mm, unit="mm"),

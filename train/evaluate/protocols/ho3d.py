@@ -1,4 +1,4 @@
-"""HO-3D (v2, v3) on its own files: ``pred.json`` against ``evaluation_xyz.json`` and ``_verts``.
+"""HO-3D's protocol (v2, v3) on files: ``pred.json`` against ``evaluation_{xyz,verts}.json``.
 
 Metres, OpenGL camera axes (y up, hands at negative z), MANO joint order, the order of
 evaluation.txt. The public ground truth is in the same form.
@@ -38,7 +38,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     """Score ``pred.json`` (or its folder or zip); arguments as for ``freihand.score``.
 
     Raises:
-        ValueError: If a file is broken, or the predictions cannot be meant.
+        ValueError: If a file is broken, or the predictions are implausible.
         FileNotFoundError: If a file is missing.
     """
     joints, vertices = read_two_lists(prediction_file(predictions))
@@ -88,12 +88,12 @@ def report(
 
 
 def to_official(joints: Points, vertices: Points) -> tuple[Points, Points]:
-    """Return points in OpenGL axes, joints in MANO's order; from OpenCV's and the standard one."""
+    """Return points in OpenGL axes and MANO's joint order, from OpenCV axes and standard order."""
     mano21 = joints[:, np.argsort(STANDARD_FROM_MANO21)]
     return mano21 * _OPENGL_FROM_OPENCV, vertices * _OPENGL_FROM_OPENCV
 
 
 def to_standard(joints: Points, vertices: Points) -> tuple[Points, Points]:
-    """Return points in OpenCV axes, joints in the standard order; undoes ``to_official``."""
+    """Return points in OpenCV axes, joints in standard order; inverts ``to_official``."""
     standard = joints[:, list(STANDARD_FROM_MANO21)]
     return standard * _OPENGL_FROM_OPENCV, vertices * _OPENGL_FROM_OPENCV

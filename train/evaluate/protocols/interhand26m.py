@@ -1,4 +1,4 @@
-"""InterHand2.6M on its own annotation files.
+"""InterHand2.6M's protocol on its own annotation files.
 
 Millimetres, camera frame, InterHand's 42 joints (0-20 right, 21-41 left, tip to base, wrists 20 and
 41). Samples in the order of the official data set: the annotations of one hand first, then those of
@@ -46,7 +46,7 @@ LEFT_WRIST: Final = 41
 _HEAT_MAP: Final = 64
 _INPUT_PX: Final = 256
 _DEPTH_MM: Final = 400
-"""Side of the heat map in depth, for the joints and for the wrists' distance."""
+"""Depth range of the heat map, for the joints and for the wrists' relative depth."""
 _CHUNK: Final = 4096
 _OFFICIAL: Final[dict[str, tuple[int | str, ...]]] = {
     "joint_coord": ("n", 42, 3),
@@ -68,15 +68,15 @@ class Truth:
     joints_mm: Float64[np.ndarray, "n 42 3"]
     joint_valid: Bool[np.ndarray, "n 42"]
     hand_type: Int64[np.ndarray, " n"]
-    """Position in ``HAND_TYPES``."""
+    """Index into ``HAND_TYPES``."""
     hand_type_valid: Bool[np.ndarray, " n"]
     focal_px: Float64[np.ndarray, "n 2"]
     princpt_px: Float64[np.ndarray, "n 2"]
     root_depth_mm: Float64[np.ndarray, "n 2"]
-    """Depth of the wrists, right and left, that lifts the official form."""
+    """Absolute depth of the right and left wrist, used to lift the official form."""
     depth_source: str
     file_position: Int64[np.ndarray, " n"]
-    """Where each sample stands in the annotation file."""
+    """Position of each sample in the annotation file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +96,12 @@ def score(
     Args:
         predictions: The .npz; its keys are in the module docstring.
         truth: Folder with InterHand2.6M_<split>_{data,camera,joint_3d}.json of one split.
-        strict: Mathematics instead of the official tool's quirks.
+        strict: Mathematically correct scores instead of the official tool's quirks.
         root_depth: RootNet's output (rootnet_interhand2.6m_output_<split>.json), the official
             source of absolute depth; None takes the true depth.
 
     Raises:
-        ValueError: If a file is broken, or the predictions cannot be meant.
+        ValueError: If a file is broken, or the predictions are implausible.
         FileNotFoundError: If a file is missing.
     """
     true = read_truth(truth, root_depth)
@@ -177,7 +177,7 @@ def report(
 
 
 def _readings(joints: np.ndarray, true: Truth) -> list[str]:
-    """Say if the halves, or the samples, look to be in another order."""
+    """Return warnings if the hands, or the samples, seem to be in another order."""
     hands: np.ndarray = np.all(true.joint_valid.reshape(-1, 2, 21), axis=2)
     theirs, ours = (x.reshape(-1, 2, 21, 3) for x in (joints, true.joints_mm))
     whole = np.all(hands, axis=1)
@@ -201,7 +201,7 @@ def read_predictions(path: Path, true: Truth) -> Predictions:
     """Read either form; the official one is lifted as the official tool lifts it.
 
     Raises:
-        ValueError: If the file is broken or holds another number of samples.
+        ValueError: If the file is broken or contains another number of samples.
     """
     is_official = "joint_coord" in keys_of(path)
     if is_official:
@@ -222,10 +222,10 @@ def read_predictions(path: Path, true: Truth) -> Predictions:
 
 
 def lift(arrays: dict[str, np.ndarray], true: Truth) -> Predictions:
-    """Turn heat-map coordinates into camera space with the depth of the wrists in ``true``.
+    """Lift heat-map coordinates to camera space with the depth of the wrists in ``true``.
 
-    The left wrist that MRRPE sees lies at the depth of the right one plus the predicted difference;
-    the left hand that MPJPE sees at the left wrist's own depth.
+    For MRRPE the left wrist is at the depth of the right one plus the predicted difference; for
+    MPJPE the left hand is at the left wrist's own depth.
     """
     coord = arrays["joint_coord"]
     pixel = coord[..., :2] / _HEAT_MAP * _INPUT_PX
@@ -246,7 +246,7 @@ def lift(arrays: dict[str, np.ndarray], true: Truth) -> Predictions:
 
 
 def _lift(pixel: np.ndarray, depth: np.ndarray, true: Truth) -> np.ndarray:
-    """Return camera points [n, ..., 3] of pixels at a depth."""
+    """Unproject pixels at a depth to camera points [n, ..., 3]."""
     spread = (-1, *[1] * (pixel.ndim - 2), 2)
     rays = (pixel - true.princpt_px.reshape(spread)) / true.focal_px.reshape(spread)
     return np.concatenate((rays * depth[..., None], depth[..., None]), -1)
@@ -257,7 +257,7 @@ def read_truth(folder: Path, root_depth: Path | None = None) -> Truth:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the folder holds several splits, or RootNet's file lacks an annotation.
+        ValueError: If the folder contains several splits, or RootNet's file lacks an annotation.
     """
     found = sorted(folder.glob("InterHand2.6M_*_data.json")) if folder.is_dir() else []
     if len(found) != 1:
@@ -281,7 +281,7 @@ def read_truth(folder: Path, root_depth: Path | None = None) -> Truth:
         ) from error
     if not annotations:
         raise ValueError(f"{found[0]} holds no annotation")
-    position = np.argsort(is_pair, kind="stable")  # those of one hand first
+    position = np.argsort(is_pair, kind="stable")  # single hands first
     rows = []
     for i in position:
         try:

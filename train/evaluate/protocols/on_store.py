@@ -1,4 +1,4 @@
-"""A dataset's official protocol on a store: which splits have one, and what it takes.
+"""Official protocols on stores: which splits of which dataset have one, and what it requires.
 
 ``PROTOCOLS`` is the table: what ``train.evaluate.protocols.collected`` collected becomes the report
 and the submission file of each dataset.
@@ -49,7 +49,7 @@ def protocol_of(store: Store, split: str, provided: Collection[str]) -> SplitPro
 
 
 def crop_source(store: Store, split: str, kind: ViewKind) -> str:
-    """Return where the crops of a split come from, in words."""
+    """Return the source of the crops of a split, in words."""
     if kind is not ViewKind.hand:
         return CROPS[kind]
     found = PROTOCOLS.get(store.attributes.dataset)
@@ -75,7 +75,7 @@ def official_report(collected: Collected, context: ReportContext) -> Report | st
     """Score a split by the protocol of its dataset, or say in a sentence why it cannot be scored.
 
     Raises:
-        ValueError: If the predictions cannot be meant.
+        ValueError: If the predictions are implausible.
     """
     return unpredicted(collected) or collected.protocol.report(collected, context)
 
@@ -187,7 +187,7 @@ def _export_interhand(collected: Collected, path: Path) -> None:
 def _interhand_predictions(collected: Collected) -> interhand26m.Predictions:
     """Return both hands in InterHand's joint order, mm; the score of a hand is its presence.
 
-    A view of both hands shows hands that are not there: the labels say which are.
+    A view of both hands predicts absent hands too: presence is taken from the labels.
     """
     shown = collected.seen & collected.store.label("has_joints")[collected.rows]
     joints = collected.joints_3d[:, :, _INTERHAND_FROM_STANDARD].astype(np.float64) * 1000
@@ -270,4 +270,4 @@ PROTOCOLS: Final = {
         export=arctic_store.export,
     ),
 }
-"""By the dataset of a store."""
+"""Protocols by the dataset of a store."""

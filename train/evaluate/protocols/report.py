@@ -1,4 +1,4 @@
-"""What a protocol says: the numbers, what they were measured on, and by which rules."""
+"""Report of a protocol: scores, the data they were measured on, and the rules."""
 
 import json
 import math
@@ -18,7 +18,7 @@ PAIRED: Final = "none: the predictions came as a file"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One row of the score table."""
 
     label: str
     value: float | None
@@ -29,26 +29,26 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Scores under one protocol. Everything that a reader needs to compare them stands beside."""
+    """Scores under one protocol, with everything needed to compare them."""
 
     protocol: str
     definition: str
-    """One sentence; in full: the docstring of ``train.evaluate.metrics.<protocol>``."""
+    """One sentence; in full in the docstring of ``train.evaluate.metrics.<protocol>``."""
     strict: bool
-    """False follows the official tool in its quirks, True the mathematics."""
+    """False: the official tool's quirks are reproduced; True: mathematically correct scores."""
     quirks: tuple[str, ...]
-    """What the official numbers do that one would not expect; each changes with ``strict``."""
+    """Unexpected behaviour of the official scores; each changes with ``strict``."""
     num_samples: int
     crop: str
-    """Where the crops of the predicted images came from."""
+    """Source of the crops of the predicted images."""
     camera: str
-    """Where the intrinsics came from."""
+    """Source of the intrinsics."""
     rows: tuple[Row, ...]
     scores: dict[str, Any]
     official: dict[str, Any]
-    """The same numbers under the names and in the units of the official tool."""
+    """The same scores under the names and in the units of the official tool."""
     warnings: tuple[str, ...] = ()
-    """What makes the input look wrong, each with its likely cause."""
+    """Suspected problems of the input, each with its likely cause."""
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -63,19 +63,19 @@ def as_json(report: Report) -> dict[str, Any]:
         "camera": report.camera,
         "warnings": list(report.warnings),
         "scores": _finite(report.scores),
-        # The tool's own names stand for the tool's own numbers.
+        # The official tool's names are reserved for the official scores.
         "official": None if report.strict else _finite(report.official),
     }
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as a whole, making the folder."""
+    """Write a record atomically, creating the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def show(report: Report, console: Console, mean: Report | None = None) -> None:
-    """Print the protocol, its sources and the table; ``mean``: of the training set's mean."""
+    """Print the protocol, its sources and the table; ``mean``: report of the mean-pose baseline."""
     rules = "strict" if report.strict else "official, quirks included"
     say(
         f"protocol {report.protocol} ({rules}): {report.num_samples} samples; "

@@ -1,9 +1,9 @@
 """World-space hand motion, as in HaWoR's evaluation, on .npz files of arrays.
 
-World frame, metres, 30 frames a second. ``joints`` [f, j, 3], ``root`` [f, 3] (the MANO
-translation), ``segment`` [f] (frames of one uninterrupted track share a number and stand together).
-Optional: ``camera_position`` [c, 3], ``camera_segment`` [c]. Truth has the same keys, and its
-segments count.
+World frame, metres, 30 frames per second. ``joints`` [f, j, 3], ``root`` [f, 3] (the MANO
+translation), ``segment`` [f] (frames of one uninterrupted track are contiguous and share a number).
+Optional: ``camera_position`` [c, 3], ``camera_segment`` [c]. Truth has the same keys; its segments
+are used.
 """
 
 from dataclasses import asdict
@@ -51,7 +51,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
     """Score a file; the keys are in the module docstring.
 
     Raises:
-        ValueError: If a file is broken, or the predictions cannot be meant.
+        ValueError: If a file is broken, or the predictions are implausible.
     """
     shapes = {**_HANDS, **_CAMERA}
     pred = read_npz(predictions, shapes, optional=("segment", *_CAMERA))
@@ -123,7 +123,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
 
 
 def _causes(pred: np.ndarray, true: np.ndarray) -> list[str]:
-    """Return what looks wrong; axes are free, because every score aligns the prediction."""
+    """Return suspected problems; axes are arbitrary, because every score aligns the prediction."""
     found = []
     coincident = int((np.ptp(pred, axis=1) == 0).all(-1).sum())
     if coincident:

@@ -75,7 +75,7 @@ def rotations(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
 
 
 def limits(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
-    """Return the term of anatomically impossible finger joints."""
+    """Return the term of finger joints beyond their anatomical limits."""
     hands, batch, known = inputs.prediction.hands, inputs.batch, inputs.settings.limits
     if hands is None or hands.theta_rotmat is None or known is None:
         return None
@@ -100,7 +100,7 @@ def acted_on_object(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
 
 
 def motion(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
-    """Return the terms of the motion within each window."""
+    """Return the temporal terms within each window."""
     hands, obj = inputs.prediction.hands, inputs.prediction.object
     if hands is None or inputs.num_frames == 1:
         return None
@@ -116,4 +116,4 @@ GROUPS = (
     Group(names=OBJECT_TERMS, compute=acted_on_object),
     Group(names=MOTION_TERMS, compute=motion),
 )
-"""In the order in which their totals are added."""
+"""Groups in the order in which their totals are added."""

@@ -1,7 +1,7 @@
 """The terms of ``terms.joints`` as one Triton kernel: values and gradient in one pass.
 
 One program is one sample, one warp wide: a lane per joint, so that every sum is a shuffle and
-nothing goes through shared memory. Its arithmetic is float32 whatever the inputs are.
+nothing goes through shared memory. Computes in float32 for any input dtype.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from train.losses.terms.joints import MIN_BONE_M, MIN_SPREAD_M, SQUARINGS, Z_MIN
 
 NUM_WARPS: Final = 1
 OPTIONS: Final = {"maxnreg": 168}
-"""Left to itself, ptxas spills a number rather than take more than 128 registers."""
+"""Register limit; without it, ptxas spills a value rather than use more than 128 registers."""
 KINDS: Final = {Distance.l1: 0, Distance.l2: 1, Distance.smooth_l1: 2}
 """``KIND`` of the kernel."""
 
@@ -34,7 +34,7 @@ _SQUARINGS = tl.constexpr(SQUARINGS)
 
 @triton.jit
 def _distance(x, y, z, smooth, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the size of (x, y, z) as ``terms.reduce.distance`` does, and its gradient."""
+    """Return the norm of (x, y, z) as ``terms.reduce.distance`` does, and its gradient."""
     if KIND == 1:
         squared = x * x + y * y + z * z
         inverse = reciprocal_length(squared)
@@ -90,7 +90,7 @@ def _best_rotation(xx, xy, xz, yx, yy, yz, zx, zy, zz):  # type: ignore[no-untyp
         a00, a11, a22, a33 = b00 * r, b11 * r, b22 * r, b33 * r
         a01, a02, a03 = b01 * r, b02 * r, b03 * r
         a12, a13, a23 = b12 * r, b13 * r, b23 * r
-    # The column with the largest diagonal, the first one of equals.
+    # The column with the largest diagonal, the first one if tied.
     best, w, x, y, z = a00, a00, a01, a02, a03
     is_better = a11 > best
     best, w, x, y, z = _pick(is_better, a11, best, a01, w, a11, x, a12, y, a13, z)
@@ -131,12 +131,12 @@ def _moments(a, x, y, z):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _of_parent(d, after, has_child, is_first, is_root):  # type: ignore[no-untyped-def]
-    """Return the bone that begins at each joint; at the wrist, the sum of five."""
+    """Return the bone that starts at each joint; at the wrist, the sum of five."""
     from_next = tl.where(has_child, tl.gather(d, after, 0), 0.0)
     return tl.where(is_root, tl.sum(tl.where(is_first, d, 0.0), 0), from_next)
 
 
-# One build whatever the numbers and addresses: all arguments but the last eight.
+# One build for any values and alignment: no specialisation on all arguments but the last eight.
 @triton.jit(do_not_specialize=range(14))
 def joints_kernel(  # type: ignore[no-untyped-def]
     pred, target, valid, K, weight, lam, values, seen, weighted, grad,
@@ -147,7 +147,7 @@ def joints_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Write ``values[t, b]``, ``sum_t lam_t values[t, b] / B`` and its gradient of one sample.
 
-    The last six say in which row each term stands, -1: off.
+    The last six are the output row of each term, -1: off.
     """
     sample = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, _LANES)
@@ -161,7 +161,7 @@ def joints_kernel(  # type: ignore[no-untyped-def]
     if weight is not None:
         weights = tl.load(weight + j, mask=is_joint, other=0.0).to(tl.float32)
 
-    # How much there is of each term: what its mean divides by.
+    # Number of valid items of each term: the divisor of its mean.
     n_joints, n_rel, n_bones, n_hands = 0.0, 0.0, 0.0, 0.0
     for h in tl.static_range(HANDS):
         hand_valid = valid + (sample * HANDS + h) * _JOINTS
@@ -257,14 +257,14 @@ def joints_kernel(  # type: ignore[no-untyped-def]
                 ex, ey, ez = ux - cx * per_true, uy - cy * per_true, uz - cz * per_true
                 half = 0.5 * (ex * ex + ey * ey + ez * ez)
                 v_direction += tl.sum(tl.where(bones, half, 0.0), 0) * per_bone
-                # Of the unit vector only what is across it moves.
+                # Only the component perpendicular to the unit vector has a gradient.
                 along = tl.where(is_short, 0.0, ux * ex + uy * ey + uz * ez)
                 k = tl.load(lam + DIRECTION).to(tl.float32) * per_batch * per_bone * per_size
                 dx += k * (ex - along * ux)
                 dy += k * (ey - along * uy)
                 dz += k * (ez - along * uz)
             dx, dy, dz = keep3(bones, dx, dy, dz)
-            # A bone pulls its joint one way and the joint before it the other.
+            # A bone's gradient acts on its joint and, with the opposite sign, on the parent.
             after = tl.minimum(j + 1, _LANES - 1)
             ox += dx - _of_parent(dx, after, has_child, is_first, is_root)
             oy += dy - _of_parent(dy, after, has_child, is_first, is_root)
@@ -371,7 +371,7 @@ class _JointLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         values, seen, weighted = room(lam, len(pred))
         grads = gradients_like([pred])
-        # Under the compiler the launch is an operator that it does not look into; else a call.
+        # Under torch.compile the launch is an opaque operator; otherwise a plain call.
         launch: Any = _op if torch.compiler.is_compiling() else _launch
         launch(
             pred.contiguous(), target.contiguous(), valid.contiguous(), K.contiguous(), weight, lam,
@@ -388,7 +388,7 @@ class _JointLosses(torch.autograd.Function):
 def joint_losses(
     inputs: JointInputs, names: tuple[str, ...], lam: Float[Tensor, " t"]
 ) -> GroupLoss:
-    """Return what ``groups.joint_losses`` does, by the kernel."""
+    """Compute ``groups.joint_losses`` with the Triton kernel."""
     rows = rows_of(JOINT_TERMS, names)
     total, values, seen = _JointLosses.apply(
         inputs.pred, inputs.target, inputs.valid, inputs.K, inputs.weight, lam,

@@ -1,6 +1,6 @@
-"""Functions of the loss kernels: what Triton lacks without CUDA's own library.
+"""Math functions of the loss kernels that Triton lacks without CUDA's libdevice.
 
-Only ``tl`` operations that the interpreter knows.
+Uses only ``tl`` operations that the interpreter supports.
 """
 
 import triton
@@ -14,23 +14,23 @@ _PI = tl.constexpr(3.1415926535897931)
 
 @triton.jit
 def sign(x):  # type: ignore[no-untyped-def]
-    """Return -1, 0 or 1; NaN of NaN, so that it does not end in a gradient unseen."""
+    """Return -1, 0 or 1; NaN for NaN, so that a NaN is not silently lost in a gradient."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
 
 
 @triton.jit
 def reciprocal_length(squared):  # type: ignore[no-untyped-def]
-    """Return ``1 / sqrt(squared)``, and 0 of 0: the gradient of a length where there is none."""
+    """Return ``1 / sqrt(squared)``, and 0 for 0: a zero vector's length then has gradient 0."""
     is_zero = squared == 0
     return tl.where(is_zero, 0.0, 1.0 / tl.sqrt_rn(tl.where(is_zero, 1.0, squared)))
 
 
 @triton.jit
 def log1p(x):  # type: ignore[no-untyped-def]
-    """Return log(1 + x) for x in [0, 1], to 2e-7 of its value.
+    """Return log(1 + x) for x in [0, 1], relative error 2e-7.
 
-    2 artanh(x / (2 + x)) by its series; the GPU's own logarithm is off by 2e-7 near 1, however
-    small the result.
+    2 artanh(x / (2 + x)) as a series; the GPU's own logarithm has an absolute error of 2e-7 near
+    1, however small the result.
     """
     s = x / (2.0 + x)
     z = s * s
@@ -40,7 +40,7 @@ def log1p(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def atan2_upper(y, x):  # type: ignore[no-untyped-def]
-    """Return the angle of (x, y) for y >= 0, in [0, pi], to 3e-7.
+    """Return the angle of (x, y) for y >= 0, in [0, pi], error 3e-7.
 
     Coefficients of Cephes' atanf.
     """
@@ -58,7 +58,7 @@ def atan2_upper(y, x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def load3(at, stride: tl.constexpr, mask):  # type: ignore[no-untyped-def]
-    """Return three numbers ``stride`` apart in float32, 0 where masked."""
+    """Load three numbers ``stride`` apart as float32, 0 where ``mask`` is False."""
     return (
         tl.load(at, mask=mask, other=0.0).to(tl.float32),
         tl.load(at + stride, mask=mask, other=0.0).to(tl.float32),
@@ -68,7 +68,7 @@ def load3(at, stride: tl.constexpr, mask):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def keep3(mask, x, y, z):  # type: ignore[no-untyped-def]
-    """Return three tensors, 0 where masked."""
+    """Return three tensors, 0 where ``mask`` is False."""
     return tl.where(mask, x, 0.0), tl.where(mask, y, 0.0), tl.where(mask, z, 0.0)
 
 

@@ -1,7 +1,7 @@
-"""Vertices and contact as one Triton kernel: values and gradients in one pass.
+"""Vertex and contact terms as one Triton kernel: values and gradients in one pass.
 
-One program is one sample and holds all 778 vertices of a hand at once, four to a thread: so the
-sums over a mesh need no second pass. Its arithmetic is float32 whatever the inputs are.
+One program is one sample and holds all 778 vertices of a hand at once, four per thread: sums over
+a mesh need no second pass. Computes in float32 for any input dtype.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def mesh_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Write ``values[t, b]``, ``sum_t lam_t values[t, b] / B`` and its gradients of one sample.
 
-    The last two say in which row each term stands, -1: off; its tensors may then be None.
+    The last two are the output row of each term, -1: off; its tensors may then be None.
     """
     sample = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, _LANES)
@@ -60,7 +60,7 @@ def mesh_kernel(  # type: ignore[no-untyped-def]
             tl.store(grad + at, x, mask=is_vertex)
             tl.store(grad + at + 1, y, mask=is_vertex)
             tl.store(grad + at + 2, z, mask=is_vertex)
-            # The root is the first joint; nothing comes from the others.
+            # The root is the first joint; the others have no gradient.
             i = tl.arange(0, _JOINT_LANES)
             to_root = tl.where(i == 0, -tl.sum(x, 0), 0.0)
             to_root = tl.where(i == 1, -tl.sum(y, 0), to_root)
@@ -175,7 +175,7 @@ def mesh_losses(
     names: tuple[str, ...],
     lam: Float[Tensor, " t"],
 ) -> GroupLoss:
-    """Return what ``groups.mesh_losses`` does, by the kernel."""
+    """Compute ``groups.mesh_losses`` with the Triton kernel."""
     rows = rows_of(MESH_TERMS, names)
     meshes: tuple[Tensor | None, ...] = (None,) * 5
     contacts: tuple[Tensor | None, ...] = (None,) * 3

@@ -1,7 +1,7 @@
-"""Rotations and shape as one Triton kernel: values and gradients in one pass.
+"""Rotation and shape terms as one Triton kernel: values and gradients in one pass.
 
-One program is one sample, one warp wide: a lane per rotation, 16 of each hand. Its arithmetic is
-float32 whatever the inputs are.
+One program is one sample, one warp wide: a lane per rotation, 16 per hand. Computes in float32 for
+any input dtype.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _ROTATIONS, _BETAS = tl.constexpr(NUM_MANO_JOINTS), tl.constexpr(NUM_BETAS)
 
 @triton.jit
 def _mean_over(valid, sample, hand, HANDS: tl.constexpr, ITEMS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return what each item of a valid hand weighs in the mean, per lane, and if there is any."""
+    """Return the weight of each valid hand's item in the mean, per lane, and if any is valid."""
     count = count_hands(valid, sample, HANDS)
     is_valid = tl.load(valid + sample * HANDS + hand) != 0
     share = tl.where(is_valid, 1.0 / (tl.where(count > 0, count, 1.0) * ITEMS), 0.0)
@@ -50,7 +50,7 @@ def rotations_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Write ``values[t, b]``, ``sum_t lam_t values[t, b] / B`` and its gradients of one sample.
 
-    The last five say in which row each term stands, -1: off; its predictions may then be None.
+    The last five are the output row of each term, -1: off; its predictions may then be None.
     """
     sample = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, HANDS * _ROTATIONS)
@@ -81,7 +81,7 @@ def rotations_kernel(  # type: ignore[no-untyped-def]
         d10, d11, d12 = k * (p10 - g10), k * (p11 - g11), k * (p12 - g12)
         d20, d21, d22 = k * (p20 - g20), k * (p21 - g21), k * (p22 - g22)
         if GEODESIC >= 0:
-            # D = P^T G: of it the skew part and the trace.
+            # Skew part and trace of D = P^T G.
             x = p02 * g01 + p12 * g11 + p22 * g21 - (p01 * g02 + p11 * g12 + p21 * g22)
             y = p00 * g02 + p10 * g12 + p20 * g22 - (p02 * g00 + p12 * g10 + p22 * g20)
             z = p01 * g00 + p11 * g10 + p21 * g20 - (p00 * g01 + p10 * g11 + p20 * g21)
@@ -226,7 +226,7 @@ class _RotationLosses(torch.autograd.Function):
 def rotation_losses(
     inputs: RotationInputs, names: tuple[str, ...], lam: Float[Tensor, " t"]
 ) -> GroupLoss:
-    """Return what ``groups.rotation_losses`` does, by the kernel."""
+    """Compute ``groups.rotation_losses`` with the Triton kernel."""
     rows = rows_of(ROTATION_TERMS, names)
     turned = inputs.pred if max(rows[:2]) >= 0 else None
     shape = inputs.pred_beta if max(rows[2:4]) >= 0 else None

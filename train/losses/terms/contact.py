@@ -1,4 +1,4 @@
-"""Terms on contact between the hand's vertices and objects.
+"""Loss terms on contact between hand vertices and objects.
 
 Shape legend: b = samples, h = hands, v = vertices, p, q = points.
 """
@@ -13,17 +13,17 @@ from train.losses.terms.objects import nearest
 from train.losses.terms.reduce import length, mean_valid, over_trailing, select
 
 TAU_M: Final = 0.005
-"""Distance that softens a contact: at it, the target is 0.61."""
+"""Scale tau of the soft contact target, which is 0.61 at this distance."""
 ALPHA: Final = 0.25
-"""Weight of contact; no contact weighs 1 - ALPHA. RetinaNet's."""
+"""Weight of contact; no contact weighs 1 - ALPHA. RetinaNet's value."""
 FAR_M: Final = 0.0635
-"""Stores hold contact distances up to this (254 steps of 0.25 mm); beyond, only "farther"."""
+"""Largest contact distance in stores (254 steps of 0.25 mm); beyond, only "farther" is known."""
 
 
 def soft_contact(
     distance_m: Float[Tensor, "b h v"], tau_m: float = TAU_M
 ) -> Float[Tensor, "b h v"]:
-    """Return the target ``exp(-d^2 / (2 tau^2))`` of a vertex at distance d; 0 far away."""
+    """Return the soft contact target ``exp(-d^2 / (2 tau^2))`` of a vertex at distance d."""
     return (-(distance_m.square()) / (2 * tau_m**2)).exp()
 
 
@@ -36,11 +36,11 @@ def contact_focal(
     """Return the mean focal cross entropy of contact, for targets in [0, 1].
 
     ``a (t - p)^2 [-t log p - (1 - t) log(1 - p)]`` with ``p = sigmoid(logit)`` and
-    ``a = alpha t + (1 - alpha)(1 - t)``; of t = 0 or 1 the focal loss with gamma = 2.
+    ``a = alpha t + (1 - alpha)(1 - t)``; for t = 0 or 1 the focal loss with gamma = 2.
 
     Args:
-        logits: Of contact per vertex.
-        target: Hard, or of ``soft_contact``.
+        logits: Contact logits per vertex.
+        target: Hard labels, or from ``soft_contact``.
         valid: Hands whose contact is known.
         alpha: Weight of contact.
 
@@ -65,9 +65,9 @@ def contact_distance(
 
     Args:
         pred_m: Predicted distance of each vertex to the object.
-        target_m: True one; from ``far_m`` on only known to be at least that.
+        target_m: True distance; from ``far_m`` on only known to be at least that.
         valid: Hands whose contact is known.
-        far_m: Where the labels end.
+        far_m: Largest labelled distance, metres.
     """
     d, g = select(valid, pred_m), select(valid, target_m)
     off = torch.where(g < far_m, (d - g).abs(), (far_m - d).clamp_min(0))

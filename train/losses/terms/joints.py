@@ -1,4 +1,4 @@
-"""Terms on the 21 joints of a hand: places, projections, bones, shape after alignment.
+"""Loss terms on the 21 hand joints: positions, projections, bones, Procrustes-aligned error.
 
 Points are in the camera frame of the input pixels, metres.
 
@@ -18,13 +18,13 @@ from train.losses.config import Distance
 from train.losses.terms.reduce import distance, length, mean_valid, select
 
 Z_MIN_M: Final = 0.05
-"""Nearer points (and those behind the camera) project as if here; depth then has no gradient."""
+"""Minimum depth in projections; nearer points are clamped to it, without a depth gradient."""
 MIN_BONE_M: Final = 1e-3
-"""Shorter bones have no direction of length 1: their vector over this length stands for it."""
+"""Bones shorter than this are divided by it instead of by their length."""
 MIN_SPREAD_M: Final = 1e-3
-"""Predicted joints whose root mean square distance from their centre is less are not scaled."""
+"""Predicted joints whose RMS distance from their centre is less are not scaled."""
 SQUARINGS: Final = 16
-"""Of the matrix whose largest eigenvector is the best rotation: 2^16 steps of power iteration."""
+"""Squarings of the matrix whose largest eigenvector is the best rotation: 2^16 power iterations."""
 
 _FINGERS: Final = (5, 4)
 """The joints after the wrist: five fingers, four joints from base to tip."""
@@ -44,9 +44,9 @@ def joints_abs(
         pred: Predicted joints.
         target: True joints.
         valid: Joints that have a label.
-        weight: Of each joint, not negative; None weighs them alike.
-        kind: How a distance is measured.
-        smooth: Of ``Distance.smooth_l1``, metres.
+        weight: Weight of each joint, not negative; None weighs them equally.
+        kind: Norm of the difference.
+        smooth: Threshold of ``Distance.smooth_l1``, metres.
     """
     difference = select(valid, pred) - select(valid, target)
     return mean_valid(distance(difference, kind, smooth), valid, weight)
@@ -62,8 +62,8 @@ def joints_rel(
 ) -> Float[Tensor, " b"]:
     """Return ``joints_abs`` after moving both wrists of a hand to the origin, metres.
 
-    A hand whose wrist is not valid has no root-relative joints. The wrist itself counts, with its
-    distance of 0.
+    A hand whose wrist is not valid has no root-relative joints. The wrist itself counts, with
+    distance 0.
     """
     valid = valid & valid[:, :, ROOT : ROOT + 1]
     pred, target = select(valid, pred), select(valid, target)
@@ -90,7 +90,7 @@ def joints_2d(
         valid: Joints that have a label.
         K: Intrinsics of the input pixels; used in samples with a valid joint.
         input_px: Side of the input, pixels.
-        weight: Of each joint, not negative; None weighs them alike.
+        weight: Weight of each joint, not negative; None weighs them equally.
     """
     K = select(valid.flatten(1).any(1), K)
     difference = project_clamped(select(valid, pred), K) - project_clamped(select(valid, target), K)
@@ -125,17 +125,17 @@ def bone_direction(
 def joints_pa(
     pred: Float[Tensor, "b h j 3"], target: Float[Tensor, "b h j 3"], valid: Bool[Tensor, "b h j"]
 ) -> Float[Tensor, " b"]:
-    """Return the root mean square distance after the best similarity of each hand, metres.
+    """Return the root mean square distance after Procrustes alignment of each hand, metres.
 
     ``sqrt(mean_j |s R p_j + t - g_j|^2)`` over the valid joints of a hand, with the scale, rotation
-    and shift that minimise it; then the mean over hands with a valid joint. No reflections. Scale,
-    rotation and shift are held constant in the gradient, which is exact: they minimise the same sum
+    and translation that minimise it; then the mean over hands with a valid joint. No reflections.
+    The alignment is held constant in the gradient, which is exact: it minimises the same sum
     (envelope theorem).
 
     Source:
         Horn 1987, Closed-form solution of absolute orientation using unit quaternions. The
         eigenvector comes from ``SQUARINGS`` squarings of the matrix: a singular value decomposition
-        waits for the device.
+        synchronises with the device.
     """
     pred, target = select(valid, pred), select(valid, target)
     share = valid.to(pred.dtype)
@@ -182,7 +182,7 @@ def _direction(vectors: Tensor) -> Tensor:
 def _similarity(
     pred: Float[Tensor, "b h j 3"], target: Float[Tensor, "b h j 3"], share: Float[Tensor, "b h j"]
 ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h 3 3"], Float[Tensor, "b h 3"]]:
-    """Return s, R, t that minimise ``sum_j share_j |s R p_j + t - g_j|^2``; shares add up to 1."""
+    """Return s, R, t that minimise ``sum_j share_j |s R p_j + t - g_j|^2``; shares sum to 1."""
     pred_mean = (share[..., None] * pred).sum(-2)
     target_mean = (share[..., None] * target).sum(-2)
     p, g = pred - pred_mean[..., None, :], target - target_mean[..., None, :]
@@ -209,7 +209,7 @@ def _best_quat_wxyz(M: Float[Tensor, "b h 3 3"]) -> Float[Tensor, "b h 4"]:
     ).reshape(*xx.shape, 4, 4)  # fmt: skip
     size = length(M.flatten(-2))
     eye = torch.eye(4, dtype=M.dtype, device=M.device)
-    # |eigenvalue of N| <= 2 |M|: this has none below 0, so the largest is the largest of N.
+    # |eigenvalue of N| <= 2 |M|: the shifted matrix has none below 0, so its largest is N's.
     A = N / (2 * size.where(size > 0, 1.0))[..., None, None] + eye
     for _ in range(SQUARINGS):
         A = matmul_small(A, A)

@@ -1,4 +1,4 @@
-"""Terms on MANO: vertices, pose, shape, and what keeps a prediction a hand.
+"""Loss terms on MANO: vertices, pose, shape, and regularisers that keep predictions plausible.
 
 Points are in the camera frame of the input pixels, metres.
 
@@ -17,7 +17,7 @@ from train.losses.terms.reduce import length, mean_valid, select
 
 _X, _Y, _Z = range(3)
 _MIN_COSINE: Final = 1e-6
-"""Of the splay, below which bend and twist turn about one axis and cannot be told apart."""
+"""Cosine of the splay below which bend and twist share an axis (gimbal lock)."""
 
 
 def vertices_rel(
@@ -54,7 +54,7 @@ def theta_geodesic(
 ) -> Float[Tensor, " b"]:
     """Return the mean angle between rotations, radians in [0, pi].
 
-    At angles of 0 and of pi there is no gradient, and 0 is returned for it.
+    At angles of 0 and pi the gradient does not exist and is returned as 0.
     """
     angle = geodesic(select(valid, pred), select(valid, target))
     return mean_valid(angle, valid[..., None].expand_as(angle))
@@ -63,8 +63,8 @@ def theta_geodesic(
 def geodesic(pred: Float[Tensor, "*b 3 3"], target: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
     """Return ``atan2(|vee(D - D^T)| / 2, (trace(D) - 1) / 2)`` of ``D = pred^T target``, radians.
 
-    Precise at every angle, where the arc cosine of the trace has an infinite gradient at 0; its
-    own gradient is 0 where the sine is 0.
+    Precise at every angle, unlike the arc cosine of the trace, whose gradient is infinite at 0; the
+    gradient is 0 where the sine is 0.
     """
     D = matmul_small(pred.mT, target)
     vee = torch.stack(
@@ -72,7 +72,7 @@ def geodesic(pred: Float[Tensor, "*b 3 3"], target: Float[Tensor, "*b 3 3"]) -> 
     )
     sine = length(vee) / 2
     cosine = (D.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    nowhere = (sine == 0) & (cosine == 0)  # of no rotation; atan2 has no gradient there
+    nowhere = (sine == 0) & (cosine == 0)  # not a rotation; atan2 has no gradient there
     return torch.atan2(sine, cosine.where(~nowhere, 1.0))
 
 
@@ -85,9 +85,9 @@ def beta(
 
 
 def beta_prior(pred: Float[Tensor, "b h 10"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, " b"]:
-    """Return the mean square of the shape parameters: a Gaussian prior, for they are in deviations.
+    """Return the mean square of the shape parameters: a Gaussian prior (unit: standard deviations).
 
-    ``valid`` says which hands are there; no label is needed.
+    ``valid`` marks the hands that are present; no label is needed.
     """
     squared = select(valid, pred).square()
     return mean_valid(squared, valid[..., None].expand_as(squared))
@@ -98,8 +98,8 @@ def orthogonality(
 ) -> Float[Tensor, " b"]:
     """Return the mean of ``|A^T A - I|_F^2`` over rotations, A = ``[a1 | a2]`` before Gram-Schmidt.
 
-    ``(|a1|^2 - 1)^2 + (|a2|^2 - 1)^2 + 2 (a1 . a2)^2``: keeps the six numbers where their rotation
-    has a gradient. ``valid`` says which hands are there; no label is needed.
+    ``(|a1|^2 - 1)^2 + (|a2|^2 - 1)^2 + 2 (a1 . a2)^2``: keeps 6D outputs where Gram-Schmidt is well
+    conditioned. ``valid`` marks the hands that are present; no label is needed.
     """
     a1, a2 = torch.split(select(valid, rot6d), 3, dim=-1)
     off = (a1.square().sum(-1) - 1).square() + (a2.square().sum(-1) - 1).square()
@@ -116,16 +116,16 @@ def joint_limits(
 ) -> Float[Tensor, " b"]:
     """Return the mean squared excess over the limits of 15 x (bend, splay, twist), radians^2.
 
-    ``max(low - a, 0)^2 + max(a - high, 0)^2``. ``valid`` says which hands are there; no label is
-    needed.
+    ``max(low - a, 0)^2 + max(a - high, 0)^2``. ``valid`` marks the hands that are present; no label
+    is needed.
 
     Args:
-        theta: Rotations of MANO's joints against their parents, the wrist's first (it has none).
+        theta: Rotations of MANO's joints relative to their parents; the wrist's first, unused.
         frames: ``A_mano_from_anatomy`` of each joint, rotations: the axes of twist, splay and bend
             in MANO's rest frame as columns; see ``model.mano.anatomy``.
         low_rad: Smallest bend, splay and twist of each joint.
-        high_rad: Largest.
-        valid: Hands that are there.
+        high_rad: Largest bend, splay and twist of each joint.
+        valid: Hands that are present.
     """
     eye = torch.eye(3, dtype=theta.dtype, device=theta.device)
     mask = valid[..., None, None, None]
@@ -136,9 +136,9 @@ def joint_limits(
 
 
 def bend_splay_twist(R: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
-    """Return (c, b, a) of ``R = Rz(c) Ry(b) Rx(a)``, radians; b in [-pi/2, pi/2].
+    """Return the Euler angles (c, b, a) of ``R = Rz(c) Ry(b) Rx(a)``; b in [-pi/2, pi/2], radians.
 
-    At b = +-pi/2 the other two turn about one axis: they are then 0 without a gradient.
+    At b = +-pi/2 (gimbal lock) the other two are 0 without a gradient.
     """
     cosine = length(R[..., :2, 0])
     splay = torch.atan2(-R[..., _Z, _X], cosine)

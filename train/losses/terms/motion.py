@@ -1,4 +1,4 @@
-"""Terms on sequences: hands over time, the camera's way, both together in the world.
+"""Loss terms on sequences: hand motion, camera trajectory, and both together in the world frame.
 
 Shape legend: b = windows, t = frames, h = hands, j = joints.
 """
@@ -14,7 +14,7 @@ from train.losses.terms.mano import geodesic
 from train.losses.terms.reduce import length, mean_valid, select
 
 INFILL_PARTS: Final = {"transl": 3, "beta": 10, "root_rot6d": 6, "pose_rot6d": 90}
-"""What a hand is to the infiller, in this order: 109 numbers."""
+"""Parts of a hand's vector in the infiller, in this order: 109 numbers."""
 
 
 def velocity(
@@ -44,7 +44,7 @@ def acceleration(
 def camera_translation(
     pred: Float[Tensor, "b t 3"], target: Float[Tensor, "b t 3"], valid: Bool[Tensor, "b t"]
 ) -> Float[Tensor, " b"]:
-    """Return the mean distance of the cameras' places in the world, metres."""
+    """Return the mean error of the camera positions in the world, metres."""
     return mean_valid(length(select(valid, pred) - select(valid, target)), valid)
 
 
@@ -58,14 +58,14 @@ def camera_rotation(
 def camera_trajectory(
     pred_T: Float[Tensor, "b t 3 4"], target_T: Float[Tensor, "b t 3 4"], valid: Bool[Tensor, "b t"]
 ) -> Float[Tensor, " b"]:
-    """Return the mean distance of the cameras' steps, each in its own earlier frame, metres.
+    """Return the mean error of the frame-to-frame camera translation, metres.
 
-    ``|R_t^T (c_t+1 - c_t) - G_t^T (d_t+1 - d_t)|`` over pairs of valid frames: the same wherever
-    the world's origin is. 0 in windows of one frame.
+    ``|R_t^T (c_t+1 - c_t) - G_t^T (d_t+1 - d_t)|`` over pairs of valid frames, each in the earlier
+    camera's frame: independent of the world frame. 0 in windows of one frame.
 
     Args:
         pred_T: Predicted ``T_world_from_cam``, its rows [R | c].
-        target_T: True ones, [G | d].
+        target_T: True ``T_world_from_cam``, [G | d].
         valid: Frames whose camera is known.
     """
     both = valid[:, 1:] & valid[:, :-1]
@@ -79,7 +79,7 @@ def world_consistency(
     target_world: Float[Tensor, "b t h j 3"],
     valid: Bool[Tensor, "b t h j"],
 ) -> Float[Tensor, " b"]:
-    """Return the mean distance in the world of hands moved by cameras, both predicted, metres.
+    """Return the mean world-frame joint error under predicted hands and cameras, metres.
 
     ``|T_world_from_cam p - w|``: hands and cameras must agree.
 
@@ -103,9 +103,9 @@ def infill(
     """Return the sum over ``INFILL_PARTS`` of the mean absolute difference of each.
 
     Args:
-        pred: Filled-in hands.
-        target: True ones.
-        valid: Frames to score: for example those that were hidden.
+        pred: Infilled hands.
+        target: True hands.
+        valid: Frames to score: for example those that were masked.
 
     Source:
         HaWoR's infiller: L1 on translation, root, pose and shape.
@@ -123,6 +123,6 @@ def _differences(pred: Tensor, target: Tensor, valid: Tensor, *, order: int) -> 
 
 
 def _steps(T: Tensor) -> Tensor:
-    """Camera's steps in the earlier camera's frame [b, t - 1, 3]."""
+    """Frame-to-frame translation in the earlier camera's frame [b, t - 1, 3]."""
     moved = T[:, 1:, :, 3] - T[:, :-1, :, 3]
     return rotate(T[:, :-1, :, :3].mT, moved[..., None, :]).squeeze(-2)

@@ -1,4 +1,4 @@
-"""Terms on objects: place, rotation up to symmetry, class, and the points of the model.
+"""Loss terms on objects: position, rotation up to symmetry, class, model points (ADD, ADD-S).
 
 Poses map the object's frame to the camera: ``p_cam = R_cam_from_obj @ p + t``, metres.
 
@@ -21,7 +21,7 @@ def object_position(
     kind: Distance = Distance.l1,
     smooth: float = 0.01,
 ) -> Float[Tensor, " b"]:
-    """Return the mean distance of the objects' origins, metres.
+    """Return the mean error of the objects' origins, metres.
 
     For symmetric objects whose origin is off the axis take ``nearest_equivalent`` as the target.
     """
@@ -41,11 +41,11 @@ def object_rotation(
 
     Args:
         pred_R: Predicted ``R_cam_from_obj``.
-        target_R: True one.
+        target_R: True ``R_cam_from_obj``.
         valid: Objects that have a label.
-        symmetries: ``[S | s]``: poses of the object in its own frame that look alike, the identity
-            among them.
-        symmetry_valid: Which of them are one; of a valid object at least one is.
+        symmetries: ``[S | s]``: symmetry transforms of the object in its own frame, including the
+            identity.
+        symmetry_valid: Symmetries that are not padding; at least one per valid object.
     """
     squared = _to_symmetries(pred_R, target_R, valid, symmetries, symmetry_valid)
     return mean_valid(squared.min(-1).values, valid)
@@ -60,9 +60,9 @@ def nearest_equivalent(
     symmetries: Float[Tensor, "b o s 3 4"],
     symmetry_valid: Bool[Tensor, "b o s"],
 ) -> tuple[Float[Tensor, "b o 3 3"], Float[Tensor, "b o 3"]]:
-    """Return the pose that looks like the true one and is nearest in rotation: ``G S, G s + t``.
+    """Return the equivalent of the true pose that is nearest in rotation: ``G S, G s + t``.
 
-    Arguments as in ``object_rotation``; of objects that are not valid, the identity at 0.
+    Arguments as in ``object_rotation``; the identity at 0 for objects that are not valid.
     """
     squared = _to_symmetries(pred_R, target_R, valid, symmetries, symmetry_valid)
     best = squared.argmin(-1)[..., None, None, None].expand(*valid.shape, 1, 3, 4)
@@ -75,7 +75,7 @@ def nearest_equivalent(
 def unit_quaternion(
     quat: Float[Tensor, "b o 4"], valid: Bool[Tensor, "b o"]
 ) -> Float[Tensor, " b"]:
-    """Return the mean of ``(|q|^2 - 1)^2``: keeps raw quaternions near length 1."""
+    """Return the mean of ``(|q|^2 - 1)^2``, which keeps raw quaternions near unit length."""
     return mean_valid((select(valid, quat).square().sum(-1) - 1).square(), valid)
 
 
@@ -116,7 +116,7 @@ def add_s(
 ) -> Float[Tensor, " b"]:
     """Return the mean distance of each true point to the nearest predicted one, metres.
 
-    Takes b * o * n^2 numbers of memory: some hundred points are enough for a loss.
+    Allocates b * o * n^2 numbers: a few hundred points are enough for a loss.
 
     Source:
         Xiang et al. 2018, PoseCNN (ADD-S).

@@ -1,4 +1,4 @@
-"""Terms on what bodies can do: not enter each other, touch, hold.
+"""Loss terms on physical plausibility: penetration, attraction, grasp stability.
 
 Shape legend: b = samples, p = points, a = contact anchors, k = edges of a friction cone, m =
 objects, d = cells along a side of a grid.
@@ -14,9 +14,9 @@ from torch import Tensor
 from train.losses.terms.reduce import length, mean_valid, select
 
 TAU_M: Final = 0.005
-"""Distance at which attraction fades."""
+"""Distance scale at which attraction saturates."""
 FRICTION: Final = 0.8
-"""Coefficient of skin on objects; a common choice in grasp simulation."""
+"""Friction coefficient of skin on objects; a common choice in grasp simulation."""
 
 
 def signed_distance(
@@ -34,7 +34,7 @@ def signed_distance(
         points: In the object's frame, metres.
         grids: Signed distances at cell centres, indexed (x, y, z); float16 is fine.
         boxes: Centres of the first and last cell.
-        row: Which object each sample has.
+        row: Object index of each sample.
     """
     side = grids.shape[-1]
     low, high = boxes[row].to(points.dtype)[:, :, None].unbind(1)  # [b, 1, 3] each
@@ -42,7 +42,7 @@ def signed_distance(
     place = (inside - low) / (high - low) * (side - 1)
     corner = place.detach().floor().clamp(0, side - 2)
     share = place - corner  # [b, p, 3]
-    cell = corner.nan_to_num().long()  # a NaN is no index; the shares carry it on
+    cell = corner.nan_to_num().long()  # NaN is not an index; the weights propagate it
     flat, start = grids.flatten(), row[:, None] * side**3
     value = torch.zeros_like(points[..., 0])
     for i in (0, 1):
@@ -62,7 +62,7 @@ def sdf_penetration(
     row: Int64[Tensor, " b"],
     valid: Bool[Tensor, "b p"],
 ) -> Float[Tensor, " b"]:
-    """Return the mean depth ``max(-sdf, 0)`` of the hand's points in the object, metres.
+    """Return the mean penetration depth ``max(-sdf, 0)`` of hand points, metres.
 
     Arguments as in ``signed_distance``; ``valid``: points to test, in samples with an object.
     """
@@ -99,10 +99,10 @@ def friction_cone_forces(
     """Return the force at each anchor, newtons: ``F = strength sum_i w_i v_i``.
 
     ``v_i = mu (cos f_i x + sin f_i y) + z``, f_i = 2 pi i / k: the edges of the cone around the
-    normal z, with x and y across it. Weights that are not negative keep the force in the cone.
+    normal z, with x and y perpendicular to it. Non-negative weights keep the force in the cone.
 
     Args:
-        weights: Of the k edges, not negative.
+        weights: Weights of the k edges, not negative.
         normals: Unit normals at the anchors, into the object.
         strength: Newtons.
         friction: The coefficient mu.
@@ -111,7 +111,7 @@ def friction_cone_forces(
         The Coulomb cone, linearised; as in VPHO's grasp stability.
     """
     z = normals
-    # The axis that the normal is farthest from gives a tangent that is never short.
+    # The axis least aligned with the normal gives a tangent that is never short.
     helper = torch.nn.functional.one_hot(z.abs().argmin(-1), 3).to(z.dtype)
     x = torch.linalg.cross(helper, z)
     x = x / length(x)[..., None]
@@ -133,15 +133,15 @@ def grasp_stability(
     size_m: Float[Tensor, " b"],
     valid: Bool[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
-    """Return how far forces are from holding the object still, no unit.
+    """Return how far contact forces are from static equilibrium of the object, no unit.
 
-    ``|sum F + W|^2 / |W|^2 + |sum (a - c) x F|^2 / (|W| l)^2 + sum |F| gap / (|W| l)``: forces that
-    do not carry the weight, torques, and forces where nothing touches. Forces have no labels; this
-    is their only supervision.
+    ``|sum F + W|^2 / |W|^2 + |sum (a - c) x F|^2 / (|W| l)^2 + sum |F| gap / (|W| l)``: net force,
+    net torque, and forces where nothing touches. Forces have no labels; this is their only
+    supervision.
 
     Args:
-        forces: At the anchors, newtons; for example of ``friction_cone_forces``.
-        anchors: Places of the anchors, metres.
+        forces: Forces at the anchors, newtons; for example from ``friction_cone_forces``.
+        anchors: Positions of the anchors, metres.
         gap_m: Distance of each anchor to the object's surface, metres, not negative.
         centre: Centre of mass of the object, metres, same frame.
         weight: Gravity on the object, newtons, same frame; not zero.
@@ -149,7 +149,7 @@ def grasp_stability(
         valid: Samples in which the hand alone holds the object.
 
     Source:
-        VPHO's stability terms; here divided by weight and size, so that they have no unit.
+        VPHO's stability terms; here divided by weight and size, hence dimensionless.
     """
     forces, anchors, gap_m = select(valid, forces), select(valid, anchors), select(valid, gap_m)
     weight = weight.where(valid[:, None], torch.ones_like(weight))
@@ -167,5 +167,5 @@ def grasp_stability(
 
 
 def _row(row: Tensor, valid: Tensor) -> Tensor:
-    """Return the object of samples with a valid point, else the first: -1 is no index."""
+    """Return the object index of samples with a valid point, else 0: -1 is not an index."""
     return row.where(valid.any(1), 0)

@@ -1,4 +1,4 @@
-"""What all terms share: selection, means over valid items, lengths with a gradient everywhere."""
+"""Shared by all terms: masking, means over valid items, lengths with a gradient everywhere."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,12 +8,12 @@ from train.losses.config import Distance
 
 
 def select(valid: Bool[Tensor, "*b"], values: Tensor, fill: float = 0.0) -> Tensor:
-    """Return ``values`` with ``fill`` for the items that are not valid."""
+    """Return ``values`` with invalid items replaced by ``fill``."""
     return values.where(over_trailing(valid, values), fill)
 
 
 def over_trailing(valid: Bool[Tensor, "*b"], values: Tensor) -> Tensor:
-    """Return ``valid`` with axes of one at the end, so that it broadcasts over ``values``."""
+    """Return ``valid`` with trailing singleton axes, so that it broadcasts over ``values``."""
     return valid[(...,) + (None,) * (values.ndim - valid.ndim)]
 
 
@@ -27,7 +27,7 @@ def mean_valid(
     Args:
         values: One per item, finite where valid.
         valid: Of the same shape.
-        weight: Not negative, broadcasts over the items; None weighs them alike.
+        weight: Not negative, broadcasts over the items; None weighs them equally.
     """
     share = valid.to(values.dtype) if weight is None else select(valid, weight.expand(valid.shape))
     share, values = share.flatten(1), values.where(valid, 0.0).flatten(1)
@@ -45,12 +45,12 @@ def length(vectors: Float[Tensor, "*b c"]) -> Float[Tensor, "*b"]:
 def distance(
     difference: Float[Tensor, "*b c"], kind: Distance, smooth: float
 ) -> Float[Tensor, "*b"]:
-    """Return the size of differences.
+    """Return the norm of differences.
 
     Args:
         difference: Prediction minus target.
-        kind: How it is measured.
-        smooth: Where ``smooth_l1`` turns from a parabola into a line, in the unit of the points.
+        kind: Which norm.
+        smooth: Where ``smooth_l1`` changes from quadratic to linear, in the unit of the points.
     """
     if kind is Distance.l2:
         return length(difference)

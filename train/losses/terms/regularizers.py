@@ -1,4 +1,4 @@
-"""Terms without labels: predictions that differ, attention that looks around, weights that stay.
+"""Regularisers without labels: batch variance, attention entropy, spectral norm of weights.
 
 Shape legend: b = samples, d = features, n = heads, q = queries, k = keys, l = layers.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from train.losses.terms.reduce import mean_valid, select
 
 VARIANCE_EPS: Final = 1e-4
-"""Under the root of a variance, so that it has a gradient where all samples are alike."""
+"""Added to a variance under the root, for a finite gradient where all samples are equal."""
 
 
 def batch_variance(
@@ -21,13 +21,13 @@ def batch_variance(
 ) -> Float[Tensor, " b"]:
     """Return the mean over features of ``max(0, floor - sqrt(var + 1e-4))``, the same per sample.
 
-    Against predictions that are all alike. The variance is over the valid samples of this batch,
-    divided by their number; the one term that depends on the batch.
+    Prevents collapse to constant predictions. The variance is over the valid samples of this batch,
+    divided by their number; the only term that depends on the batch.
 
     Args:
-        features: Of each sample.
+        features: Features of each sample.
         valid: Samples that count.
-        floor: Deviation from which on a feature costs nothing.
+        floor: Standard deviation above which a feature has no loss.
 
     Source:
         Bardes et al. 2022, VICReg, equation 1 (there divided by number - 1).
@@ -46,11 +46,11 @@ def attention_kl(
 ) -> Float[Tensor, " b"]:
     """Return the mean over heads and queries of ``KL(A || uniform) = log k - H(A)``, nats.
 
-    0 where attention is even, log k where it has collapsed on one key.
+    0 where attention is uniform, log k where it has collapsed onto one key.
 
     Source:
         Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy Collapse
-        (the entropy; they watch it, this bounds it).
+        (they monitor the entropy; this term bounds it).
     """
     A = attention.where(valid[:, None, None, None], 1 / attention.shape[-1])
     tiny = torch.finfo(A.dtype).tiny
@@ -62,7 +62,7 @@ def spectral_excess(gamma: Float[Tensor, " l"], limit: float) -> Float[Tensor, "
     """Return the mean over layers of ``max(|gamma| - limit, 0)^2``.
 
     ``gamma`` is the scale of sigma-reparametrised layers, ``W' = (gamma / sigma(W)) W``: the
-    largest singular value of what they multiply with. One number; it belongs to no sample.
+    largest singular value of the effective weight. A scalar, not per sample.
 
     Source:
         Zhai et al. 2023, as above, equation 1.
