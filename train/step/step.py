@@ -284,7 +284,6 @@ def take_more_parts(state: TrainState, batch_size: int) -> None:
         )
     state.accumulate = parts
     state.optimizer.zero_grad(set_to_none=True)
-    state.model.after_step()
     if state.clock.is_cuda:
         torch.cuda.empty_cache()
 

@@ -148,7 +148,6 @@ def gradients_and_weights(store: str, out: Path) -> int:
             train_step(state, in_dtype(next(batches), torch.float64), parts, stage)
         found["weights parts"] = dict(state.model.state_dict())
         found["weights short"] = short_of_memory(config, store, ranks)
-        found["weights short"] = short_of_memory(config, store, ranks)
         if ranks.is_first:
             torch.save(found, out)
     return 0
