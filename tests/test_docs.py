@@ -81,7 +81,7 @@ def problem_of(schema: type[Any], words: list[str]) -> str | None:
     """What the CLI says about the words of a command."""
     try:
         if "--multirun" in words:
-            list(grid(schema, [word for word in words if word != "--multirun"]))
+            grid(schema, [word for word in words if word != "--multirun"])
         else:
             compose(schema, words)
     except ValueError as error:  # also of the schema's own checks

@@ -86,8 +86,7 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
                 f"unknown command {name!r}; {nearest(name, by_name)}"  # answered before imports
             )
         command = by_name[name]
-        module, _, schema_name = command.config.partition(":")
-        schema = getattr(importlib.import_module(module), schema_name)
+        schema = _imported(command.config)
         if any(word in ("-h", "--help") for word in words):
             given = list(_equals([word for word in words if word not in ("-h", "--help")]))
             chosen = chosen_groups(schema, given)
@@ -98,11 +97,10 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
         if "--multirun" in words:
             if command.multirun is None:
                 raise UsageError("--multirun is for training: python -m train run --multirun ...")
-            points = list(grid(schema, [word for word in words if word != "--multirun"]))
-            module, _, function = command.multirun.partition(":")
-            return int(getattr(importlib.import_module(module), function)(points))
+            points = grid(schema, [word for word in words if word != "--multirun"])
+            return int(_imported(command.multirun)(points))
         config = compose(schema, words)
-        return int(importlib.import_module(command.module).main(config))
+        return int(_imported(f"{command.module}:main")(config))
     except KeyboardInterrupt:
         print(f"{prog} {name}: interrupted", file=sys.stderr)  # noqa: T201
         return 130
@@ -131,6 +129,12 @@ def check_siblings(prog: str) -> None:
                 f"{found} hides Handloom's own package {name!r} ({expected.parent}); run from "
                 f"another folder or use the console script {script}"
             )
+
+
+def _imported(name: str) -> Any:
+    """Return the object behind ``module:name``."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def sentence(error: BaseException) -> str:
@@ -219,11 +223,11 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         raise UsageError(f"{where}{lines[0]}") from error
 
 
-def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
-    """Yield the configuration of every combination of values that ``a=1,2`` and ``b=x,y`` list.
+def grid(schema: type[Any], words: Sequence[str]) -> list[GridPoint]:
+    """Return the configuration of every combination of values that ``a=1,2`` and ``b=x,y`` list.
 
     Values use the syntax of Hydra's sweeps: ``lr=1e-4,3e-4``, ``n=range(1,4)``,
-    ``shape=choice(a,b)``. All are composed and validated before the first one is yielded.
+    ``shape=choice(a,b)``. All are composed and validated.
 
     Raises:
         UsageError: If no key has several values, or as ``compose``.
@@ -250,7 +254,7 @@ def grid(schema: type[Any], words: Sequence[str]) -> Iterator[GridPoint]:
     for combination in itertools.product(*listed):
         chosen = dict(combination[i].split("=", 1) for i in swept)
         points.append(GridPoint(chosen=chosen, config=compose(schema, combination)))
-    yield from points
+    return points
 
 
 def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any]]:

@@ -16,7 +16,7 @@ from pipeline.config import PipelineConfig, ViewKind
 from pipeline.gather.augment import AugmentParams, draw, identity, input_affine
 from pipeline.gather.params import GatherParams, gather_params
 from pipeline.labels.table import LabelTable, move_labels
-from pipeline.view import Table, ViewTable, column_names, samples_at
+from pipeline.view import Table, ViewTable, map_table, samples_at
 
 
 def prepare(
@@ -101,5 +101,4 @@ def without_labels(batch: Batch, is_real: Bool[Tensor, "*b"]) -> Batch:
 def _unflatten(table: Table, index: Int64[Tensor, "*b"]) -> Table:
     if index.ndim == 1:
         return table
-    names = column_names(table)
-    return replace(table, **{n: getattr(table, n).unflatten(0, index.shape) for n in names})
+    return map_table(table, lambda column: column.view(index.shape + column.shape[1:]))

@@ -23,14 +23,14 @@ SMALL = (
 def test_every_combination_is_composed_once_and_in_order() -> None:
     words = ["store=/a,b c", "optim.lr=1e-4,3e-4", "model.hidden=range(1,4)", "steps=7"]
     with pytest.raises(UsageError, match="needs a key with several values"):
-        list(grid(RunConfig, ["store=x"]))
-    points = list(grid(RunConfig, ["store='/a,b c'", *words[1:]]))
+        grid(RunConfig, ["store=x"])
+    points = grid(RunConfig, ["store='/a,b c'", *words[1:]])
     assert len(points) == 6
     assert [p.chosen["optim.lr"] for p in points] == ["0.0001"] * 3 + ["0.0003"] * 3
     assert [p.config.model.hidden for p in points] == [1, 2, 3] * 2
     assert {p.config.steps for p in points} == {7}
     with pytest.raises(UsageError, match=r"did you mean 'optim\.lr'"):
-        list(grid(RunConfig, ["store=x", "optim.lrr=1,2"]))
+        grid(RunConfig, ["store=x", "optim.lrr=1,2"])
 
 
 def test_folders_are_named_by_number_and_values() -> None:
@@ -104,7 +104,7 @@ def test_a_run_without_memory_is_a_row_of_the_table(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(train.multirun, "run", run_out)
-    points = list(grid(RunConfig, [*SMALL, "store=x", f"run_dir={tmp_path}", "batch_size=8,16"]))
+    points = grid(RunConfig, [*SMALL, "store=x", f"run_dir={tmp_path}", "batch_size=8,16"])
     assert train.multirun.main(points) == 1
     rows = json.loads((tmp_path / "multirun.json").read_text())
     assert [row["failed"] for row in rows] == ["CUDA out of memory."] * 2

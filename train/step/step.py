@@ -166,18 +166,17 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
     state.fault = no_fault(local, state.clock.device)
 
 
-def inputs_of(windows: Batch, *, image: Tensor | None = None) -> Inputs:
-    """Return what a network sees of a batch, frames in a row; ``image`` replaces the batch's."""
-    batch = windows.frames()
+def inputs_of(batch: Batch, image: Tensor, num_frames: int = 1) -> Inputs:
+    """Return the network's inputs from frames in a row, with ``image`` for the batch's own."""
     return Inputs(
-        image=batch.image if image is None else image,
+        image=image,
         K=batch.K,
         decode_right=batch.is_right | batch.mirrored[:, None],
         joint_set=batch.joint_set,
         is_right=batch.is_right,
         is_real=batch.is_real,
         object_id=batch.object_id,
-        num_frames=windows.num_frames,
+        num_frames=num_frames,
     )
 
 
@@ -192,17 +191,18 @@ def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
 
     What is predicted of windows [b, t] are the frames of ``windows.frames()``, [b * t].
     """
-    image = windows.frames().image
+    batch = windows.frames()
     lower = dtype is not torch.float32
-    with torch.autocast(image.device.type, dtype, enabled=lower):
-        fits = lower and image.is_floating_point()
-        prediction: Prediction = model(inputs_of(windows, image=image if fits else image.float()))
+    with torch.autocast(batch.image.device.type, dtype, enabled=lower):
+        fits = lower and batch.image.is_floating_point()
+        image = batch.image if fits else batch.image.float()
+        prediction: Prediction = model(inputs_of(batch, image, windows.num_frames))
         return prediction
 
 
 def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction:
     """Return the mean of a training set for every image of a batch of single frames."""
-    return model.predict_mean(mean, inputs_of(batch))
+    return model.predict_mean(mean, inputs_of(batch, batch.image))
 
 
 def train_step(state: TrainState, batch: Batch, config: RunConfig, stage: Stage) -> StepOutput:

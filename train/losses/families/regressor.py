@@ -1,7 +1,6 @@
 """Loss groups of networks that predict hands and the object they act on."""
 
 from model.hand import ROOT
-from model.prediction import HandPrediction
 from train.losses.groups import eager_terms, joint_losses, mesh_losses, rotation_losses
 from train.losses.inputs import (
     JOINT_TERMS,
@@ -93,7 +92,7 @@ def acted_on_object(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
         return None
     measure = (settings.distance, settings.smooth_m)
     found = object_terms(obj, batch, inputs.posed, *measure)
-    hands: HandPrediction | None = inputs.prediction.hands
+    hands = inputs.prediction.hands
     if hands is not None:
         found["hand_object"] = between(hands, obj, batch, *measure)
     return eager_terms(found, weights.names, weights.lam)
