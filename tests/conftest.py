@@ -1,5 +1,7 @@
 """Switches that must be set before anything is imported, and datasets shared by many tests."""
 
+import fcntl
+import gc
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -21,9 +23,6 @@ if not torch.cuda.is_available():
 if not jaxtyping.config.jaxtyping_disable:  # the environment's JAXTYPING_DISABLE
     shapes.install({"pipeline", "model"})
 
-# The first call imports 500 modules; without this the first test to compare tensors pays for it.
-torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
-
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "InterHand2.6M"
 
 
@@ -39,6 +38,17 @@ def in_one_piece(test: Callable[..., object], **arguments: object) -> object:
 
 # What CPython sets aside for a call, in words, and doubles 16 KB to reach: the rest is for tests.
 in_one_piece.__code__ = in_one_piece.__code__.replace(co_stacksize=9000)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave what is imported out of garbage collection, which costs a second and a half of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,40 +78,56 @@ class SampleStore:
     store: Path
 
 
-def _build(folder: Path, dataset: str, num: int, *, flag: bool = False) -> SampleStore:
+def _build(
+    tmp_path_factory: pytest.TempPathFactory, dataset: str, num: int, *, flag: bool = False
+) -> SampleStore:
+    """Render and build a sample once, whichever of pytest-xdist's workers comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / f"sample-{dataset}"
+    folder.mkdir(exist_ok=True)
+    root, store = folder / dataset, folder / f"{dataset}.zarr"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _write(dataset, num, root, store, flag=flag)
+            (folder / "done").touch()
+    return SampleStore(root=root, mano=root / "mano", store=store)
+
+
+def _write(dataset: str, num: int, root: Path, store: Path, *, flag: bool) -> None:
     from preprocess.builder.build import build
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
 
-    root, store = folder / dataset, folder / f"{dataset}.zarr"
-    summary = write_sample(dataset, root, num, 3, workers=1)
+    write_sample(dataset, root, num, 3, workers=1)
     build(
         BuildConfig(
             dataset=dataset,
             root=str(root),
             out=str(store),
-            mano=str(summary.mano),
+            mano=str(root / "mano"),
             workers=1,
             on_bad_image=OnBadImage.flag if flag else OnBadImage.error,
         ),
         console=Console(quiet=True),
     )
-    return SampleStore(root=root, mano=summary.mano, store=store)
 
 
 @pytest.fixture(scope="session")
 def freihand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     """16 hands in four versions each, 8 for evaluation."""
-    return _build(tmp_path_factory.mktemp("freihand"), "freihand", 16)
+    return _build(tmp_path_factory, "freihand", 16)
 
 
 @pytest.fixture(scope="session")
 def interhand(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     """8 frames: right, left and interacting hands."""
-    return _build(tmp_path_factory.mktemp("interhand"), "interhand26m", 8)
+    return _build(tmp_path_factory, "interhand26m", 8)
 
 
 @pytest.fixture(scope="session")
 def arctic(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     """Sequences of s01 and s05 of three frames in nine views; the last images are missing."""
-    return _build(tmp_path_factory.mktemp("arctic"), "arctic", 54, flag=True)
+    return _build(tmp_path_factory, "arctic", 54, flag=True)

@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-import timm
 import torch
 from torch import nn
 
@@ -33,6 +32,8 @@ def build_backbone(
         ValueError: If timm has no such model, pretrained weights cannot be had, or the readout
             does not fit the backbone.
     """
+    import timm  # seconds; nothing else of the package needs it
+
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone[:6]}*")[:5]
         raise ValueError(
@@ -77,6 +78,8 @@ def build_backbone(
 
 def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:
     """Create a timm model for this input side; convolutional ones take any and no ``img_size``."""
+    import timm
+
     try:
         return timm.create_model(name, img_size=input_px, **options)
     except TypeError:

@@ -6,31 +6,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage import data
-from sklearn.datasets import load_sample_images
 
 from tests.conftest import REAL
 
 Picture = NDArray[np.uint8]
 
 
+OF_SKIMAGE = ("astronaut", "cat", "coffee", "hubble_deep_field", "retina", "rocket")
+PHOTOGRAPHS = (*OF_SKIMAGE, "motorcycle", "china", "flower")
+
+
 @cache
 def photographs() -> dict[str, Picture]:
-    """Return RGB photographs by name; they are in the wheels, nothing is downloaded."""
-    found = {
-        name: getattr(data, name)()
-        for name in ("astronaut", "cat", "coffee", "hubble_deep_field", "retina", "rocket")
-    }
+    """Return the ``PHOTOGRAPHS``, RGB; they are in the wheels, nothing is downloaded."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    found = {name: getattr(data, name)() for name in OF_SKIMAGE}
     found["motorcycle"] = data.stereo_motorcycle()[0]  # type: ignore[no-untyped-call]
     samples = load_sample_images()
     names = (Path(name).stem for name in samples.filenames)
-    return found | dict(zip(names, samples.images, strict=True))
+    found |= dict(zip(names, samples.images, strict=True))
+    assert tuple(found) == PHOTOGRAPHS
+    return found
 
 
-def real_frames() -> dict[str, Picture]:
+def real_frames() -> dict[str, Path]:
     """Return the real frames by file name; none where the folder is absent."""
-    paths = sorted(REAL.rglob("*.jpg"))
-    return {path.name: read_rgb(path) for path in paths}
+    return {path.name: path for path in sorted(REAL.rglob("*.jpg"))}
 
 
 def read_rgb(path: Path) -> Picture:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 
 from pipeline.app.cli import compose
 from tests.conftest import SampleStore
@@ -66,6 +65,8 @@ def test_a_recipe_trains(
     tmp_path: Path,
 ) -> None:
     """As it stands but for the size of network, batch and input, and its length."""
+    import timm
+
     dataset = recipe.split("_", maxsplit=1)[0]
     store = interhand if recipe == "interhand" else freihand
     if dataset == "arctic":
@@ -111,7 +112,7 @@ def test_published_weights_offline_name_the_way_out(
     def offline(*_: Any, **__: Any) -> None:
         raise OSError("cannot reach the hub")
 
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("timm.create_model", offline)
     words = ["experiment=freihand_vits", f"store={freihand.store}", f"mano={freihand.mano}"]
     with pytest.raises(ValueError, match=r"local file with model\.weights=PATH"):
         run(compose(RunConfig, [*words, f"run_dir={tmp_path / 'run'}", "device=cpu"]))

@@ -11,7 +11,6 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.app.files import replace_file
 from pipeline.app.progress import show_progress
@@ -48,6 +47,8 @@ class RunLog:
         self._steps = steps
         cut_rows(run_dir / "log.jsonl", first_step)
         self._file: IO[str] = (run_dir / "log.jsonl").open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter  # half a second
+
         # TensorBoard hides earlier entries for this step and later ones.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         shown = show_progress(

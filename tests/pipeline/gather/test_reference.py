@@ -16,7 +16,7 @@ from pipeline.gather.augment import identity
 from pipeline.gather.params import MAX_TAPS, GatherParams, InputFormat, gather_params
 from pipeline.gather.reference import gather_eager, recolour, warp
 from pipeline.gather.select import gather
-from tests.pipeline.photographs import Picture, centre_square, photographs
+from tests.pipeline.photographs import PHOTOGRAPHS, Picture, centre_square, photographs
 from tests.reference import gather as oracle
 
 RNG = np.random.default_rng(0)
@@ -210,7 +210,7 @@ def rms(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
     return float(np.sqrt(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)))
 
 
-@pytest.mark.parametrize("name", photographs())
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_photographs_are_warped_like_exact_bilinear(name: str) -> None:
     """Half a grey level rms; the rounding to whole levels alone is 0.29.
 

@@ -1,10 +1,10 @@
 """A Dask cluster makes the same store as this process; what goes wrong there is one sentence."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
 from rich.console import Console
 
 from pipeline.store.errors import StoreError
@@ -17,13 +17,22 @@ from tests.preprocess.datasets import FreihandTruth, jpeg, write_freihand
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """Return two worker processes on the loopback interface."""
+@contextmanager
+def dask_cluster(num_workers: int) -> Iterator[str]:
+    """Yield the address of a scheduler and its worker processes on the loopback interface."""
+    from distributed import LocalCluster
+
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
+        n_workers=num_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
     ) as cluster:
-        yield cluster
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Return the address of two workers."""
+    with dask_cluster(2) as address:
+        yield address
 
 
 @pytest.fixture
@@ -38,23 +47,21 @@ def on_dask(truth: FreihandTruth, address: str, **changes: object) -> BuildConfi
 
 
 def test_two_workers_on_loopback_make_the_same_bytes(
-    truth: FreihandTruth, cluster: LocalCluster, tmp_path: Path
+    truth: FreihandTruth, address: str, tmp_path: Path
 ) -> None:
     path = build(config(truth, shard_rows=2), console=QUIET).path
     here = file_hashes(path)
     path.rename(tmp_path / "here.zarr")
-    build(on_dask(truth, cluster.scheduler_address), console=QUIET)
+    build(on_dask(truth, address), console=QUIET)
     assert file_hashes(path) == here
 
 
-def test_an_error_of_a_worker_of_the_cluster_arrives(
-    truth: FreihandTruth, cluster: LocalCluster
-) -> None:
+def test_an_error_of_a_worker_of_the_cluster_arrives(truth: FreihandTruth, address: str) -> None:
     image_of(truth, 4).write_bytes(jpeg(1)[:-200])
     with pytest.raises(SourceError, match=r"00000004.jpg is cut off"):
-        build(on_dask(truth, cluster.scheduler_address), console=QUIET)
+        build(on_dask(truth, address), console=QUIET)
     image_of(truth, 4).write_bytes(truth.images[4])
-    report = build(on_dask(truth, cluster.scheduler_address), console=QUIET)
+    report = build(on_dask(truth, address), console=QUIET)
     assert report.attributes.num_rows == 14
 
 
@@ -68,10 +75,10 @@ def test_no_cluster_at_the_address_is_one_sentence(
 
 def test_a_cluster_without_workers_is_one_sentence(truth: FreihandTruth) -> None:
     with (
-        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as empty,
+        dask_cluster(0) as empty,
         pytest.raises(StoreError, match=r"has no workers; start some with: dask worker tcp://"),
     ):
-        build(on_dask(truth, empty.scheduler_address), console=QUIET)
+        build(on_dask(truth, empty), console=QUIET)
 
 
 def test_the_executor_is_checked_at_the_start() -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -321,6 +320,8 @@ def test_norms_biases_and_embeddings_do_not_decay() -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
 def test_lower_layers_learn_slower(backbone: str) -> None:
+    import timm
+
     found = groups_of(small(backbone), backbone_lr=0.5, layer_decay=0.8)
     share = {name: lr for name, (lr, _) in found.items()}
     assert share["mlp.0.weight"] == 1.0
@@ -366,6 +367,8 @@ EFFICIENTNET = {
 )
 def test_layers_of_a_backbone(backbone: str, layers: dict[str, int]) -> None:
     """``layers``: how many layers lie above each part."""
+    import timm
+
     model = nn.ModuleDict({"backbone": timm.create_model(backbone, num_classes=0)})
     left = {name: share for name, (share, _) in groups_of(model, layer_decay=0.5).items()}
     assert left.keys() == {name for name, _ in model.named_parameters()}
@@ -387,6 +390,8 @@ def test_what_narrows_a_grid_learns_as_the_highest_layer() -> None:
 
 
 def test_a_backbone_without_layers_of_its_own_learns_slower_below() -> None:
+    import timm
+
     model = nn.ModuleDict({"backbone": timm.create_model("pit_ti_224", num_classes=0)})
     found = groups_of(model, layer_decay=0.5)
     shares = [found[name][0] for name, _ in model.named_parameters()]

@@ -15,13 +15,13 @@ from preprocess.builder.verify import verify
 from preprocess.config import BuildConfig, ImageConfig, OnBadImage, Region, VerifyConfig
 from preprocess.records import SourceError
 from preprocess.sample.arctic.scene import BORDER, VIEWS, image_path, plans, truth_of
-from preprocess.sample.generate import write_sample
 from preprocess.sources.arctic.crop import crop_affines, ego_affine
 from preprocess.sources.arctic.source import open_source
+from tests.conftest import SampleStore
 from tests.preprocess.sources.arctic.crops import cropped, scaled, write_cropped
 from tests.preprocess.sources.arctic.tree import write_meta
 
-SEED, NUM = 3, 54
+SEED, NUM = 3, 54  # of tests.conftest's sample
 AGREE_PX = 0.05
 QUIET = Console(quiet=True)
 
@@ -104,10 +104,8 @@ def config_of(root: Path, out: Path) -> BuildConfig:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp("arctic")
-    full, crops = folder / "full", folder / "crops"
-    write_sample("arctic", full, NUM, SEED, workers=1)
+def pair(arctic: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    crops = tmp_path_factory.mktemp("arctic") / "crops"
     objects = {}
     for plan in plans(SEED, NUM):
         for view in range(VIEWS):
@@ -115,12 +113,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
                 true = truth_of(SEED, plan, view, frame)
                 points = np.concatenate([true.lid, true.base]) @ true.K.T
                 objects[image_path(plan, view, frame)] = points[:, :2] / points[:, 2:]
-    write_cropped(crops, full, objects)
-    stores = [
-        open_store(build(config_of(root, folder / f"{root.name}.zarr"), console=QUIET).path)
-        for root in (full, crops)
-    ]
-    return Pair(full=full, crops=crops, from_full=stores[0], from_crops=stores[1])
+    write_cropped(crops, arctic.root, objects)
+    out = build(config_of(crops, crops.parent / "crops.zarr"), console=QUIET).path
+    return Pair(
+        full=arctic.root,
+        crops=crops,
+        from_full=open_store(arctic.store),
+        from_crops=open_store(out),
+    )
 
 
 def projected(store: Store, row: int) -> np.ndarray:
