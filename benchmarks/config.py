@@ -1,12 +1,16 @@
 """Configuration of the benchmarks; a field's docstring is its ``--help`` text. Imports fast."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from omegaconf import MISSING
 
+from model.fields import check_fields
+
 NUM_SHARDS: Final = 8
 BATCH: Final = 64
+MEASURING: Final = {"min_time_s": (0.0, 3600.0), "repeats": (1.0, 10_000.0)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,8 +31,7 @@ class StoreBenchConfig:
     """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
-        if self.num < BATCH:
-            raise ValueError(f"num must be at least {BATCH}, got {self.num}")
+        check_fields(self, num=(BATCH, math.inf), **MEASURING)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,8 +53,7 @@ class PreprocessBenchConfig:
     """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
-        if self.num < NUM_SHARDS:
-            raise ValueError(f"num must be at least {NUM_SHARDS}, got {self.num}")
+        check_fields(self, num=(NUM_SHARDS, math.inf), **MEASURING)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,8 +75,7 @@ class ManoBenchConfig:
     """Number of measurements per variant, interleaved."""
 
     def __post_init__(self) -> None:
-        if self.num < 2:
-            raise ValueError(f"num must be at least 2, got {self.num}")
+        check_fields(self, num=(2, math.inf), **MEASURING)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,8 +100,9 @@ class LoaderBenchConfig:
     """Time per step during which the consumer keeps its core busy, milliseconds."""
 
     def __post_init__(self) -> None:
-        if self.num < 2 * BATCH:
-            raise ValueError(f"num must be at least {2 * BATCH}, got {self.num}")
+        check_fields(
+            self, num=(2 * BATCH, math.inf), steps=(1, 1e6), busy_ms=(0, 60_000), **MEASURING
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,6 +117,9 @@ class LossesBenchConfig:
     """Measured time per variant and batch size, seconds."""
     repeats: int = 9
     """Number of measurements per variant, interleaved."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, **MEASURING)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -136,6 +141,9 @@ class GpuSuiteConfig:
     """
     num: int = 4096
     """Number of frames in the synthetic store (the CPU dry run takes 64)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, num=(64, math.inf), limit_s=(1, 86_400))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,3 +168,6 @@ class PictureConfig:
     """Random seed of the sample order and the augmentation."""
     quality: int = 85
     """JPEG quality."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, quality=(1, 100))

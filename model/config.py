@@ -5,6 +5,8 @@ Each family's own configuration is a subclass in its folder, and ``model.familie
 
 from dataclasses import dataclass
 
+from model.fields import check_fields
+
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
@@ -12,6 +14,10 @@ class ModelConfig:
 
     family: str = "???"
     """Kind of network, a row of ``model.families``; chosen with model=FAMILY."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self, "model")
 
     @property
     def views(self) -> frozenset[str]:
@@ -48,6 +54,7 @@ class BackboneConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        ModelConfig.__post_init__(self)
         self.checkpoint_activations = float(self.checkpoint_activations)
         if not 0 <= self.checkpoint_activations <= 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 
 from omegaconf import MISSING
 
+from model.fields import check_fields
 from pipeline.store.schema import FLAGS
 
 MAX_CACHE_PX: Final = 4096
@@ -102,8 +103,7 @@ class ViewConfig:
     official denominators do."""
 
     def __post_init__(self) -> None:
-        _check("view.pad", self.pad, at_least=0.1, at_most=10)
-        _check("view.margin", self.margin, at_least=1, at_most=4)
+        check_fields(self, "view", pad=(0.1, 10), margin=(1, 4))
         for flag in self.exclude_flags:
             if flag not in FLAGS:
                 raise ValueError(
@@ -136,14 +136,18 @@ class CacheConfig:
     log, stays black and without labels in training; evaluation always stops."""
 
     def __post_init__(self) -> None:
-        _check("cache.size_px", self.size_px, at_least=8, at_most=MAX_CACHE_PX)
+        check_fields(
+            self,
+            "cache",
+            size_px=(8, MAX_CACHE_PX),
+            decode_threads=(0, 4096),
+            decode_batch=(1, 65_536),
+            hw_decoder_load=(0, 1),
+        )
         if self.codec is CacheCodec.yuv420 and self.size_px % 2:
             raise ValueError(
                 f"cache.size_px must be even for cache.codec=yuv420, got {self.size_px}"
             )
-        _check("cache.decode_threads", self.decode_threads, at_least=0)
-        _check("cache.decode_batch", self.decode_batch, at_least=1)
-        _check("cache.hw_decoder_load", self.hw_decoder_load, at_least=0, at_most=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -170,12 +174,9 @@ class AugmentConfig:
     """Longest side of that rectangle, share of the input's side."""
 
     def __post_init__(self) -> None:
-        _check("augment.rotation_deg", self.rotation_deg, at_least=0, at_most=180)
-        for name in ("scale", "shift"):
-            _check(f"augment.{name}", getattr(self, name), at_least=0, at_most=0.5)
-        for name in ("gain", "brightness", "contrast", "saturation", "erase_probability"):
-            _check(f"augment.{name}", getattr(self, name), at_least=0, at_most=1)
-        _check("augment.erase_size", self.erase_size, at_least=0, at_most=1)
+        shares = ("gain", "brightness", "contrast", "saturation", "erase_probability", "erase_size")
+        bounds = {"rotation_deg": (0.0, 180.0), "scale": (0.0, 0.5), "shift": (0.0, 0.5)}
+        check_fields(self, "augment", **bounds, **dict.fromkeys(shares, (0.0, 1.0)))
 
     @property
     def is_off(self) -> bool:
@@ -203,8 +204,8 @@ class WindowConfig:
     frames on both sides of what is left out count as neighbours."""
 
     def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("stride", 1), ("step", 1), ("frame_stride", 0)):
-            _check(f"window.{name}", getattr(self, name), at_least=least)
+        positive = dict.fromkeys(("length", "stride", "step"), (1, math.inf))
+        check_fields(self, "window", **positive, frame_stride=(0, math.inf))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,9 +222,8 @@ class MixPart:
     """Share of every batch, relative to the other weights, whatever the sizes of the sets."""
 
     def __post_init__(self) -> None:
-        _check_subset("mix.subset", self.subset)
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"mix.weight must be a positive number, got {self.weight}")
+        check_fields(self, "mix.NAME")
+        _check_shares("mix.NAME.", self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -267,18 +267,21 @@ class PipelineConfig:
     window: WindowConfig = field(default_factory=WindowConfig)
 
     def __post_init__(self) -> None:
-        _check_subset("subset", self.subset)
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be a positive number, got {self.weight}")
-        _check("batch_size", self.batch_size, at_least=1)
-        _check("seed", self.seed, at_least=0, at_most=2**63 - 1)
-        _check("read_ahead", self.read_ahead, at_least=0)
-        _check("input_px", self.input_px, at_least=8, at_most=MAX_CACHE_PX)
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        check_fields(
+            self,
+            batch_size=(1, math.inf),
+            seed=(0, 2**63 - 1),
+            read_ahead=(0, 1024),
+            input_px=(8, MAX_CACHE_PX),
+        )
+        _check_shares("", self)
+        for name, values, least in (("mean", self.mean, 0.0), ("std", self.std, 1e-3)):
             if len(values) != 3:
                 raise ValueError(f"{name} must have 3 values (red, green, blue), got {values}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+            if not least <= min(values) <= max(values) <= 1:
+                raise ValueError(
+                    f"{name} must lie in {least:g}..1, for colours in 0..1, got {values}"
+                )
 
 
 # --- commands of ``python -m pipeline`` ---------------------------------------------------------
@@ -315,15 +318,8 @@ class PlanConfig:
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
 
     def __post_init__(self) -> None:
-        if (self.device_gib is not None and self.device_gib <= 0) or self.model_gib < 0:
-            raise ValueError(
-                f"device_gib must be positive and model_gib not negative, got {self.device_gib} "
-                f"and {self.model_gib}"
-            )
-        if self.world < 1:
-            raise ValueError(f"world must be at least 1, got {self.world}")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        positive = dict.fromkeys(("world", "num_samples"), (1, math.inf))
+        check_fields(self, **positive, device_gib=(1, math.inf), model_gib=(0, math.inf))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -339,18 +335,13 @@ class BenchConfig:
     pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(store=MISSING))
 
     def __post_init__(self) -> None:
+        check_fields(self, seconds=(1e-3, 3600))
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
-        if self.seconds <= 0:
-            raise ValueError(f"seconds must be positive, got {self.seconds}")
 
 
-def _check_subset(key: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{key} must lie in (0, 1], got {value}")
-
-
-def _check(key: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:
-    if not at_least <= value <= at_most:
-        above = f" and at most {at_most}" if at_most < math.inf else ""
-        raise ValueError(f"{key} must be at least {at_least}{above}, got {value}")
+def _check_shares(prefix: str, part: MixPart | PipelineConfig) -> None:
+    if not 0 < part.subset <= 1:
+        raise ValueError(f"{prefix}subset must lie in (0, 1], got {part.subset}")
+    if part.weight <= 0:
+        raise ValueError(f"{prefix}weight must be a positive number, got {part.weight}")

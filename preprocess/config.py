@@ -1,10 +1,13 @@
 """Configuration of the preprocessing commands; a field's docstring is its ``--help`` text."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final
 
 from omegaconf import MISSING
+
+from model.fields import check_fields
 
 SAMPLE_DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
 """Formats that ``make-sample`` writes."""
@@ -70,11 +73,7 @@ class ImageConfig:
     pixels, on which the projected labels are misaligned."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, max_px=0, quality=1)
-        if not 1 <= self.margin <= 10:
-            raise ValueError(f"image.margin must lie in 1..10, got {self.margin}")
-        if self.quality > 100:
-            raise ValueError(f"image.quality must be at most 100, got {self.quality}")
+        check_fields(self, "image", max_px=(0, 65_535), quality=(1, 100), margin=(1, 10))
         if self.encoding is ImageEncoding.passthrough and (
             self.region is not Region.frame or self.max_px
         ):
@@ -97,6 +96,7 @@ class ExecutorConfig:
     """executor=dask: address of the scheduler, such as tcp://node1:8786."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "executor")
         if self.kind is ExecutorKind.dask and not self.address:
             raise ValueError("executor=dask needs executor.address=tcp://HOST:PORT")
         if self.kind is ExecutorKind.local and self.address:
@@ -142,7 +142,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "root", "out")
-        _require_at_least(self, shard_rows=1, workers=0)
+        check_fields(self, shard_rows=(1, math.inf), workers=(0, 4096))
         if (self.depth or self.segmentation) and (
             self.image.region is not Region.frame or self.image.max_px
         ):
@@ -166,6 +166,7 @@ class ImportManoConfig:
     """Replace files at ``out`` whose content differs."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_text(self, "path", "out")
 
 
@@ -184,6 +185,7 @@ class VerifyConfig:
     HANDLOOM_MANO."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_text(self, "store")
 
 
@@ -211,7 +213,7 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "store", "out", "split")
-        _require_at_least(self, num=1, seed=0, tile_px=64)
+        check_fields(self, num=(1, math.inf), seed=(0, 2**63 - 1), tile_px=(64, 8192))
         if not self.out.lower().endswith((".png", ".jpg", ".jpeg")):
             raise ValueError(f"out must end in .png or .jpg, got {self.out!r}")
 
@@ -239,9 +241,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "dataset", "out")
-        _require_at_least(self, num=1, seed=0, workers=0)
-        if self.num_eval is not None:
-            _require_at_least(self, num_eval=1)
+        positive = dict.fromkeys(("num", "num_eval"), (1, math.inf))
+        check_fields(self, **positive, seed=(0, 2**63 - 1), workers=(0, 4096))
         if self.dataset not in SAMPLE_DATASETS:
             raise ValueError(
                 f"dataset must be one of {', '.join(SAMPLE_DATASETS)}, got {self.dataset!r}"
@@ -252,9 +253,3 @@ def _require_text(config: Any, *keys: str) -> None:
     for key in keys:
         if not getattr(config, key):
             raise ValueError(f"{key} must not be empty, got {getattr(config, key)!r}")
-
-
-def _require_at_least(config: Any, **minimum: int) -> None:
-    for key, low in minimum.items():
-        if getattr(config, key) < low:
-            raise ValueError(f"{key} must be at least {low}, got {getattr(config, key)}")

@@ -15,7 +15,7 @@ JOINED = ["from pipeline.app.siblings import join_model", "join_model()"]
 # package -> what it may import of ours, longest prefix decides
 ALLOWED = {
     "model": ("model",),
-    "pipeline": ("pipeline", "model.geometry", "model.hand"),
+    "pipeline": ("pipeline", "model.fields", "model.geometry", "model.hand"),
     "preprocess": (
         "preprocess",
         "pipeline.store",
@@ -23,6 +23,7 @@ ALLOWED = {
         "pipeline.npy",
         "pipeline.pickles",
         "pipeline.zips",
+        "model.fields",
         "model.geometry",
         "model.hand",
         "model.mano.files",

@@ -1,5 +1,6 @@
 """Configuration of ``train run`` and ``train evaluate``."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,6 +9,7 @@ from typing import ClassVar, Final
 
 from model.config import ModelConfig
 from model.families import config_classes
+from model.fields import check_fields
 from model.regressor.config import RegressorConfig
 from pipeline.config import PipelineConfig
 from train.losses.config import LossConfig
@@ -84,6 +86,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(self, "optim", weight_decay=(0, 100), final_lr_share=(0, 1))
         for name in ("lr", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be positive, got {getattr(self, name)}")
@@ -138,6 +141,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(self, "stages.NAME", batch_size=(1, math.inf))
         if self.steps < 0 or self.epochs < 0 or self.augment < 0:
             raise ValueError(
                 "a stage's steps, epochs and augment must not be negative, got "
@@ -173,11 +177,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.every <= 0 or self.batch_size <= 0:
-            raise ValueError(
-                "validation.every and validation.batch_size must be positive, got "
-                f"{self.every} and {self.batch_size}"
-            )
+        check_fields(self, "validation", every=(1, math.inf), batch_size=(1, math.inf))
+        if not 0 < self.subset <= 1:
+            raise ValueError(f"validation.subset must lie in (0, 1], got {self.subset}")
         if self.metric not in VALIDATION_METRICS:
             raise ValueError(
                 f"validation.metric must be one of {', '.join(VALIDATION_METRICS)}, got "
@@ -270,6 +272,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(self, threads=(0, 4096))
         if self.resume is None and not self.pipeline.store:
             raise ValueError(
                 "needs store=... (Store directory written by python -m preprocess build-cache.), "
@@ -342,6 +345,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check that the keys make one of the two forms."""
+        check_fields(self, batch_size=(1, math.inf), window_stride=(1, math.inf))
         runs = {"run": self.run, "store": self.store}
         files = {"protocol": self.protocol, "predictions": self.predictions}
         is_run = all(runs.values()) and not any(files.values())
@@ -352,8 +356,6 @@ class EvaluateConfig:
                 "give run=... store=... to score a run, or protocol=... predictions=... truth=... "
                 f"to score files; got {' and '.join(given) or 'none of them'}"
             )
-        if self.window_stride is not None and self.window_stride < 1:
-            raise ValueError(f"window_stride must be at least 1, got {self.window_stride}")
         if self.export and not self.run:
             raise ValueError("export=... writes the predictions of a run: give run=... store=...")
         if self.root_depth and self.protocol is not Protocol.interhand26m:
@@ -408,9 +410,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("every", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_fields(self, every=(1, math.inf), batch_size=(1, math.inf))
         if not 1 <= self.fov_deg < 180:
             raise ValueError(f"fov_deg must lie in [1, 180), got {self.fov_deg}")
         if self.boxes is not None and self.side is not None:

@@ -739,7 +739,7 @@ def test_a_fill_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
     [
         (lambda: PipelineConfig(batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: PipelineConfig(subset=0), r"subset must lie in \(0, 1\], got 0"),
-        (lambda: PipelineConfig(std=[1.0, 0.0, 1.0]), "std must be positive"),
+        (lambda: PipelineConfig(std=[1.0, 0.0, 1.0]), "std must lie in 0.001..1"),
         (lambda: PipelineConfig(mean=[0.5]), "mean must have 3 values"),
         (lambda: PipelineConfig(seed=-1), "seed must be at least 0 .*got -1"),
         (lambda: CacheConfig(size_px=5000), "cache.size_px must be .*at most 4096, got 5000"),

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final
 
+from model.fields import check_fields
+
 NUM_JOINTS: Final = 21
 
 
@@ -102,22 +104,23 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(self, "loss")
         for name, weight in (*((t, getattr(self, t)) for t in TERMS), *self.extra.items()):
-            if weight is not None and not 0.0 <= weight < float("inf"):
+            if weight is not None and weight < 0:
                 raise ValueError(f"loss.{name} must be finite and not negative, got {weight}")
         if self.uncertainty and self.impl is Impl.triton:
             raise ValueError(
                 "loss.uncertainty=true needs each term's own gradient, which loss.impl=triton does "
                 "not give; use loss.impl=eager or auto"
             )
-        if not 0.0 < self.smooth_m < float("inf"):
+        if self.smooth_m <= 0:
             raise ValueError(f"loss.smooth_m must be positive, got {self.smooth_m}")
         if len(self.joint_weights) not in (0, NUM_JOINTS):
             raise ValueError(
                 f"loss.joint_weights must have {NUM_JOINTS} numbers, the wrist's first, or none; "
                 f"got {len(self.joint_weights)}"
             )
-        if not all(0.0 <= weight < float("inf") for weight in self.joint_weights):
+        if min(self.joint_weights, default=0) < 0:
             raise ValueError("loss.joint_weights must be finite and not negative")
 
 

@@ -337,7 +337,7 @@ def test_learned_weights_of_terms_without_labels_stay() -> None:
     ("given", "sentence"),
     [
         ({"theta": -1.0}, r"loss.theta must be finite and not negative, got -1"),
-        ({"joints_pa": float("nan")}, r"loss.joints_pa must be finite and not negative, got nan"),
+        ({"joints_pa": float("nan")}, r"loss.joints_pa must be a finite number, got nan"),
         ({"uncertainty": True, "impl": Impl.triton}, r"use loss.impl=eager or auto"),
         ({"smooth_m": 0.0}, r"loss.smooth_m must be positive, got 0"),
         ({"joint_weights": [1.0]}, r"must have 21 numbers, the wrist's first, or none; got 1"),
