@@ -64,9 +64,11 @@ def _converted(key: str, kind: Any, value: Any) -> Any:
         raise TypeError(
             f"{key} must be of type {kind.__name__}, got {value!r} ({type(value).__name__})"
         )
-    if isinstance(value, numbers.Real) and not math.isfinite(value):
+    if kind not in (int, float):
+        return value
+    if not math.isfinite(value):
         raise ValueError(f"{key} must be a finite number, got {value}")
-    return value
+    return kind(value)
 
 
 def _of_union(key: str, kinds: tuple[Any, ...], value: Any) -> Any:

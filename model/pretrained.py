@@ -8,20 +8,19 @@ MANO model requires the same files. The mean pose that the network starts from i
 import json
 import os
 from dataclasses import asdict, dataclass
-from enum import Enum
-from inspect import isclass
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.families import build_network, config_class, upgraded
+from model.families import build_network
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.network import Network
+from model.plain import from_plain, to_plain
 
 FORMAT: Final = 3
 READABLE: Final = (2, FORMAT)
@@ -72,7 +71,7 @@ def save_pretrained(model: nn.Module, folder: Path, config: PretrainedConfig) ->
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
-        "model": _plain(config.model),
+        "model": _without_paths(to_plain(config.model)),
         "inputs": asdict(config.inputs)
         | {"joint_sets": [joint_set.name for joint_set in config.inputs.joint_sets]},
         "mano_sha256": config.mano_sha256,
@@ -217,30 +216,16 @@ def _parsed(record: dict[str, Any]) -> PretrainedConfig:
     inputs |= {"joint_sets": tuple(JointSet[name] for name in inputs["joint_sets"])}
     inputs |= {name: tuple(inputs[name]) for name in ("mean", "std")}
     return PretrainedConfig(
-        model=_model_config(record["model"]),
+        model=from_plain(ModelConfig, record["model"]),
         inputs=InputSpec(**inputs),
         mano_sha256=record["mano_sha256"],
         step=record["step"],
     )
 
 
-def _plain(config: ModelConfig) -> dict[str, Any]:
-    values = {name: v.name if isinstance(v, Enum) else v for name, v in asdict(config).items()}
-    # A path on the training machine, not needed to load the weights.
-    return values | ({"weights": None} if "weights" in values else {})
-
-
-def _model_config(plain: dict[str, Any]) -> ModelConfig:
-    """Return the configuration of ``_plain``; enums are parsed by the class's annotations."""
-    plain = upgraded(plain)
-    schema = config_class(plain["family"])
-    hints = get_type_hints(schema)
-    kinds = {name: hints[name] for name in plain}
-    values: dict[str, Any] = {
-        name: kind[plain[name]] if isclass(kind) and issubclass(kind, Enum) else plain[name]
-        for name, kind in kinds.items()
-    }
-    return schema(**values)
+def _without_paths(model: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the file of backbone weights: a path on the training machine, read no more."""
+    return model | {"weights": None} if "weights" in model else model
 
 
 def _put(partial: Path, path: Path) -> None:

@@ -233,7 +233,8 @@ class PipelineConfig:
     store: str = MISSING
     """Store directory written by python -m preprocess build-cache."""
     split: str = "train"
-    """Row list of the store; python -m preprocess show-cache lists them."""
+    """Row list of the store; python -m preprocess show-cache lists them. train is the dataset's own
+    training split (dexycb: s0_train, arctic: p1_train)."""
     subset: float = 1.0
     """Share of the split's rows to use, evenly spaced over its sequences."""
     mix: dict[str, MixPart] = field(default_factory=dict)

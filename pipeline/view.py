@@ -8,7 +8,7 @@ adds no artificial edge.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -96,17 +96,38 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
+OWN_SPLITS: Final[dict[str, dict[str, str]]] = {
+    "dexycb": {"train": "s0_train", "evaluation": "s0_test"},
+    "arctic": {"train": "p1_train", "evaluation": "p1_val"},
+    "interhand26m": {"evaluation": "test"},
+}
+"""What "train" and "evaluation" mean for datasets that call their usual splits otherwise."""
+
+
+def own_split(store: Store, split: str) -> str:
+    """Return the name of a split in this store; "train" and "evaluation" mean the usual ones."""
+    if split in store.split_counts():
+        return split
+    return OWN_SPLITS.get(store.attributes.dataset, {}).get(split, split)
+
+
 def split_rows(store: Store, split: str, subset: float) -> NDArray[np.int64]:
     """Return ``subset`` of the rows of a split, evenly spaced in its order, at least one.
 
     Raises:
         StoreError: If there is no such split; lists the choices.
+        ValueError: If the split is empty.
     """
-    rows = store.split(split).astype(np.int64)
+    rows = store.split(own_split(store, split)).astype(np.int64)
+    if not len(rows):
+        others = [f"{name} ({count})" for name, count in store.split_counts().items() if count]
+        raise ValueError(
+            f"split {split!r} of {store.path} is empty: the images of its rows were not there when "
+            f"it was built; splits with rows: {', '.join(others)}"
+        )
     kept = max(1, round(subset * len(rows)))
-    return (
-        rows[((np.arange(kept) + 0.5) * len(rows) / kept).astype(np.int64)] if len(rows) else rows
-    )
+    spaced: NDArray[np.int64] = rows[((np.arange(kept) + 0.5) * len(rows) / kept).astype(np.int64)]
+    return spaced
 
 
 def build_view(

@@ -1,5 +1,6 @@
 """The front door: good words become a config, bad words one sentence and exit code 2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 from omegaconf import MISSING
 
+from model.plain import from_plain, to_plain
+from pipeline.app import cli
 from pipeline.app.cli import UsageError, compose, field_docs, front_door
-from pipeline.config import MixPart, PlanConfig
+from pipeline.config import MixPart, PlanConfig, ViewKind
 from preprocess.__main__ import COMMANDS
+from preprocess.config import BuildConfig
+from train.__main__ import COMMANDS as TRAIN
+from train.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +32,7 @@ class Kind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class Inner:
+    twice: int = 1
     size: int = 3
     """Size in pixels."""
     name: str = "x"
@@ -35,9 +43,16 @@ class Inner:
 
 
 @dataclass(kw_only=True, slots=True)
+class Other:
+    twice: int = 1
+    once: int = 1
+
+
+@dataclass(kw_only=True, slots=True)
 class Schema:
     ALIASES: ClassVar[dict[str, str]] = {"size": "inner.size"}
     SPELLINGS: ClassVar[dict[str, str]] = {"inner.size=auto": "finds_size=true"}
+    HABITS: ClassVar[dict[str, str]] = {"workers": "this has no workers"}
 
     root: str = MISSING
     """Folder of the data."""
@@ -47,6 +62,85 @@ class Schema:
     inner: Inner = field(default_factory=Inner)
     finds_size: bool = False
     shares: dict[str, float] = field(default_factory=dict)
+    other: Other = field(default_factory=Other)
+
+
+def test_the_end_of_a_key_is_enough_on_every_command() -> None:
+    assert compose(Schema, ["root=x", "once=2"]).other.once == 2
+    words = ["store=a", "kind=frame", "window.length=3", "cache.reader=mmap", "lr=1e-4"]
+    found = compose(RunConfig, [*words, "--every", "7"])
+    assert found.pipeline.view.kind is ViewKind.frame
+    assert found.pipeline.window.length == 3
+    assert (found.optim.lr, found.validation.every) == (1e-4, 7)
+    assert compose(PlanConfig, ["store=a", "rotation_deg=3"]).pipeline.augment.rotation_deg == 3
+    assert compose(BuildConfig, ["dataset=a", "root=b", "out=c", "quality=7"]).image.quality == 7
+
+
+def test_every_key_of_every_command_is_reached_by_its_shortest_end() -> None:
+    """What the last parts of a key reach is that key, or a sentence."""
+    for schema in (RunConfig, PlanConfig, BuildConfig):
+        options = {option.key: option for option in cli._options(schema)}
+        aliases = getattr(schema, "ALIASES", {})
+        for key in options:
+            if cli.PLACEHOLDER in key:
+                continue
+            parts = key.split(".")
+            for i in range(len(parts)):
+                end = ".".join(parts[i:])
+                try:
+                    full = cli._full_key(end, options, aliases)
+                except UsageError as error:
+                    full = key if key in str(error) else str(error)
+                assert full == key or end in {*options, *aliases} or parts[i] in aliases
+
+
+def test_a_typo_shows_at_most_five_keys() -> None:
+    for word in ("zzz", "view.kid", "stages.x.step", "scal", "augment.scales", "a.b.c"):
+        with pytest.raises(UsageError) as caught:
+            compose(RunConfig, ["store=a", f"{word}=1"])
+        assert str(caught.value).count(" or ") <= 4
+        assert len(str(caught.value)) < 250
+    with pytest.raises(UsageError, match=r"did you mean 'pipeline.augment.scale'"):
+        compose(RunConfig, ["store=a", "augment.scales=1"])
+    for habit, hint in RunConfig.HABITS.items():
+        with pytest.raises(UsageError) as caught:
+            compose(RunConfig, ["store=a", f"{habit}=1"])
+        assert hint in str(caught.value)
+
+
+def test_an_experiment_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "# @package _global_\ndefaults: [override /model: regressor]\nsteps: 7\n"
+        "pipeline: {view: {pad: 2.5}}\noptim: {lr: 1.0e-3}\n"
+    )
+    found = compose(RunConfig, ["store=a", f"experiment={path}", "lr=2e-3"])
+    assert (found.steps, found.pipeline.view.pad, found.optim.lr) == (7, 2.5, 2e-3)
+    with pytest.raises(UsageError, match=r"experiment='.*none.yaml' is no file"):
+        compose(RunConfig, ["store=a", f"experiment={tmp_path}/none.yaml"])
+    path.write_text("stepps: 7\n")
+    with pytest.raises(UsageError, match="stepps"):
+        compose(RunConfig, ["store=a", f"experiment={path}"])
+
+
+def test_the_configuration_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "store=/a${b}", "experiment=overfit", "--cfg", "job", "lr=3e-3"]
+    assert front_door("python -m train", TRAIN, words) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["optim"]["lr"] == 3e-3
+    assert shown["pipeline"]["store"] == "/a${b}"
+    assert shown["pipeline"]["view"]["kind"] == "hand"
+    assert front_door("python -m train", TRAIN, ["--version"]) == 0
+    assert capsys.readouterr().out.startswith("Handloom ")
+    assert front_door("python -m train", TRAIN, ["run", "--cfg", "hydra"]) == 2
+    assert "--cfg job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("store", ["/a/${b}", "/a/\\${b}", "${", "a\\\\${b}", "${oc.env:HOME}"])
+def test_text_stays_as_typed_through_manifest_and_resume(store: str) -> None:
+    config = compose(RunConfig, [f"store={store}", f"run_dir={store}"])
+    assert config.pipeline.store == config.run_dir == store
+    assert from_plain(RunConfig, json.loads(json.dumps(to_plain(config)))) == config
 
 
 def test_a_word_that_is_not_of_the_type_stands_for_another_option() -> None:
@@ -120,7 +214,10 @@ def test_short_spelling_sets_the_nested_key() -> None:
         (["root=x", "+share=1"], "write share=..."),
         (["root=x", "+shar=1"], "did you mean 'share'"),
         (["root=x", "~share"], "not key=value"),
-        (["root=x", "inner.sixe=1"], "did you mean 'inner.size'"),
+        (["root=x", "inner.sixe=1"], "unknown option 'inner.sixe'; did you mean 'size'?"),
+        (["root=x", "zzz=1"], "unknown option 'zzz'; --help lists the options"),
+        (["root=x", "twice=1"], "'twice' may be any of inner.twice, other.twice: write more"),
+        (["root=x", "workers=1"], "unknown option 'workers'; this has no workers"),
         (["root=x", "kind=middle"], "kind must be one of small, large, got 'middle'"),
         (["root=x", "share=abc"], "share: "),
         (["root=x", "inner.size=1.5"], "inner.size: "),

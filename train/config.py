@@ -14,6 +14,8 @@ from model.regressor.config import RegressorConfig
 from pipeline.config import PipelineConfig
 from train.losses.config import LossConfig
 
+DEFAULT_STEPS: Final = 20_000
+
 
 class Device(Enum):
     """Where to train."""
@@ -207,6 +209,25 @@ class RunConfig:
         "batch_size": "pipeline.batch_size",
         "seed": "pipeline.seed",
     }
+    HABITS: ClassVar[dict[str, str]] = {
+        "workers": "cache.decode_threads=N sets the decoder's threads; no processes load",
+        "num_workers": "cache.decode_threads=N sets the decoder's threads; no processes load",
+        "epochs": "steps=N sets the length, or stages.NAME.epochs=N that of a stage",
+        "max_epochs": "steps=N sets the length, or stages.NAME.epochs=N that of a stage",
+        "max_steps": "it is steps=N",
+        "gpus": "torchrun --nproc-per-node=N -m train run ... uses N GPUs",
+        "devices": "torchrun --nproc-per-node=N -m train run ... uses N GPUs",
+        "amp": "precision=bf16 or precision=fp32",
+        "wandb": "curves are written as JSON lines and for TensorBoard, below run_dir",
+        "output_dir": "it is run_dir=FOLDER",
+        "out": "it is run_dir=FOLDER",
+        "dataset": "store=FOLDER; python -m preprocess build-cache dataset=... makes one",
+        "data": "store=FOLDER; python -m preprocess build-cache dataset=... makes one",
+        "learning_rate": "it is lr=RATE",
+        "checkpoint": "resume=RUN continues a run, init=RUN begins with its weights",
+        "img_size": "it is input_px=SIDE",
+    }
+    """Names from other tools, and what to say here."""
     SPELLINGS: ClassVar[dict[str, str]] = {"pipeline.batch_size=auto": "auto_batch_size=true"}
 
     run_dir: str | None = None
@@ -225,8 +246,8 @@ class RunConfig:
     """Where to train."""
     precision: Precision = Precision.auto
     """Arithmetic of the backbone; auto is bf16 where the processor computes it natively."""
-    steps: int = 20_000
-    """Optimiser steps in all; not read where there are stages, whose lengths add up."""
+    steps: int = DEFAULT_STEPS
+    """Optimiser steps in all; refused where there are stages, whose lengths add up."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are evaluated; warmed up from 0."""
     log_every: int = 50
@@ -288,6 +309,11 @@ class RunConfig:
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.stages and self.steps != DEFAULT_STEPS:
+            raise ValueError(
+                f"steps={self.steps} is not read where there are stages, whose lengths add up: set "
+                f"{', '.join(f'stages.{name}.steps' for name in self.stages)}"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -314,7 +340,8 @@ class EvaluateConfig:
     store: str | None = None
     """Store to score the run on."""
     split: str = "evaluation"
-    """Split of the store; 'all' takes every row."""
+    """Split of the store; evaluation is the dataset's own (dexycb: s0_test, arctic: p1_val,
+    interhand26m: test), all takes every row."""
     export: str | None = None
     """With run and store: also write the predictions here, in the dataset's submission format;
     of arctic a folder of what protocol=arctic reads."""
@@ -330,7 +357,7 @@ class EvaluateConfig:
     strict: bool = False
     """False follows the official tool in its quirks; true gives the mathematically right score."""
     mano: str | None = None
-    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null asks HANDLOOM_MANO."""
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null takes the run's, else HANDLOOM_MANO."""
     device: Device = Device.auto
     """Where to run."""
     batch_size: int = 64

@@ -11,6 +11,7 @@ import torch
 
 from model.mean_pose import MeanPose
 from model.network import Network
+from model.plain import to_plain
 from model.pretrained import start_from_weights
 from pipeline.app.words import say
 from pipeline.loader import Loader
@@ -29,7 +30,6 @@ from train.device.distributed import (
 from train.evaluate.validate import shared_with_training, validation_pipeline
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
-from train.state.config_io import to_plain
 from train.state.mean_pose import measure_mean_pose
 from train.state.resume import continue_from
 from train.state.weights import weights_folder

@@ -8,11 +8,14 @@ the arguments are validated.
 
 import ast
 import dataclasses
+import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 import typing
@@ -75,6 +78,9 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
     ``HANDLOOM_TRACEBACK=1`` also shows the traceback of a user error.
     """
     by_name = {command.name: command for command in commands}
+    if argv and argv[0] == "--version":
+        print(_version())  # noqa: T201
+        return 0
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(prog, commands))  # noqa: T201
         return 0 if argv else 2
@@ -99,7 +105,11 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
                 raise UsageError("--multirun is for training: python -m train run --multirun ...")
             points = grid(schema, [word for word in words if word != "--multirun"])
             return int(_imported(command.multirun)(points))
-        config = compose(schema, words)
+        shows_only = _without_cfg(words)
+        config = compose(schema, words if shows_only is None else shows_only)
+        if shows_only is not None:
+            print(_as_yaml(config), end="")  # noqa: T201
+            return 0
         return int(_imported(f"{command.module}:main")(config))
     except KeyboardInterrupt:
         print(f"{prog} {name}: interrupted", file=sys.stderr)  # noqa: T201
@@ -144,6 +154,45 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _version() -> str:
+    try:
+        return f"Handloom {importlib.metadata.version('handloom')}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"Handloom, not installed, from {ROOT}"
+
+
+def _without_cfg(words: Sequence[str]) -> list[str] | None:
+    """Return the words beside Hydra's ``--cfg job``; None if it is not there.
+
+    Raises:
+        UsageError: If something else than ``job`` is asked for.
+    """
+    words = [
+        part
+        for word in words
+        for part in ([*word.split("=", 1)] if word.startswith("--cfg=") else [word])
+    ]
+    if "--cfg" not in words:
+        return None
+    i = words.index("--cfg")
+    if words[i + 1 : i + 2] != ["job"]:
+        raise UsageError("--cfg job prints the composed configuration; nothing else can be shown")
+    return [*words[:i], *words[i + 2 :]]
+
+
+def _as_yaml(config: Any) -> str:
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value.name if isinstance(value, Enum) else value
+
+    return str(yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False))
+
+
 # --- composing ------------------------------------------------------------------------------------
 
 
@@ -171,15 +220,20 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     options = {option.key: option for option in _options(schema, classes=chosen)}
     aliases: dict[str, str] = getattr(schema, "ALIASES", {})
     spellings: dict[str, str] = getattr(schema, "SPELLINGS", {})
+    habits: dict[str, str] = getattr(schema, "HABITS", {})
     experiments: Path | None = getattr(schema, "EXPERIMENTS", None)
     groups = set(chosen)
     overrides = [
-        _override(word, options, aliases, experiments, groups)
+        _override(word, options, aliases, experiments, groups, habits)
         for word in words
         if word.partition("=")[0] not in groups
     ]
     overrides = [spellings.get(override, override) for override in overrides]
     store = ConfigStore.instance()
+    experiment = dict(word.split("=", 1) for word in words if "=" in word).get("experiment", "")
+    if experiments and _is_file_name(experiment):
+        path = _experiment_path(experiments, experiment)
+        store.store(group="experiment", name="given", node=OmegaConf.load(path), package="_global_")
     node = OmegaConf.structured(schema)
     defaults: list[Any] = ["schema"]
     for group, kind in chosen.items():
@@ -282,9 +336,11 @@ def chosen_groups(schema: type[Any], words: Sequence[str]) -> dict[str, type[Any
 
 def _override_in(experiments: Path | None, name: str | None, group: str) -> str | None:
     """Return the choice of an experiment's defaults list for a config group."""
-    path = None if experiments is None or name is None else experiments / f"{name}.yaml"
-    if path is None or not path.is_file():
+    if experiments is None or name is None:
         return None
+    path = _experiment_path(experiments, name)
+    if not path.is_file():
+        return None  # an unknown name, which composing refuses
     from omegaconf import OmegaConf
 
     entries = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", [])  # type: ignore[union-attr]
@@ -292,6 +348,20 @@ def _override_in(experiments: Path | None, name: str | None, group: str) -> str 
         if isinstance(entry, dict) and f"override /{group}" in entry:
             return str(entry[f"override /{group}"])
     return None
+
+
+def _experiment_path(experiments: Path, name: str) -> Path:
+    """Return the file of ``experiment=NAME``, or of ``experiment=PATH.yaml``.
+
+    Raises:
+        UsageError: If there is no such path.
+    """
+    if not _is_file_name(name):
+        return experiments / f"{name}.yaml"
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"experiment={name!r} is no file; a name without .yaml is one of ours")
+    return path
 
 
 def _equals(words: Sequence[str]) -> Iterator[str]:
@@ -312,31 +382,35 @@ def _override(
     options: dict[str, Option],
     aliases: dict[str, str],
     experiments: Path | None,
-    groups: Collection[str] = (),
+    groups: Collection[str],
+    habits: Mapping[str, str],
 ) -> str:
     """Return the Hydra override for one command-line argument."""
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
-    short = [_shortest(option, aliases) for option in options]
-    known = [*dict.fromkeys([*options, *short]), *(["experiment"] if experiments else [])]
+    known = [_shortest(option, aliases) for option in options]
+    known += ["experiment"] if experiments else []
     if not equals:
-        raise UsageError(f"{word!r} is not key=value; {nearest(word.lstrip('-+~'), known)}")
+        raise UsageError(f"{word!r} is not key=value; {_near_keys(word.lstrip('-+~'), known)}")
     if key != bare:
-        cure = f"write {bare}=..." if bare in known else nearest(bare, known)
-        raise UsageError(f"options are set without {key[: len(key) - len(bare)]!r}: {cure}")
+        fix = f"write {bare}=..." if bare in {*known, *options} else _near_keys(bare, known)
+        raise UsageError(f"options are set without {key[: len(key) - len(bare)]!r}: {fix}")
     for group in groups:
         if bare == f"{group}.family":
             raise UsageError(f"{bare} is chosen with {group}=NAME, which brings its own options")
     if bare == "experiment" and experiments:
+        if _is_file_name(value):
+            return "experiment=given"
         names = sorted(path.stem for path in experiments.glob("*.yaml"))
         if value not in names:
             raise UsageError(f"unknown experiment {value!r}; {nearest(value, names)}")
         return f"experiment={value}"
-    full = bare if bare in options else _full_key(bare, aliases)
+    if bare in habits:
+        raise UsageError(f"unknown option {bare!r}; {habits[bare]}")
+    full = _full_key(bare, options, aliases)
     option = options.get(full) or options.get(_with_placeholder(full))
     if option is None:
-        near = [key for key in known if key.startswith(f"{bare.partition('.')[0]}.")]
-        raise UsageError(f"unknown option {bare!r}; {nearest(bare, near or known)}")
+        raise UsageError(f"unknown option {bare!r}; {_near_keys(bare, known)}")
     hint = option.type_hint
     choices = _choices(hint)
     if value == "null" and type(None) in typing.get_args(hint):
@@ -355,12 +429,41 @@ def _override(
     return f"++{table}={{{name}:{{{leaf}:{written}}}}}"
 
 
-def _full_key(key: str, aliases: dict[str, str]) -> str:
-    """Expand an alias to the full key; it may be the first part of a key."""
+def _full_key(key: str, options: Collection[str], aliases: dict[str, str]) -> str:
+    """Expand a short spelling: an alias, also of the first part, or the end of a single key.
+
+    Raises:
+        UsageError: If several keys end like it.
+    """
+    if key in options:
+        return key
     if key in aliases:
         return aliases[key]
     first, dot, rest = key.partition(".")
-    return f"{aliases[first]}.{rest}" if dot and first in aliases else key
+    if dot and first in aliases:
+        return f"{aliases[first]}.{rest}"
+    ends = [option for option in options if option.endswith(f".{key}")]
+    ends = [option for option in ends if PLACEHOLDER not in option] or ends
+    if len(ends) > 1:
+        raise UsageError(f"{key!r} may be any of {', '.join(sorted(ends))}: write more of the key")
+    return ends[0] if ends and PLACEHOLDER not in ends[0] else key
+
+
+def _near_keys(key: str, known: Sequence[str]) -> str:
+    """Return a hint of at most five keys: those whose last part is close, else its group's."""
+    group, _, last = key.rpartition(".")
+    ends = [name.rpartition(".")[2] for name in known]
+    close = difflib.get_close_matches(last, dict.fromkeys(ends), n=5, cutoff=0.6)
+    near = [name for end in close for name, own in zip(known, ends, strict=True) if own == end]
+    near.sort(key=lambda name: group.rpartition(".")[2] not in name.split(".")[:-1])
+    if near:
+        return f"did you mean {' or '.join(repr(name) for name in near[:5])}?"
+    inside = [name for name in known if name.startswith((f"{key}.", f"{key.partition('.')[0]}."))]
+    return f"choose from: {', '.join(inside[:5])}" if inside else "--help lists the options"
+
+
+def _is_file_name(experiment: str) -> bool:
+    return experiment.endswith((".yaml", ".yml"))
 
 
 def _with_placeholder(key: str) -> str:
@@ -379,7 +482,7 @@ def _escape(value: str) -> str:
             out += "\\\\"
         else:
             out += char
-    return out.replace("${", "\\${")
+    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", out)
 
 
 def _is_text(hint: Any) -> bool:
@@ -448,7 +551,9 @@ def _overview(prog: str, commands: Sequence[Command]) -> str:
     width = max(len(command.name) for command in commands)
     lines = [f"usage: {prog} COMMAND [key=value ...]", "", "commands:"]
     lines += [f"  {c.name:<{width}}  {c.summary}" for c in commands]
-    return "\n".join([*lines, "", f"{prog} COMMAND --help lists the keys of a command."])
+    lines += ["", f"{prog} COMMAND --help lists the keys of a command; the end of a key will do,"]
+    lines += ["as view.kind for pipeline.view.kind, if no other ends like it."]
+    return "\n".join([*lines, "COMMAND --cfg job prints the configuration and ends."])
 
 
 def _docstring_of_main(module: str) -> str:

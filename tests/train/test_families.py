@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.families import FAMILIES, Family, config_class, upgraded
+from model.plain import from_plain, to_plain
 from model.pretrained import load_pretrained
 from model.regressor.config import RegressorConfig, Scene
 from pipeline.app.cli import UsageError, compose
@@ -19,7 +20,6 @@ from train.evaluate.evaluate import main as evaluate
 from train.losses.config import LossConfig
 from train.losses.plan import Group, plan_losses
 from train.run import main as run
-from train.state.config_io import from_plain, to_plain
 from train.step.optim import build_optimizer
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
 from pipeline.store.reader import Store, open_store
-from pipeline.view import build_view, samples_at, split_rows
+from pipeline.view import build_view, own_split, samples_at, split_rows
 from train.build import build_model, label_groups, required_mano
 from train.config import EvaluateConfig, Protocol
 from train.device.device import backbone_dtype, choose_device
@@ -118,8 +118,8 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
 
 def _evaluate_run(config: EvaluateConfig) -> int:
     assert config.run is not None
-    device = choose_device(config.device)
-    payload = read_checkpoint(Path(config.run), config.checkpoint, say=say)
+    run, device = Path(config.run), choose_device(config.device)
+    payload = read_checkpoint(run, config.checkpoint, say=say)
     trained = config_of(payload)
     mano = required_mano(trained.model, config.mano or trained.mano)
     pipeline = evaluation_pipeline(trained.pipeline, config)
@@ -130,6 +130,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     model.eval()
 
     with contextlib.closing(open_store(pipeline.store)) as store:
+        config = replace(config, split=own_split(store, config.split))
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
         provided = provided_by(model, pipeline, dtype)
         collected = _collected(store, pipeline, config, provided, mano)
@@ -140,7 +141,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         groups = label_groups(trained.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
-        out = Path(config.out or Path(config.run) / f"evaluate-{config.split}")
+        out = Path(config.out or run / f"evaluate-{config.split}")
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from model.mean_pose import MeanPose
+from model.plain import from_plain
 from pipeline.app.files import sync
 from train.config import CheckpointChoice, RunConfig
-from train.state.config_io import from_plain
 from train.step.ema import load_average
 from train.step.step import TrainState
 

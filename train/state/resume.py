@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from model.plain import from_plain, to_plain
 from train.config import RunConfig
 from train.state.checkpoint import (
     Say,
@@ -11,7 +12,6 @@ from train.state.checkpoint import (
     has_checkpoints,
     read_checkpoint,
 )
-from train.state.config_io import from_plain, to_plain
 
 FREE_KEYS: Final = frozenset(
     {

@@ -86,7 +86,7 @@ def test_shared_images_and_people_are_said(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["validation.every=0"], "must be positive, got 0 and 64"),
+        (["validation.every=0"], "every must be at least 1, got 0"),
         (["validation.metric=auc_j"], "must be one of mpjpe_mm, pa_mpjpe_mm.*got 'auc_j'"),
     ],
 )

@@ -698,7 +698,7 @@ def test_the_joint_set_can_be_chosen(trained: Trained, joints_run: Path, tmp_pat
     ("words", "expected"),
     [
         (["fov_deg=200"], r"fov_deg must lie in \[1, 180\), got 200"),
-        (["every=0"], r"every must be positive, got 0"),
+        (["every=0"], r"every must be at least 1, got 0"),
         (["boxes=b.json", "side=left"], r"boxes='b.json' says the side of every hand"),
         (["side=up"], r"side must be one of right, left, both, got 'up'"),
     ],

@@ -10,6 +10,7 @@ import torch
 from model.families import build_network
 from model.mano.files import load_mano
 from model.network import Network
+from model.plain import to_plain
 from model.regressor.config import Head, RegressorConfig
 from pipeline import memory
 from pipeline.app.cli import compose, front_door
@@ -20,7 +21,6 @@ from train.config import RunConfig
 from train.device.distributed import ALONE, Ranks
 from train.run import main as run
 from train.state.checkpoint import read_checkpoint
-from train.state.config_io import to_plain
 from train.step import batch_size as module
 from train.step.batch_size import SHARE, Found, largest_fitting, resolve_batch_size
 from train.step.live_bytes import LiveBytes
