@@ -87,7 +87,7 @@ class ViewConfig:
 
     kind: ViewKind = ViewKind.hand
     """hand: a square crop per hand. hand_object: a square crop per frame, around its hands and the
-    object they act on: the grasped one, else the nearest to the hands, else all objects. frame: the
+    object they act on: the grasped one, else the nearest to a hand, else the first. frame: the
     whole frame, letterboxed."""
     pad: float = 1.5
     """Side of the input crop over the longer side of the box (not in the frame view). The box of a

@@ -1,7 +1,9 @@
 """Memory pool of batches on a CPU: blocks are reused once nothing references them.
 
 Allocating 12 MB costs more than copying 12 MB into it: the kernel has to find and zero 3,000 pages
-(measured, 64 crops of 256 px on 2 cores: 1.90 ms against 0.75 ms).
+(measured, 64 crops of 256 px on 2 cores: 1.90 ms against 0.75 ms). Without the pool, batches of
+float32 inputs (38 MB) take 1.36 times the CPU time, and the augmenting loader gives 0.73 of the
+images (benchmarks loader, train).
 """
 
 import math

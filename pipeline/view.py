@@ -19,8 +19,9 @@ from torch import Tensor
 from model.geometry.crop import square_crop_affine
 from model.hand import NUM_HANDS
 from pipeline.config import ViewConfig, ViewKind
+from pipeline.store.objects import acted_on
 from pipeline.store.reader import Store
-from pipeline.store.schema import FLAGS, NUM_OBJECTS
+from pipeline.store.schema import FLAGS
 
 
 @runtime_checkable
@@ -136,8 +137,9 @@ def build_view(
     """Build the view: the samples of ``rows``.
 
     hand: one per row and hand with a finite box. hand_object: one per row with a box of a hand or
-    an object, around all hands and the object they act on. The square has the box's centre and
-    ``pad`` times its longer side. frame: one per row; the square has the frame's longer side.
+    of the object that the hands act on (``pipeline.store.objects.acted_on``), around all of these.
+    The square has the box's centre and ``pad`` times its longer side. frame: one per row; the
+    square is the frame's longer side.
 
     Args:
         store: The open store.
@@ -195,21 +197,14 @@ def _frame_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 def _hand_object_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the box [n, 4] around all hands of a row and the object they act on; NaN without any.
 
-    The object: the grasped one; if it has no box, those nearest to the hands; if these have none,
-    all objects.
+    What has no box of its own is left out: nothing else takes its place.
     """
-    hands = store.label("bbox_xyxy")[rows].astype(np.float64)
-    objects = store.label("object_bbox_xyxy")[rows].astype(np.float64)
-    is_hand, is_object = np.isfinite(hands).all(-1), np.isfinite(objects).all(-1)
-    slots = np.arange(NUM_OBJECTS)
-    grasped = is_object & (store.label("grasped_object")[rows][:, None] == slots)
-    is_known = is_hand & store.label("has_contact")[rows]
-    nearest = store.label("contact_object")[rows][..., None] == slots  # [n, hands, objects]
-    nearest = is_object & (is_known[..., None] & nearest).any(1)
-    acted_on = np.where(nearest.any(-1, keepdims=True), nearest, is_object)
-    acted_on = np.where(grasped.any(-1, keepdims=True), grasped, acted_on)
-    boxes = np.concatenate((hands, objects), 1)
-    used = np.concatenate((is_hand, acted_on), 1)[..., None]
+    slot = acted_on(store, rows)
+    box = store.label("object_bbox_xyxy")[rows, slot]
+    box = np.where(slot[:, None] >= 0, box, np.nan)
+    hands = store.label("bbox_xyxy")[rows]
+    boxes: NDArray[np.float64] = np.concatenate((hands, box[:, None]), 1).astype(np.float64)
+    used = np.isfinite(boxes).all(-1)[..., None]
     low = boxes[..., :2].min(1, where=used, initial=np.inf)
     high = boxes[..., 2:].max(1, where=used, initial=-np.inf)
     return np.where(used.any(1), np.concatenate((low, high), -1), np.nan)

@@ -96,7 +96,13 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 class FrozenBatchNorm(nn.Module):
-    """``act(x * scale + shift)`` with the statistics of a trained BatchNorm, no longer learned."""
+    """``act(x * scale + shift)`` with the statistics of a trained BatchNorm, no longer learned.
+
+    In float32 these are the bits of timm's ``FrozenBatchNormAct2d``. Under autocast that one
+    returns float32, so activations and sums from block to block are float32 too: ResNet-50 in
+    bfloat16 saves 69.6 MB instead of 54.9 MB for the backward pass (2 images of 96 px; 57.2 against
+    54.0 MB compiled).
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor

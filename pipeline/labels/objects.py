@@ -1,6 +1,6 @@
-"""Object models of a run's stores, on the device, and the object that the hands of a row act on.
+"""Object models of a run's stores, on the device.
 
-Shape legend: m = objects of all stores, concatenated, p = surface points, n = rows.
+Shape legend: m = objects of all stores, concatenated, p = surface points.
 """
 
 from collections.abc import Sequence
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.store.objects import object_names, read_object
 from pipeline.store.reader import Store
-from pipeline.store.schema import NUM_OBJECTS, OBJECT_POINTS
+from pipeline.store.schema import OBJECT_POINTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,25 +47,3 @@ def load_objects(stores: Sequence[Store], device: torch.device) -> ObjectModels:
 def names_in(store: Store) -> list[str]:
     """Return the names that the store's object ids index."""
     return store.attributes.tables.get("object", [])
-
-
-def acted_on(store: Store, rows: NDArray[np.int64]) -> Int64[np.ndarray, " n"]:
-    """Return the object slot that the hands of each row act on, -1 without a posed object.
-
-    The grasped one; where that has no pose, the one nearest to the right, or else the left hand;
-    where neither is known, the first one.
-    """
-    has_object = store.label("has_object")[rows]
-    candidates = np.concatenate(
-        (
-            store.label("grasped_object")[rows][:, None],
-            np.where(store.label("has_contact")[rows], store.label("contact_object")[rows], -1),
-        ),
-        1,
-    ).astype(np.int64)
-    chosen = np.where(has_object.any(1), has_object.argmax(1), -1)
-    for slot in candidates.T[::-1]:
-        inside = (slot >= 0) & (slot < NUM_OBJECTS)
-        is_posed = inside & np.take_along_axis(has_object, slot.clip(0)[:, None], 1)[:, 0]
-        chosen = np.where(is_posed, slot, chosen)
-    return chosen

@@ -22,7 +22,7 @@ from model.geometry.rotation import axis_angle_to_rotmat, rotate
 from model.hand import NUM_HANDS, NUM_MANO_JOINTS, RIGHT, JointSet
 from pipeline.batch import Batch, LabelGroup
 from pipeline.config import ViewKind
-from pipeline.labels.objects import acted_on
+from pipeline.store.objects import acted_on
 from pipeline.store.reader import Store
 from pipeline.view import ViewTable, concatenated
 

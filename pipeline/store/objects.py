@@ -1,4 +1,6 @@
-"""Shapes of a store's objects: one Zarr group ``objects/<name>`` each, arrays as in the schema.
+"""Objects of a store: their shapes, and which one the hands of a row act on.
+
+Shapes are one Zarr group ``objects/<name>`` each, arrays as in the schema.
 
 Arrays are one chunk each. zstd has a checksum and no valid array contains the fill value, so a
 corrupted or missing chunk is detected on reading.
@@ -12,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import zarr
 import zarr.codecs
-from jaxtyping import Float16, Float32, Int8, Int32
+from jaxtyping import Float16, Float32, Int8, Int32, Int64
 from numpy.typing import NDArray
 
 from pipeline.app.words import closest
 from pipeline.store.errors import StoreError
 from pipeline.store.image_bytes import open_array, rebuild
-from pipeline.store.reader import read_attributes
-from pipeline.store.schema import OBJECT_ARRAYS
+from pipeline.store.reader import Store, read_attributes
+from pipeline.store.schema import NUM_OBJECTS, OBJECT_ARRAYS
 from pipeline.store.shard import corrupt
 
 GROUP: Final = "objects"
@@ -120,6 +122,32 @@ def read_object(path: Path, name: str) -> ObjectShape:
 def object_names(path: Path) -> tuple[str, ...]:
     """Return the names of the objects of the store at ``path``, sorted; empty if it has none."""
     return tuple(sorted(file.parent.name for file in (path / GROUP).glob("*/zarr.json")))
+
+
+def acted_on(store: Store, rows: NDArray[np.int64]) -> Int64[np.ndarray, " n"]:
+    """Return the slot of the object that the hands of each row act on; -1 without a posed object.
+
+    The one rule for it: a batch's ``object_*`` labels are this object's, and the crop of the
+    ``hand_object`` view surrounds it. In this order, of the objects with a pose:
+
+    1. ``grasped_object``, what the dataset tells of the sequence;
+    2. ``contact_object`` of the right hand, then of the left: what its vertices are nearest to;
+    3. the lowest slot.
+    """
+    has_object = store.label("has_object")[rows]
+    candidates = np.concatenate(
+        (
+            store.label("grasped_object")[rows][:, None],
+            np.where(store.label("has_contact")[rows], store.label("contact_object")[rows], -1),
+        ),
+        1,
+    ).astype(np.int64)
+    chosen = np.where(has_object.any(1), has_object.argmax(1), -1)
+    for slot in candidates.T[::-1]:
+        inside = (slot >= 0) & (slot < NUM_OBJECTS)
+        is_posed = inside & np.take_along_axis(has_object, slot.clip(0)[:, None], 1)[:, 0]
+        chosen = np.where(is_posed, slot, chosen)
+    return chosen
 
 
 def _problems(shape: ObjectShape) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline.config import (
     ViewConfig,
     ViewKind,
 )
+from pipeline.labels.table import load_labels
 from pipeline.loader import Loader
 from pipeline.memory import main as plan
 from pipeline.store.errors import StoreError
@@ -109,7 +110,10 @@ NUM_SCENES = 64
 
 
 def scene(row: int, values: dict[str, Any]) -> None:
-    """Hands, up to ten objects, grasp and contact at random; half of the objects without a box."""
+    """Hands, up to ten objects, grasp and contact at random; half of the objects without a box.
+
+    An object with a box has a pose, and so have some without; contact is with one that has.
+    """
     rng = np.random.default_rng([row, 9])
     low = rng.uniform(0, 60, (12, 2))
     boxes = np.concatenate((low, low + rng.uniform(3, 40, (12, 2))), 1)
@@ -119,15 +123,26 @@ def scene(row: int, values: dict[str, Any]) -> None:
     boxes[~has_box] = np.nan
     values["bbox_xyxy"], values["object_bbox_xyxy"] = boxes[:2], boxes[2:]
     values["has_joints"] = has_box[:2] & (rng.random(2) < 0.8)
+    values["has_object"] = posed = has_box[2:] | (rng.random(10) < 0.2 * (row % 16 > 0))
     values["grasped_object"] = np.array(rng.integers(0, 10) if rng.random() < 0.5 else -1)
-    values["has_contact"] = rng.random(2) < 0.7
-    values["contact_object"] = np.where(values["has_contact"], rng.integers(0, 10, 2), -1)
+    values["has_contact"] = (rng.random(2) < 0.7) & posed.any()
+    touched = rng.permutation(np.flatnonzero(posed))[[0, -1]] if posed.any() else -1
+    values["contact_object"] = np.where(values["has_contact"], touched, -1)
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("scenes") / "s.zarr"
     return open_store(hand_store(path, NUM_SCENES, shard_rows=20, edit=scene, unreadable=(7,)))
+
+
+def object_of_scene(store: Store, row: int) -> int | None:
+    """The grasped one, else the right hand's, else the left hand's, else the first; if posed."""
+    posed = [k for k in range(10) if store.label("has_object")[row, k]]
+    wanted = [int(store.label("grasped_object")[row])]
+    touched, is_known = store.label("contact_object")[row], store.label("has_contact")[row]
+    wanted += [int(touched[slot]) for slot in (0, 1) if is_known[slot]]
+    return next((k for k in [*wanted, *posed] if k in posed), None)
 
 
 def box_of_scene(store: Store, row: int) -> list[float] | None:
@@ -139,18 +154,8 @@ def box_of_scene(store: Store, row: int) -> list[float] | None:
     hands = store.label("bbox_xyxy")[row]
     objects = store.label("object_bbox_xyxy")[row]
     present = [slot for slot in (0, 1) if known(hands[slot])]
-    boxed = [k for k in range(10) if known(objects[k])]
-    touched = [
-        int(store.label("contact_object")[row, slot])
-        for slot in present
-        if store.label("has_contact")[row, slot]
-    ]
-    if (grasped := int(store.label("grasped_object")[row])) in boxed:
-        chosen = [grasped]
-    elif any(k in boxed for k in touched):
-        chosen = [k for k in touched if k in boxed]
-    else:
-        chosen = boxed
+    k = object_of_scene(store, row)
+    chosen = [] if k is None or not known(objects[k]) else [k]
     corners = [hands[slot] for slot in present] + [objects[k] for k in chosen]
     if not corners:
         return None
@@ -178,16 +183,47 @@ def test_a_scene_is_one_sample_around_hands_and_object(scenes: Store) -> None:
 
 
 def test_scenes_of_every_kind_were_drawn(scenes: Store) -> None:
-    grasped, boxes = scenes.label("grasped_object"), scenes.label("object_bbox_xyxy")
-    has_box, is_hand = np.isfinite(boxes).all(-1), np.isfinite(scenes.label("bbox_xyxy")).all(-1)
-    by_grasp = (grasped >= 0) & has_box[np.arange(NUM_SCENES), grasped]
-    touched = scenes.label("contact_object")
-    nearest = (touched >= 0) & has_box[np.arange(NUM_SCENES)[:, None], touched]
-    by_contact = ~by_grasp & (nearest & is_hand).any(1)
-    of_absent = ~by_grasp & ~by_contact & (nearest & ~is_hand).any(1)
-    others = ~by_grasp & ~by_contact & has_box.any(1)
-    for kind in (by_grasp, by_contact, of_absent, others, ~is_hand.any(1), ~has_box.any(1)):
+    rows = np.arange(NUM_SCENES)
+    grasped, posed = scenes.label("grasped_object"), scenes.label("has_object")
+    has_box = np.isfinite(scenes.label("object_bbox_xyxy")).all(-1)
+    is_hand = np.isfinite(scenes.label("bbox_xyxy")).all(-1)
+    by_grasp = (grasped >= 0) & posed[rows, grasped]
+    right, left = scenes.label("has_contact").T & ~by_grasp
+    apart = right & left & (np.diff(scenes.label("contact_object"))[:, 0] != 0)
+    unknown = ~by_grasp & ~right & ~left & (has_box.sum(1) > 1)
+    acted_on = [object_of_scene(scenes, row) for row in range(NUM_SCENES)]
+    boxless = np.array([k is not None and not has_box[i, k] for i, k in enumerate(acted_on)])
+    boxless &= has_box.any(1)  # others have one
+    kinds = (by_grasp, right, left & ~right, apart, unknown, boxless & is_hand.any(1))
+    for kind in (*kinds, ~is_hand.any(1), ~posed.any(1)):
         assert kind.any()
+
+
+def test_the_crop_surrounds_the_object_whose_pose_is_the_label(tmp_path: Path) -> None:
+    """Two hands near different objects, nothing known, and a grasped object without a box."""
+
+    def edit(row: int, values: dict[str, Any]) -> None:
+        values["bbox_xyxy"] = np.array([[40, 40, 50, 50], [np.nan] * 4])
+        values["object_id"] = np.arange(10)
+        values["has_object"] = np.arange(10) < 3
+        values["object_pose"] = np.tile(np.eye(3, 4), (10, 1, 1))
+        values["object_pose"][:, 2, 3] = 1 + np.arange(10)  # metres away: which one it is
+        box = values["object_bbox_xyxy"] = np.full((10, 4), np.nan)
+        box[:3] = [[30, 40, 50, 60], [10, 10, 20, 20], [80, 60, 100, 70]]
+        values["grasped_object"] = np.array(-1)
+        values["has_contact"] = np.array([row == 0] * 2)
+        values["contact_object"] = np.array([2, 1] if row == 0 else [-1, -1])
+        if row == 2:
+            values["grasped_object"], box[1] = np.array(1), np.nan
+
+    store = open_store(hand_store(tmp_path / "s.zarr", 3, edit=edit))
+    view = build_view(store, np.arange(3), ViewConfig(kind=ViewKind.hand_object), 64, training=True)
+    labels = load_labels(store, view, ViewKind.hand_object)
+    assert (labels.object_pose[:, 2, 3] - 1).tolist() == [2, 0, 1]
+    expected = [[40, 40, 100, 70], [30, 40, 50, 60], [40, 40, 50, 50]]
+    for k, (x0, y0, x1, y1) in enumerate(expected):
+        assert view.center_px[k].tolist() == [(x0 + x1) / 2, (y0 + y1) / 2]
+        assert view.size_px[k].item() == 1.5 * max(x1 - x0, y1 - y0)
 
 
 def test_a_scene_without_a_hand_stays_unless_joints_are_required(scenes: Store) -> None:

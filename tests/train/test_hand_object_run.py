@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import SampleStore
 from tests.train.test_run import config, log_of, weights
-from train.config import EvaluateConfig, PredictConfig
+from train.config import DEFAULT_STEPS, EvaluateConfig, PredictConfig
 from train.evaluate.evaluate import main as evaluate
 from train.losses.inputs import MOTION_TERMS, OBJECT_TERMS
 from train.predict.predict import main as predict
@@ -82,7 +82,7 @@ def test_windows_begin_where_single_frames_stand(
     run_dir = tmp_path / "run"
     words = [*SCENE, *WINDOWS, f"init={frames}", "pipeline.augment.rotation_deg=0"]
     stages = ["stages.one.steps=2", "stages.one.freeze=[backbone]", "stages.one.lr=0.001"]
-    assert run(config(arctic, run_dir, *words, *stages)) == 0
+    assert run(config(arctic, run_dir, *words, *stages, f"steps={DEFAULT_STEPS}")) == 0
     assert f"tensors from {frames}; new: temporal." in capsys.readouterr().out
     # The averaged weights of the first run are those of the file.
     begun, ended = weights(frames), weights(run_dir)

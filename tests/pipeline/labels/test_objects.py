@@ -1,63 +1,20 @@
-"""Which object the hands act on, and the models on the device."""
+"""The models of a run's objects on the device."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import zarr
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model.geometry.articulation import articulated
-from pipeline.labels.objects import acted_on, load_objects
+from pipeline.labels.objects import load_objects
 from pipeline.store.objects import write_object
 from pipeline.store.reader import Store, open_store
 from tests.pipeline.hand_store import hand_store
 from tests.pipeline.store.test_objects import object_shape
-
-
-@pytest.mark.parametrize(
-    ("grasped", "contact", "expected"),
-    [
-        (2, (-1, -1), 2),
-        (2, (0, 0), 2),
-        (1, (0, 2), 0),  # the grasped one has no pose: the right hand's
-        (-1, (-1, 2), 2),
-        (-1, (5, 2), 2),
-        (-1, (-1, -1), 0),
-    ],
-)
-def test_the_acted_on_object(
-    tmp_path: Path, grasped: int, contact: tuple[int, int], expected: int
-) -> None:
-    posed = np.isin(np.arange(10), [0, 2])
-    store = open_store(
-        hand_store(
-            tmp_path / "s.zarr",
-            2,
-            has_object=posed,
-            grasped_object=np.array(grasped),
-            contact_object=np.array(contact),
-            has_contact=np.array(contact) >= 0,
-        )
-    )
-    assert acted_on(store, np.array([1])).tolist() == [expected]
-
-
-def test_without_a_posed_object_there_is_none(tmp_path: Path) -> None:
-    store = open_store(
-        hand_store(
-            tmp_path / "s.zarr",
-            2,
-            has_object=np.zeros(10, bool),
-            grasped_object=np.array(1),
-            contact_object=np.array([1, 1]),
-            has_contact=np.ones(2, bool),
-        )
-    )
-    assert acted_on(store, np.arange(2)).tolist() == [-1, -1]
 
 
 def _with_object(path: Path, name: str, others: list[str], seed: int) -> Store:

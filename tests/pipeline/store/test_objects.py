@@ -7,8 +7,16 @@ import pytest
 import zarr
 
 from pipeline.store.errors import StoreCorruptError, StoreError
-from pipeline.store.objects import ObjectShape, object_names, read_object, write_object
+from pipeline.store.objects import (
+    ObjectShape,
+    acted_on,
+    object_names,
+    read_object,
+    write_object,
+)
+from pipeline.store.reader import open_store
 from pipeline.store.schema import ATTRIBUTE, OBJECT_ARRAYS
+from tests.pipeline.hand_store import hand_store
 from tests.pipeline.stores import COMMAND, toy_attributes
 from tests.shapes import unchecked
 
@@ -174,3 +182,48 @@ def test_a_lost_diameter_is_found(tmp_path: Path) -> None:
     zarr.open_group(path / "objects" / "025_mug", mode="r+").attrs.clear()
     with pytest.raises(StoreCorruptError, match=COMMAND):
         read_object(path, "025_mug")
+
+
+# --- the object that the hands act on ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grasped", "contact", "expected"),
+    [
+        (2, (-1, -1), 2),
+        (2, (0, 0), 2),
+        (1, (0, 2), 0),  # the grasped one has no pose: the right hand's
+        (-1, (-1, 2), 2),
+        (-1, (5, 2), 2),
+        (-1, (-1, -1), 0),
+    ],
+)
+def test_the_acted_on_object(
+    tmp_path: Path, grasped: int, contact: tuple[int, int], expected: int
+) -> None:
+    posed = np.isin(np.arange(10), [0, 2])
+    store = open_store(
+        hand_store(
+            tmp_path / "s.zarr",
+            2,
+            has_object=posed,
+            grasped_object=np.array(grasped),
+            contact_object=np.array(contact),
+            has_contact=np.array(contact) >= 0,
+        )
+    )
+    assert acted_on(store, np.array([1])).tolist() == [expected]
+
+
+def test_without_a_posed_object_there_is_none(tmp_path: Path) -> None:
+    store = open_store(
+        hand_store(
+            tmp_path / "s.zarr",
+            2,
+            has_object=np.zeros(10, bool),
+            grasped_object=np.array(1),
+            contact_object=np.array([1, 1]),
+            has_contact=np.ones(2, bool),
+        )
+    )
+    assert acted_on(store, np.arange(2)).tolist() == [-1, -1]

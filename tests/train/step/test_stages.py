@@ -175,7 +175,7 @@ def test_train_is_freeze_of_the_complement(train: str, freeze_instead: str) -> N
 
 
 def test_a_run_of_train_is_that_of_freeze_to_the_bit(freihand: SampleStore, tmp_path: Path) -> None:
-    words = ["stages.first.steps=2", "stages.second.steps=3", "steps=5"]
+    words = ["stages.first.steps=2", "stages.second.steps=3"]
     pairs = {"train": "[mlp,backbone.layer4]", "freeze": f"[{BUT_LAYER4}]"}
     for name, names in pairs.items():
         settings = config(freihand, tmp_path / name, *words, f"stages.second.{name}={names}")
@@ -478,3 +478,8 @@ def test_bad_shares_are_named_before_the_store_is_read(
         ValueError, match=r"optim\.shares: no parameters in a module 'hand_encoder'"
     ):
         run(config(freihand, tmp_path, "optim.shares={hand_encoder: 0.5}"))
+
+
+def test_steps_beside_stages_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"steps=7 is not read .*: set stages\.a\.steps$"):
+        compose(RunConfig, ["store=x", "stages.a.steps=1", "steps=7"])
