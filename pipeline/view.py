@@ -204,7 +204,7 @@ def _hand_object_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float6
     box = np.where(slot[:, None] >= 0, box, np.nan)
     hands = store.label("bbox_xyxy")[rows]
     boxes: NDArray[np.float64] = np.concatenate((hands, box[:, None]), 1).astype(np.float64)
-    used = np.isfinite(boxes).all(-1)[..., None]
+    used = np.isfinite(boxes.sum(-1, keepdims=True))
     low = boxes[..., :2].min(1, where=used, initial=np.inf)
     high = boxes[..., 2:].max(1, where=used, initial=-np.inf)
     return np.where(used.any(1), np.concatenate((low, high), -1), np.nan)
