@@ -477,7 +477,7 @@ def test_the_report_names_counts_and_licence(
     ("key", "value", "message"),
     [
         ("shard_rows", 0, "shard_rows must be at least 1, got 0"),
-        ("workers", -1, "workers must be at least 0, got -1"),
+        ("workers", -1, "workers must be at least 0 and at most 4096, got -1"),
         ("out", "", "out must not be empty, got ''"),
     ],
 )

@@ -155,7 +155,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     [
         ({"out": "sheet.pdf"}, "out must end in .png or .jpg, got 'sheet.pdf'"),
         ({"num": 0}, "num must be at least 1, got 0"),
-        ({"tile_px": 10}, "tile_px must be at least 64, got 10"),
+        ({"tile_px": 10}, "tile_px must be at least 64 and at most 8192, got 10"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
