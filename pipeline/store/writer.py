@@ -29,6 +29,7 @@ from pipeline.app.files import PARTIAL, replace_file, sync
 from pipeline.app.words import closest
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
+from pipeline.store.files import write_files
 from pipeline.store.objects import ObjectShape, write_object
 from pipeline.store.pictures import create_pictures
 from pipeline.store.reader import ALL_ROWS, open_store, read_attributes
@@ -255,11 +256,12 @@ def finish_store(
     for leftover in path.rglob(f"*{PARTIAL}"):
         leftover.unlink()
     # pread: mapped pages would count as this process's memory until they are reclaimed.
-    store = open_store(path, reader="pread", allow_unfinished=True)
+    store = open_store(path, reader="pread", allow_unfinished=True, allow_unlisted=True)
     finished = dataclasses.replace(
         attributes, content_sha256=content_sha256(store, report=report), finished=True
     )
     store.close()
+    write_files(path, finished.content_sha256)
     file = path / "zarr.json"
     group = json.loads(file.read_text())
     group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)

@@ -249,7 +249,9 @@ def _finish(
     from pipeline.store.writer import finish_store
 
     out, plan = tasks.store, tasks.plan
-    with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:
+    with contextlib.closing(
+        open_store(out, reader="pread", allow_unfinished=True, allow_unlisted=True)
+    ) as store:
         quality = store.label("quality")
     residual = max((r.max_residual_m for r in results if r.max_residual_m is not None), default=nan)
     refit = max((r.max_refit_m for r in results if r.max_refit_m is not None), default=nan)

@@ -21,6 +21,7 @@ from preprocess.builder.build import build
 from preprocess.config import BuildConfig
 from preprocess.sample.generate import write_sample
 from tests.conftest import SampleStore
+from tests.pipeline.stores import relist
 from train.config import EvaluateConfig, RunConfig
 from train.evaluate.evaluate import main as evaluate
 from train.run import main as run
@@ -51,6 +52,7 @@ def shuffled(store: Path, split: str = "train", names: Sequence[str] = SHUFFLED)
         values = np.asarray(array[...])
         values[rows] = values[dealt]
         array[...] = values
+    relist(copy)
     return copy
 
 

@@ -29,6 +29,7 @@ from preprocess.show.objects import (
 )
 from preprocess.show.sheet import LEFT_RGB, RIGHT_RGB, depth_rgb, legend, segmentation_rgb
 from preprocess.show.show import choose_rows, describe, draw_row, main, show
+from tests.pipeline.stores import relist
 from tests.preprocess.datasets import FreihandTruth, decode, write_freihand, write_mano
 from tests.preprocess.objects.object_store import BALL, BOX, object_store, pose
 
@@ -307,6 +308,7 @@ def test_the_grasped_object_has_the_thicker_outline(tmp_path: Path) -> None:
     path = object_store(tmp_path / "s.zarr", image=BLACK, hands=False, K=K_SMALL)
     grasped = draw_row(open_store(path), 0, 320, shapes={0: BOX})
     zarr.open_array(path / "labels" / "grasped_object", mode="r+")[:] = -1
+    relist(path)
     other = draw_row(open_store(path), 0, 320, shapes={0: BOX})
     assert close_to(grasped, GRASPED_RGB).sum() > 1.4 * close_to(other, OTHER_RGB).sum() > 0
 
@@ -329,6 +331,7 @@ def test_a_store_without_shapes_is_drawn_without_them(tmp_path: Path) -> None:
     path = object_store(tmp_path / "s.zarr", objects=())
     whole = show(ShowConfig(store=str(path), out=str(tmp_path / "a.png"), rows=[0]))
     shutil.rmtree(path / "objects", ignore_errors=True)  # written before there were objects
+    relist(path)
     store = open_store(path)
     assert load_shapes(store, [0, 1]) == {}
     again = show(ShowConfig(store=str(path), out=str(tmp_path / "b.png"), rows=[0]))
@@ -387,6 +390,7 @@ def test_hands_are_coloured_by_contact_where_it_is_known(tmp_path: Path) -> None
     assert picture[round(y), round(x)].tolist() == [255, 40, 0]
     assert close_to(picture[:240], (40, 120, 255)).sum() > 100
     zarr.open_array(path / "labels" / "has_contact", mode="r+")[:] = False
+    relist(path)
     picture = draw_row(open_store(path), 5, 320, mano)
     assert picture[round(y), round(x)].tolist() == [255, 255, 255]
     assert not close_to(picture[:240], (40, 120, 255)).any()
