@@ -18,7 +18,7 @@ class StoreBenchConfig:
     """Settings of the store benchmark."""
 
     out: str = "build/bench"
-    """Folder for the store; a ``store.zarr`` in it is replaced."""
+    """Folder for the store; a ``store.zarr`` of an earlier run in it is replaced."""
     num: int = 4000
     """Number of images."""
     seed: int = 0
@@ -39,7 +39,7 @@ class PreprocessBenchConfig:
     """Settings of the preprocessing benchmark."""
 
     out: str = "build/bench/preprocess"
-    """Folder for files, copies and a store; replaced."""
+    """Folder for files, copies and a store; what an earlier run left there is removed."""
     num: int = 4000
     """Number of files for passthrough; a tenth as many are recoded, a fortieth transcoded, and a
     fiftieth recoded for each of ARCTIC's two kinds of view."""

@@ -1,14 +1,21 @@
 """File helpers of all commands: existence checks, atomic replacement, sync."""
 
 import contextlib
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+MARKER: Final = ".handloom"
+"""Empty file in a folder whose content may be removed: a command of ours made it."""
 PARTIAL: Final = ".partial"
 """Suffix of unfinished files, ours and zarr-python's; leftover ones may be removed."""
+
+
+_CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 def existing(path: str, key: str) -> Path:
@@ -61,6 +68,35 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
     sync(path.parent)
 
 
+def emptied(folder: Path, key: str) -> Path:
+    """Return a folder of ours without content, created if need be.
+
+    Only what is in a folder with our marker is removed.
+
+    Args:
+        folder: Its path.
+        key: The option that names it, for the message.
+
+    Raises:
+        FileExistsError: If it holds files and no marker: they are somebody's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / MARKER
+    entries = [entry for entry in folder.iterdir() if entry != marker]
+    if entries and not marker.is_file():
+        raise FileExistsError(
+            f"{key}={str(folder)!r} holds files that are not of this command (such as "
+            f"{entries[0].name}); choose another folder, or empty it yourself"
+        )
+    marker.touch()
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return folder
+
+
 def replace_file(path: Path, *parts: bytes | memoryview, folder: Path | None = None) -> None:
     """Write the concatenated ``parts`` to ``path`` atomically, as ``replacing`` does."""
     with replacing(path, folder=folder) as write:
@@ -69,9 +105,15 @@ def replace_file(path: Path, *parts: bytes | memoryview, folder: Path | None = N
 
 
 def sync(path: Path) -> None:
-    """Sync a file, or the entries of a folder, to disk."""
+    """Sync a file, or the entries of a folder, to disk.
+
+    Some network and FUSE disks cannot sync a folder: its entries are as safe there as they get.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
