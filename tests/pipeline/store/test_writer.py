@@ -67,8 +67,9 @@ def test_a_new_store_is_unfinished_whatever_the_attributes_say(tmp_path: Path) -
         read_attributes(path)
 
 
-def test_create_store_refuses_an_existing_path(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"{tmp_path} exists; remove it or choose another path"):
+def test_create_store_refuses_a_store(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(StoreError, match=f"{tmp_path} holds a store or part of one; remove it or"):
         create_store(tmp_path, toy_attributes(3, 2), {})
 
 
