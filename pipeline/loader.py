@@ -36,6 +36,7 @@ from pipeline.decode.read_ahead import read_ahead
 from pipeline.decode.stream import Frames, frames_of, stream_crops
 from pipeline.labels.objects import load_objects, names_in
 from pipeline.labels.table import hide_group, hide_labels, load_groups, load_labels
+from pipeline.order.mix import MIX_ORDER
 from pipeline.order.parts import (
     Part,
     content_of,
@@ -269,14 +270,12 @@ class Loader:
         Raises:
             ValueError: If the sample order would differ; names what changed.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(
-                f"loader state has version {state['version']}, this code reads {STATE_VERSION}"
-            )
+        require_known_order(state)
         for name, value in self._identity().items():
-            if state[name] != value:
+            found = state.get(name)
+            if found != value:
                 raise ValueError(
-                    f"checkpoint was written with {name}={state[name]}, this run has {value}: the "
+                    f"checkpoint was written with {name}={found}, this run has {value}: the "
                     "order of the samples would differ; use the same store, split, subset, mix, "
                     "view, window, batch_size and seed, or start a new run"
                 )
@@ -414,5 +413,26 @@ class Loader:
             "num_samples": list(order.sizes) if order.is_mixture else order.sizes[0],
             "batch_size": order.batch_size,
             "weights": list(order.weights) if order.is_mixture else None,
+            **({"mix_order": MIX_ORDER} if order.is_mixture else {}),
             "window_length": self._samples.place.shape[1],
         }
+
+
+def require_known_order(state: dict[str, Any]) -> None:
+    """Reject a loader's state whose order of samples this code does not make any more.
+
+    Raises:
+        ValueError: Says what to do.
+    """
+    if state["version"] != STATE_VERSION:
+        raise ValueError(
+            f"loader state has version {state['version']}, this code reads {STATE_VERSION}"
+        )
+    found = state.get("mix_order", 1)
+    if state["weights"] is not None and found != MIX_ORDER:
+        raise ValueError(
+            f"the checkpoint is of a mixture in order {found}, this code deals order {MIX_ORDER}, "
+            "in which every batch has the exact shares: its samples would not go on where they "
+            "stopped; finish the run with the release that began it, or start a new one from its "
+            "weights with init=RUN"
+        )

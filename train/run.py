@@ -14,7 +14,7 @@ from model.network import Network
 from model.plain import to_plain
 from model.pretrained import start_from_weights
 from pipeline.app.words import say
-from pipeline.loader import Loader
+from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
@@ -94,6 +94,8 @@ def _run(
     found = ""
     if config.auto_batch_size and payload is None:
         config, found = resolve_batch_size(config, model, ranks)
+    if payload is not None:
+        require_known_order(payload["loader"])  # now, not after the long fill
     groups = label_groups(config.model.family)
     open_loader = functools.partial(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
