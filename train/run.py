@@ -27,7 +27,12 @@ from train.device.distributed import (
     most_of,
     shared,
 )
-from train.evaluate.validate import shared_with_training, validation_pipeline
+from train.evaluate.validate import (
+    metric_of,
+    score_baselines,
+    shared_with_training,
+    validation_pipeline,
+)
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
 from train.state.mean_pose import measure_mean_pose
@@ -128,11 +133,13 @@ def _run(
         loader.change(stage.pipeline)
         loader.load_state_dict(payload["loader"])
         del payload  # as large as the state
-    validation = None
+    validation, baselines = None, dict[str, float]()
     if config.validation.split is not None:
         held_out = validation_pipeline(config)
         beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
+        known = score_baselines(model, mean_pose, validation, ranks)
+        baselines = {name: metric_of(one, config.validation) for name, one in known.items()}
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -150,6 +157,9 @@ def _run(
             )
         for warning in [] if validation is None else shared_with_training(loader, validation):
             log.say(f"warning: {warning}")
+        if baselines:
+            named = (f"{value:.2f} ({name.replace('_', ' ')})" for name, value in baselines.items())
+            log.say(f"to beat: validation {config.validation.metric} " + ", ".join(named))
         try:
             finished = train(
                 state,
@@ -158,6 +168,10 @@ def _run(
                     stages=stages,
                     loader=loader,
                     validation=validation,
+                    baselines={
+                        f"validation/{config.validation.metric}_{name}": value
+                        for name, value in baselines.items()
+                    },
                     facts=facts,
                     folder=run_dir,
                     log=log,

@@ -12,9 +12,8 @@ from rich.table import Table
 
 from model.draw import write_picture
 from model.mano.files import ManoModels
-from model.mean_pose import MeanPose
 from model.network import Network
-from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
+from model.prediction import hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
@@ -38,7 +37,7 @@ from train.evaluate.protocols.collected import (
     unpredicted,
 )
 from train.evaluate.protocols.report import Report, as_json, show, write_json
-from train.evaluate.validate import add_scores, every_frame
+from train.evaluate.validate import Baselines, add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
@@ -63,8 +62,8 @@ def main(config: EvaluateConfig) -> int:
     """Score a run on a split of a store, or files of predictions by an official protocol.
 
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
-    box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
-    evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
+    box, with the dataset's intrinsics, beside the mean pose of its training set and the untrained
+    network; on an official evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
     writes the predictions as the dataset's evaluation reads them (ARCTIC: a folder of predictions
     and truth for protocol=arctic, not the leaderboard's archive). HO-3D's true meshes are in no
     store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
@@ -140,7 +139,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             collected_mean = _collected(store, pipeline, config, provided, mano)
         groups = label_groups(trained.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
-        ours, baseline = ScoreAccumulator(), ScoreAccumulator()
+        ours, baselines = ScoreAccumulator(), Baselines()
         out = Path(config.out or run / f"evaluate-{config.split}")
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
@@ -155,11 +154,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 if hands.vertices is not None and model.mano is not None:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
-                add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
+                baselines.add(model, mean_pose, batch, truth)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
-                if collected_mean is not None:
-                    collect(collected_mean, predict_mean(model, mean_pose, batch), batch, None)
+                start = predict_mean(model, mean_pose, batch)
+                if collected_mean is not None and start is not None:
+                    collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
@@ -169,9 +169,10 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             None if collected_mean is None else on_store.official_report(collected_mean, context)
         )
 
-        scores = mean_scores = None
+        scores: HandScores | None = None
+        beside: dict[str, HandScores] = {}
         if collected is None or _has_scores(ours):
-            scores, mean_scores = ours.summary(), baseline.summary()
+            scores, beside = ours.summary(), baselines.scores()
         record: dict[str, Any] = {
             "protocol": PROTOCOL,
             "store": str(pipeline.store),
@@ -182,7 +183,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "checkpoint": config.checkpoint.name,
             "step": int(payload["step"]),
             "model": None if scores is None else asdict(scores),
-            "mean_pose": None if mean_scores is None else asdict(mean_scores),
+            **{n: asdict(beside[n]) if n in beside else None for n in ("mean_pose", "untrained")},
             "official": as_json(report) if isinstance(report, Report) else None,
             "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
             "official_lacks": report if isinstance(report, str) else None,
@@ -194,8 +195,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
             f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
         )
-        if scores is not None and mean_scores is not None:
-            console.print(table(scores, mean_scores))
+        if scores is not None:
+            console.print(table(scores, beside))
         else:
             say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
@@ -282,17 +283,6 @@ def window_stride(length: int, config: EvaluateConfig) -> int:
     return config.window_stride or max(1, length // 3)
 
 
-def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:
-    """Return the mean pose, in front of the camera, for every sample."""
-    place = torch.tensor([0.0, 0.0, 0.5], device=batch.image.device)
-    joints = mean.joints_rel.to(place.device) + place
-    vertices = None if mean.vertices_rel is None else mean.vertices_rel.to(place.device) + place
-    return HandPrediction(
-        joints_3d=joints.expand(len(batch), *joints.shape),
-        vertices=None if vertices is None else vertices.expand(len(batch), *vertices.shape),
-    )
-
-
 _ROWS: Final = (
     ("MPJPE mm", "mpjpe_mm", 2),
     ("PA-MPJPE mm", "pa_mpjpe_mm", 2),
@@ -305,15 +295,17 @@ _ROWS: Final = (
 )
 
 
-def table(scores: HandScores, mean_scores: HandScores) -> Table:
-    """Return a table of the scores, those of the mean pose and their ratio."""
+def table(scores: HandScores, beside: dict[str, HandScores]) -> Table:
+    """Return a table of the scores, those of the baselines and the ratio to the better of them."""
     sheet = Table()
-    for name in ("metric", "model", "mean pose", "ratio"):
+    for name in ("metric", "model", *(name.replace("_", " ") for name in beside), "ratio"):
         sheet.add_column(name, justify="left" if name == "metric" else "right")
     for label, key, digits in _ROWS:
-        value, base = getattr(scores, key), getattr(mean_scores, key)
-        if value is None or base is None:
+        value = getattr(scores, key)
+        known = [getattr(one, key) for one in beside.values()]
+        if value is None or None in known:
             continue
-        ratio = f"{value / base:.2f}" if base else "-"
-        sheet.add_row(label, f"{value:.{digits}f}", f"{base:.{digits}f}", ratio)
+        best = min(known) if key.endswith("_mm") else max(known)
+        ratio = f"{value / best:.2f}" if best else "-"
+        sheet.add_row(label, *(f"{number:.{digits}f}" for number in (value, *known)), ratio)
     return sheet

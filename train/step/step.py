@@ -200,8 +200,8 @@ def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
         return prediction
 
 
-def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction:
-    """Return the mean of a training set for every image of a batch of single frames."""
+def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction | None:
+    """Return what the untrained network predicts for a batch of single frames; None if unknown."""
     return model.predict_mean(mean, inputs_of(batch, batch.image))
 
 
