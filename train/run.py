@@ -200,7 +200,9 @@ def _summary(
     state: TrainState, loader: Loader, device: torch.device, mean_pose: MeanPose, run_dir: Path
 ) -> str:
     parameters = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    from_joints = state.model.mano is not None and mean_pose.beta is None
     return (
         f"run {run_dir}: {loader.num_samples} samples, {mean_pose.num_hands} hands, "
         f"{parameters / 1e6:.1f} M parameters on {device}, step {state.step}"
+        + ("; no MANO labels: learned from joints alone" if from_joints else "")
     )

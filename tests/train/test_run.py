@@ -10,11 +10,14 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from rich.console import Console
 
 from model.families import build_network
 from model.mano.files import load_mano
 from pipeline.app.cli import compose
 from pipeline.loader import Loader
+from preprocess.builder.build import build
+from preprocess.config import BuildConfig
 from tests.conftest import SampleStore
 from train.config import EvaluateConfig, RunConfig
 from train.device.distributed import ALONE
@@ -90,6 +93,34 @@ def test_a_run_trains_draws_saves_and_is_scored(
     assert (scores["model"]["pa_mpvpe_mm"] is None) == (head == "joints")
     assert 5 < scores["mean_pose"]["pa_mpjpe_mm"] < 40
     assert "PA-MPJPE mm" in capsys.readouterr().out
+
+
+def test_mano_is_learned_from_joints_alone(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From MANO's mean pose turned to the mean joints, or from the weights of another run."""
+    store = tmp_path / "joints.zarr"
+    built = BuildConfig(dataset="freihand", root=str(freihand.root), out=str(store), workers=1)
+    build(built, console=Console(quiet=True))
+    data = replace(freihand, store=store)
+    words = ["steps=6", "batch_size=64", "validation.split=evaluation", "optim.lr=2e-3"]
+    assert run(config(data, tmp_path / "run", *words)) == 0
+    assert "no MANO labels: learned from joints alone" in capsys.readouterr().out
+    rows = [row for row in log_of(tmp_path / "run") if "loss" in row]
+    assert rows[-1]["loss/joints_rel"] < rows[0]["loss/joints_rel"]
+    assert rows[-1]["seen/theta"] == rows[-1]["seen/vertices"] == 0
+    (held_out,) = [row for row in log_of(tmp_path / "run") if "validation/mpjpe_mm" in row]
+    assert held_out["validation/pa_mpjpe_mm_untrained"] < 20  # MANO's mean pose
+
+    scored = EvaluateConfig(
+        run=str(tmp_path / "run"), store=str(store), mano=str(freihand.mano), batch_size=3
+    )
+    assert evaluate(scored) == 0
+    scores = json.loads((tmp_path / "run/evaluate-evaluation/scores.json").read_text())
+    assert scores["model"]["mpvpe_mm"] is None
+    assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
+    with_mano = [f"init={tmp_path / 'run'}", "steps=1"]
+    assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from model.prediction import hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
-from pipeline.batch import Batch, blank_batch
+from pipeline.batch import blank_batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
@@ -63,10 +63,11 @@ def main(config: EvaluateConfig) -> int:
 
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
     box, with the dataset's intrinsics, beside the mean pose of its training set and the untrained
-    network; on an official evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
-    writes the predictions as the dataset's evaluation reads them (ARCTIC: a folder of predictions
-    and truth for protocol=arctic, not the leaderboard's archive). HO-3D's true meshes are in no
-    store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
+    network; on an official evaluation split also by the dataset's own protocol. Writes scores.json
+    and pictures; export= writes the predictions as the dataset's evaluation reads them (ARCTIC: a
+    folder of predictions and truth for protocol=arctic, not the leaderboard's archive). HO-3D's
+    true meshes are in no store: its official score needs truth=FOLDER of
+    evaluation_{xyz,verts}.json beside run=.
 
     Files, by protocol; n samples, f frames, metres and the camera frame unless said:
       freihand      pred.json [joints [n,21,3], vertices [n,778,3]]; truth: folder of
