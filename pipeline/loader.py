@@ -1,9 +1,9 @@
 """The loader: batches of a store's split, or of a mixture of stores, on the device.
 
-    loader = Loader(PipelineConfig(store="build/freihand.zarr"), device=torch.device("cuda"))
+    loader = Loader(PipelineConfig(store="build/freihand.zarr"), device="cuda")
     for batch in loader:                # training: endless
         ...
-    scores = Loader(config, device=device, training=False)     # evaluation: each sample once
+    scores = Loader(config, device="cuda", training=False)     # evaluation: each sample once
 
 If the samples fit, they are decoded once and stay on the device: a batch then needs no disk access,
 no decoding and no synchronisation. If not, they are decoded again while the device works.
@@ -73,7 +73,7 @@ class Loader:
         self,
         config: PipelineConfig,
         *,
-        device: torch.device,
+        device: torch.device | str,
         training: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -84,7 +84,7 @@ class Loader:
 
         Args:
             config: What to load.
-            device: Device of the cache and the batches.
+            device: Device of the cache and the batches, such as ``"cuda"``.
             training: Shuffled, augmented and endless; else each sample once.
             rank: This process.
             world: Number of processes.
@@ -96,7 +96,7 @@ class Loader:
             StoreError: If the store cannot be read; ``BadImageError`` if an image cannot.
         """
         self.config = config
-        self.device = device
+        self.device = usable_device(device)
         self.training = training
         self._groups = tuple(groups)
         self._cache = config.cache
@@ -416,6 +416,27 @@ class Loader:
             **({"mix_order": MIX_ORDER} if order.is_mixture else {}),
             "window_length": self._samples.place.shape[1],
         }
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device from its name.
+
+    Raises:
+        ValueError: If there is no such device, or torch cannot use it here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(found)!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= count:
+        raise ValueError(
+            f"device={str(found)!r}, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            f"finds {count} usable GPUs; check the driver with nvidia-smi, or use device='cpu'"
+        )
+    return found
 
 
 def require_known_order(state: dict[str, Any]) -> None:

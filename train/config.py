@@ -367,8 +367,8 @@ class EvaluateConfig:
     whose middle it is, or as near to it as any; null = a third of the length, at three times the
     cost of the length itself, which puts windows side by side."""
     out: str | None = None
-    """Folder for scores.json and pictures; null takes RUN/evaluate-<split>, and for files writes
-    none."""
+    """Folder for scores.json and pictures; null takes RUN/evaluate-<store>-<hash>-<split>, and for
+    files writes none."""
 
     def __post_init__(self) -> None:
         """Check that the keys make one of the two forms."""

@@ -35,8 +35,9 @@ from train.evaluate.validate import (
 )
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from train.state.load import mano_of_run
 from train.state.mean_pose import measure_mean_pose
-from train.state.resume import continue_from
+from train.state.resume import continue_from, require_here, with_absolute_paths
 from train.state.weights import weights_folder
 from train.step.batch_size import resolve_batch_size
 from train.step.optim import require_known
@@ -58,7 +59,9 @@ def main(config: RunConfig) -> int:
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
-    config, payload = continue_from(config, say)
+    config, payload = continue_from(with_absolute_paths(config), say)
+    if payload is not None:
+        require_here(config, config.run_dir or "")
     device = local_device(choose_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -90,7 +93,10 @@ def _run(
     torch.manual_seed(config.pipeline.seed)
     name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     run_dir = Path(shared(config.run_dir or name, ranks))
-    mano = required_mano(config.model, config.mano)
+    if payload is None:
+        mano = required_mano(config.model, config.mano)
+    else:
+        mano = mano_of_run(config.model, None, config.mano)
     joint_sets = joint_sets_of(config.pipeline)
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)

@@ -313,6 +313,19 @@ def test_a_terminal_shows_the_fill(
     assert "images/s" in shown.err
 
 
+def test_a_device_is_given_by_its_name(path: Path) -> None:
+    named = Loader(config(path), device="cpu")
+    assert named.device == CPU
+    assert_same(take(named, 1), take(loader(path), 1))
+    for name, message in (
+        ("gpu", "must be cpu, cuda or cuda:N, got 'gpu'"),
+        ("meta", "must be cpu, cuda or cuda:N, got 'meta'"),
+        ("cuda:99", "device='cuda:99', but torch .* usable GPUs; .*device='cpu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Loader(config(path), device=name)
+
+
 # --- mixtures -------------------------------------------------------------------------------------
 
 

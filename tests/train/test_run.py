@@ -18,7 +18,7 @@ from pipeline.app.cli import compose
 from pipeline.loader import Loader
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from train.config import EvaluateConfig, RunConfig
 from train.device.distributed import ALONE
 from train.evaluate.evaluate import main as evaluate
@@ -88,7 +88,7 @@ def test_a_run_trains_draws_saves_and_is_scored(
         run=str(run_dir), store=str(freihand.store), mano=str(freihand.mano), batch_size=3
     )
     assert evaluate(scored) == 0
-    scores = json.loads((run_dir / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(run_dir).read_text())
     assert scores["model"]["num_hands"] == scores["mean_pose"]["num_hands"] == 8
     assert (scores["model"]["pa_mpvpe_mm"] is None) == (head == "joints")
     assert 5 < scores["mean_pose"]["pa_mpjpe_mm"] < 40
@@ -116,7 +116,7 @@ def test_mano_is_learned_from_joints_alone(
         run=str(tmp_path / "run"), store=str(store), mano=str(freihand.mano), batch_size=3
     )
     assert evaluate(scored) == 0
-    scores = json.loads((tmp_path / "run/evaluate-evaluation/scores.json").read_text())
+    scores = json.loads(scores_file(tmp_path / "run").read_text())
     assert scores["model"]["mpvpe_mm"] is None
     assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
     with_mano = [f"init={tmp_path / 'run'}", "steps=1"]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.draw import write_picture
+from model.hand import JointSet
 from model.mano.files import ManoModels
 from model.network import Network
 from model.prediction import hands_of, prediction_at, tensors_of
@@ -20,13 +21,11 @@ from pipeline.app.words import say
 from pipeline.batch import blank_batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
-from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
-from pipeline.store.reader import Store, open_store
+from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import build_view, own_split, samples_at, split_rows
-from train.build import build_model, label_groups, required_mano
+from train.build import label_groups
 from train.config import EvaluateConfig, Protocol
-from train.device.device import backbone_dtype, choose_device
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
 from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.evaluate.protocols.collected import (
@@ -38,7 +37,7 @@ from train.evaluate.protocols.collected import (
 )
 from train.evaluate.protocols.report import Report, as_json, show, write_json
 from train.evaluate.validate import Baselines, add_scores, every_frame
-from train.state.checkpoint import config_of, mean_of, read_checkpoint
+from train.state.load import load_run
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
 from train.watch.pictures import draw_predictions
@@ -118,16 +117,19 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
 
 def _evaluate_run(config: EvaluateConfig) -> int:
     assert config.run is not None
-    run, device = Path(config.run), choose_device(config.device)
-    payload = read_checkpoint(run, config.checkpoint, say=say)
-    trained = config_of(payload)
-    mano = required_mano(trained.model, config.mano or trained.mano)
-    pipeline = evaluation_pipeline(trained.pipeline, config)
-    mean_pose = mean_of(payload)
-    dtype = backbone_dtype(trained.precision, device)
-    model = build_model(trained, mano, joint_sets_of(pipeline), load_weights=False).to(device)
-    model.load_state_dict(payload["ema"])
-    model.eval()
+    assert config.store is not None
+    run_dir = Path(config.run)
+    store_path = existing(config.store, "store").absolute()
+    config = replace(config, store=str(store_path))
+    run = load_run(
+        run_dir,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        mano=config.mano,
+        joint_sets=frozenset([JointSet[read_attributes(store_path).joint_set]]),
+    )
+    model, mano, device, dtype = run.model, run.mano, run.device, run.dtype
+    pipeline = evaluation_pipeline(run.config.pipeline, config)
 
     with contextlib.closing(open_store(pipeline.store)) as store:
         config = replace(config, split=own_split(store, config.split))
@@ -138,10 +140,11 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         collected_mean = None
         if collected is not None and collected.scenes is not None:
             collected_mean = _collected(store, pipeline, config, provided, mano)
-        groups = label_groups(trained.model.family)
+        groups = label_groups(run.config.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baselines = ScoreAccumulator(), Baselines()
-        out = Path(config.out or run / f"evaluate-{config.split}")
+        name = f"evaluate-{store_path.stem}-{loader.content_sha256[:8]}-{config.split}"
+        out = Path(config.out or run_dir / name)
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
@@ -155,10 +158,10 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 if hands.vertices is not None and model.mano is not None:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
-                baselines.add(model, mean_pose, batch, truth)
+                baselines.add(model, run.mean_pose, batch, truth)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
-                start = predict_mean(model, mean_pose, batch)
+                start = predict_mean(model, run.mean_pose, batch)
                 if collected_mean is not None and start is not None:
                     collect(collected_mean, start, batch, None)
             if i == 0:
@@ -176,13 +179,13 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             scores, beside = ours.summary(), baselines.scores()
         record: dict[str, Any] = {
             "protocol": PROTOCOL,
-            "store": str(pipeline.store),
+            "store": pipeline.store,
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
-            "step": int(payload["step"]),
+            "step": run.step,
             "model": None if scores is None else asdict(scores),
             **{n: asdict(beside[n]) if n in beside else None for n in ("mean_pose", "untrained")},
             "official": as_json(report) if isinstance(report, Report) else None,
@@ -194,7 +197,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         num_hands = 0 if scores is None else scores.num_hands
         say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
-            f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
+            f"{CAMERA}; step {run.step}\n{PROTOCOL}\nscores and pictures: {out}",
         )
         if scores is not None:
             console.print(table(scores, beside))

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.app.cli import compose
 from pipeline.loader import Loader
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from tests.train.state.test_checkpoint import config
 from tests.train.test_run import log_of
 from train.config import CheckpointChoice, EvaluateConfig, RunConfig
@@ -35,7 +35,7 @@ def test_scores_are_those_of_evaluate(freihand: SampleStore, tmp_path: Path) -> 
 
     scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store), mano=str(freihand.mano))
     assert evaluate(scored) == 0
-    scores = json.loads((tmp_path / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(tmp_path).read_text())
     for name in ("pa_mpjpe_mm", "mpjpe_mm", "mpvpe_mm", "auc_j"):
         assert scores["model"][name] == pytest.approx(rows[-1][f"validation/{name}"], rel=1e-6)
 
@@ -57,7 +57,7 @@ def test_the_untrained_network_is_scored_beside_the_mean_pose(
 
     scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store), mano=str(freihand.mano))
     assert evaluate(scored) == 0
-    scores = json.loads((tmp_path / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(tmp_path).read_text())
     assert scores["untrained"]["pa_mpjpe_mm"] == pytest.approx(start, rel=1e-6)
     assert scores["mean_pose"]["pa_mpjpe_mm"] == pytest.approx(mean, rel=1e-6)
     assert "untrained" in capsys.readouterr().out
