@@ -270,6 +270,9 @@ class RunConfig:
     that number becomes batch_size, in the manifest and in a resumed run as well. What is left is
     the cache's: a large store is then streamed, so give a number where it is to be resident. The
     learning rate is not scaled. Stages with a batch_size of their own keep it."""
+    sync_bn: bool = False
+    """On several GPUs: BatchNorm in training mode takes its statistics over the batch of all ranks
+    (torch's SyncBatchNorm), for small CNNs from scratch. Without it such a network is refused."""
     compile: bool = True
     """Compile network and losses on a GPU with torch.compile."""
     graph: bool = False

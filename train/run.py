@@ -26,6 +26,7 @@ from train.device.distributed import (
     local_device,
     most_of,
     shared,
+    with_shared_statistics,
 )
 from train.evaluate.validate import (
     metric_of,
@@ -112,6 +113,8 @@ def _run(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
     )
     need = measure_need(model, config, world=ranks.world)
+    if config.sync_bn:  # not before: what was measured above waits for no other rank
+        model = with_shared_statistics(model, ranks)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=need.bytes))
     stages = resolve_stages(config, loader.steps_per_epoch)
     for one in stages:  # now, not when its turn comes
