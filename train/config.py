@@ -270,6 +270,9 @@ class RunConfig:
     that number becomes batch_size, in the manifest and in a resumed run as well. What is left is
     the cache's: a large store is then streamed, so give a number where it is to be resident. The
     learning rate is not scaled. Stages with a batch_size of their own keep it."""
+    sync_bn: bool = False
+    """On several GPUs: BatchNorm in training mode takes its statistics over the batch of all ranks
+    (torch's SyncBatchNorm), for small CNNs from scratch. Without it such a network is refused."""
     compile: bool = True
     """Compile network and losses on a GPU with torch.compile."""
     graph: bool = False
@@ -367,8 +370,8 @@ class EvaluateConfig:
     whose middle it is, or as near to it as any; null = a third of the length, at three times the
     cost of the length itself, which puts windows side by side."""
     out: str | None = None
-    """Folder for scores.json and pictures; null takes RUN/evaluate-<split>, and for files writes
-    none."""
+    """Folder for scores.json and pictures; null takes RUN/evaluate-<store>-<hash>-<split>, and for
+    files writes none."""
 
     def __post_init__(self) -> None:
         """Check that the keys make one of the two forms."""

@@ -44,6 +44,8 @@ class Run:
     stages: tuple[Stage, ...]
     loader: Loader
     validation: Loader | None
+    baselines: dict[str, float]
+    """Values of the validation metric that need no training, by name in the log."""
     facts: RunFacts
     folder: Path
     log: RunLog
@@ -132,7 +134,7 @@ def validate(state: TrainState, run: Run) -> Score:
     """Score the averaged weights on the held-out samples, and log what was found."""
     assert run.validation is not None
     scores = score(state.ema, state.model.mano, run.validation, state.dtype, state.ranks)
-    run.log.scalars(state.step, as_scalars(scores))
+    run.log.scalars(state.step, as_scalars(scores) | run.baselines)
     chosen = run.config.validation
     return Score(metric=chosen.metric, value=metric_of(scores, chosen), step=state.step)
 

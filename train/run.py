@@ -14,7 +14,7 @@ from model.network import Network
 from model.plain import to_plain
 from model.pretrained import start_from_weights
 from pipeline.app.words import say
-from pipeline.loader import Loader
+from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
 from train.config import RunConfig
@@ -26,12 +26,19 @@ from train.device.distributed import (
     local_device,
     most_of,
     shared,
+    with_shared_statistics,
 )
-from train.evaluate.validate import shared_with_training, validation_pipeline
+from train.evaluate.validate import (
+    metric_of,
+    score_baselines,
+    shared_with_training,
+    validation_pipeline,
+)
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from train.state.load import mano_of_run
 from train.state.mean_pose import measure_mean_pose
-from train.state.resume import continue_from
+from train.state.resume import continue_from, require_here, with_absolute_paths
 from train.state.weights import weights_folder
 from train.step.batch_size import resolve_batch_size
 from train.step.optim import require_known
@@ -53,7 +60,9 @@ def main(config: RunConfig) -> int:
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
-    config, payload = continue_from(config, say)
+    config, payload = continue_from(with_absolute_paths(config), say)
+    if payload is not None:
+        require_here(config, config.run_dir or "")
     device = local_device(choose_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -85,7 +94,10 @@ def _run(
     torch.manual_seed(config.pipeline.seed)
     name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     run_dir = Path(shared(config.run_dir or name, ranks))
-    mano = required_mano(config.model, config.mano)
+    if payload is None:
+        mano = required_mano(config.model, config.mano)
+    else:
+        mano = mano_of_run(config.model, None, config.mano)
     joint_sets = joint_sets_of(config.pipeline)
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
@@ -94,11 +106,15 @@ def _run(
     found = ""
     if config.auto_batch_size and payload is None:
         config, found = resolve_batch_size(config, model, ranks)
+    if payload is not None:
+        require_known_order(payload["loader"])  # now, not after the long fill
     groups = label_groups(config.model.family)
     open_loader = functools.partial(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
     )
     need = measure_need(model, config, world=ranks.world)
+    if config.sync_bn:  # not before: what was measured above waits for no other rank
+        model = with_shared_statistics(model, ranks)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=need.bytes))
     stages = resolve_stages(config, loader.steps_per_epoch)
     for one in stages:  # now, not when its turn comes
@@ -126,11 +142,13 @@ def _run(
         loader.change(stage.pipeline)
         loader.load_state_dict(payload["loader"])
         del payload  # as large as the state
-    validation = None
+    validation, baselines = None, dict[str, float]()
     if config.validation.split is not None:
         held_out = validation_pipeline(config)
         beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
+        known = score_baselines(model, mean_pose, validation, ranks)
+        baselines = {name: metric_of(one, config.validation) for name, one in known.items()}
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -148,6 +166,9 @@ def _run(
             )
         for warning in [] if validation is None else shared_with_training(loader, validation):
             log.say(f"warning: {warning}")
+        if baselines:
+            named = (f"{value:.2f} ({name.replace('_', ' ')})" for name, value in baselines.items())
+            log.say(f"to beat: validation {config.validation.metric} " + ", ".join(named))
         try:
             finished = train(
                 state,
@@ -156,6 +177,10 @@ def _run(
                     stages=stages,
                     loader=loader,
                     validation=validation,
+                    baselines={
+                        f"validation/{config.validation.metric}_{name}": value
+                        for name, value in baselines.items()
+                    },
                     facts=facts,
                     folder=run_dir,
                     log=log,
@@ -184,7 +209,9 @@ def _summary(
     state: TrainState, loader: Loader, device: torch.device, mean_pose: MeanPose, run_dir: Path
 ) -> str:
     parameters = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    from_joints = state.model.mano is not None and mean_pose.beta is None
     return (
         f"run {run_dir}: {loader.num_samples} samples, {mean_pose.num_hands} hands, "
         f"{parameters / 1e6:.1f} M parameters on {device}, step {state.step}"
+        + ("; no MANO labels: learned from joints alone" if from_joints else "")
     )

@@ -10,12 +10,15 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from rich.console import Console
 
 from model.families import build_network
 from model.mano.files import load_mano
 from pipeline.app.cli import compose
 from pipeline.loader import Loader
-from tests.conftest import SampleStore
+from preprocess.builder.build import build
+from preprocess.config import BuildConfig
+from tests.conftest import SampleStore, scores_file
 from train.config import EvaluateConfig, RunConfig
 from train.device.distributed import ALONE
 from train.evaluate.evaluate import main as evaluate
@@ -85,11 +88,39 @@ def test_a_run_trains_draws_saves_and_is_scored(
         run=str(run_dir), store=str(freihand.store), mano=str(freihand.mano), batch_size=3
     )
     assert evaluate(scored) == 0
-    scores = json.loads((run_dir / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(run_dir).read_text())
     assert scores["model"]["num_hands"] == scores["mean_pose"]["num_hands"] == 8
     assert (scores["model"]["pa_mpvpe_mm"] is None) == (head == "joints")
     assert 5 < scores["mean_pose"]["pa_mpjpe_mm"] < 40
     assert "PA-MPJPE mm" in capsys.readouterr().out
+
+
+def test_mano_is_learned_from_joints_alone(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From MANO's mean pose turned to the mean joints, or from the weights of another run."""
+    store = tmp_path / "joints.zarr"
+    built = BuildConfig(dataset="freihand", root=str(freihand.root), out=str(store), workers=1)
+    build(built, console=Console(quiet=True))
+    data = replace(freihand, store=store)
+    words = ["steps=6", "batch_size=64", "validation.split=evaluation", "optim.lr=2e-3"]
+    assert run(config(data, tmp_path / "run", *words)) == 0
+    assert "no MANO labels: learned from joints alone" in capsys.readouterr().out
+    rows = [row for row in log_of(tmp_path / "run") if "loss" in row]
+    assert rows[-1]["loss/joints_rel"] < rows[0]["loss/joints_rel"]
+    assert rows[-1]["seen/theta"] == rows[-1]["seen/vertices"] == 0
+    (held_out,) = [row for row in log_of(tmp_path / "run") if "validation/mpjpe_mm" in row]
+    assert held_out["validation/pa_mpjpe_mm_untrained"] < 20  # MANO's mean pose
+
+    scored = EvaluateConfig(
+        run=str(tmp_path / "run"), store=str(store), mano=str(freihand.mano), batch_size=3
+    )
+    assert evaluate(scored) == 0
+    scores = json.loads(scores_file(tmp_path / "run").read_text())
+    assert scores["model"]["mpvpe_mm"] is None
+    assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
+    with_mano = [f"init={tmp_path / 'run'}", "steps=1"]
+    assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:

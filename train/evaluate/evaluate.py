@@ -11,23 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from model.draw import write_picture
+from model.hand import JointSet
 from model.mano.files import ManoModels
-from model.mean_pose import MeanPose
 from model.network import Network
-from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
+from model.prediction import hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
-from pipeline.batch import Batch, blank_batch
+from pipeline.batch import blank_batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
-from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
-from pipeline.store.reader import Store, open_store
+from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import build_view, own_split, samples_at, split_rows
-from train.build import build_model, label_groups, required_mano
+from train.build import label_groups
 from train.config import EvaluateConfig, Protocol
-from train.device.device import backbone_dtype, choose_device
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
 from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
 from train.evaluate.protocols.collected import (
@@ -38,8 +36,8 @@ from train.evaluate.protocols.collected import (
     unpredicted,
 )
 from train.evaluate.protocols.report import Report, as_json, show, write_json
-from train.evaluate.validate import add_scores, every_frame
-from train.state.checkpoint import config_of, mean_of, read_checkpoint
+from train.evaluate.validate import Baselines, add_scores, every_frame
+from train.state.load import load_run
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
 from train.watch.pictures import draw_predictions
@@ -63,11 +61,12 @@ def main(config: EvaluateConfig) -> int:
     """Score a run on a split of a store, or files of predictions by an official protocol.
 
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
-    box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
-    evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
-    writes the predictions as the dataset's evaluation reads them (ARCTIC: a folder of predictions
-    and truth for protocol=arctic, not the leaderboard's archive). HO-3D's true meshes are in no
-    store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
+    box, with the dataset's intrinsics, beside the mean pose of its training set and the untrained
+    network; on an official evaluation split also by the dataset's own protocol. Writes scores.json
+    and pictures; export= writes the predictions as the dataset's evaluation reads them (ARCTIC: a
+    folder of predictions and truth for protocol=arctic, not the leaderboard's archive). HO-3D's
+    true meshes are in no store: its official score needs truth=FOLDER of
+    evaluation_{xyz,verts}.json beside run=.
 
     Files, by protocol; n samples, f frames, metres and the camera frame unless said:
       freihand      pred.json [joints [n,21,3], vertices [n,778,3]]; truth: folder of
@@ -118,16 +117,19 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
 
 def _evaluate_run(config: EvaluateConfig) -> int:
     assert config.run is not None
-    run, device = Path(config.run), choose_device(config.device)
-    payload = read_checkpoint(run, config.checkpoint, say=say)
-    trained = config_of(payload)
-    mano = required_mano(trained.model, config.mano or trained.mano)
-    pipeline = evaluation_pipeline(trained.pipeline, config)
-    mean_pose = mean_of(payload)
-    dtype = backbone_dtype(trained.precision, device)
-    model = build_model(trained, mano, joint_sets_of(pipeline), load_weights=False).to(device)
-    model.load_state_dict(payload["ema"])
-    model.eval()
+    assert config.store is not None
+    run_dir = Path(config.run)
+    store_path = existing(config.store, "store").absolute()
+    config = replace(config, store=str(store_path))
+    run = load_run(
+        run_dir,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        mano=config.mano,
+        joint_sets=frozenset([JointSet[read_attributes(store_path).joint_set]]),
+    )
+    model, mano, device, dtype = run.model, run.mano, run.device, run.dtype
+    pipeline = evaluation_pipeline(run.config.pipeline, config)
 
     with contextlib.closing(open_store(pipeline.store)) as store:
         config = replace(config, split=own_split(store, config.split))
@@ -138,10 +140,11 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         collected_mean = None
         if collected is not None and collected.scenes is not None:
             collected_mean = _collected(store, pipeline, config, provided, mano)
-        groups = label_groups(trained.model.family)
+        groups = label_groups(run.config.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
-        ours, baseline = ScoreAccumulator(), ScoreAccumulator()
-        out = Path(config.out or run / f"evaluate-{config.split}")
+        ours, baselines = ScoreAccumulator(), Baselines()
+        name = f"evaluate-{store_path.stem}-{loader.content_sha256[:8]}-{config.split}"
+        out = Path(config.out or run_dir / name)
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
@@ -155,11 +158,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 if hands.vertices is not None and model.mano is not None:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
-                add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
+                baselines.add(model, run.mean_pose, batch, truth)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
-                if collected_mean is not None:
-                    collect(collected_mean, predict_mean(model, mean_pose, batch), batch, None)
+                start = predict_mean(model, run.mean_pose, batch)
+                if collected_mean is not None and start is not None:
+                    collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write_picture(out / "predictions.png", sheet)
@@ -169,20 +173,21 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             None if collected_mean is None else on_store.official_report(collected_mean, context)
         )
 
-        scores = mean_scores = None
+        scores: HandScores | None = None
+        beside: dict[str, HandScores] = {}
         if collected is None or _has_scores(ours):
-            scores, mean_scores = ours.summary(), baseline.summary()
+            scores, beside = ours.summary(), baselines.scores()
         record: dict[str, Any] = {
             "protocol": PROTOCOL,
-            "store": str(pipeline.store),
+            "store": pipeline.store,
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
-            "step": int(payload["step"]),
+            "step": run.step,
             "model": None if scores is None else asdict(scores),
-            "mean_pose": None if mean_scores is None else asdict(mean_scores),
+            **{n: asdict(beside[n]) if n in beside else None for n in ("mean_pose", "untrained")},
             "official": as_json(report) if isinstance(report, Report) else None,
             "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
             "official_lacks": report if isinstance(report, str) else None,
@@ -192,10 +197,10 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         num_hands = 0 if scores is None else scores.num_hands
         say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
-            f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
+            f"{CAMERA}; step {run.step}\n{PROTOCOL}\nscores and pictures: {out}",
         )
-        if scores is not None and mean_scores is not None:
-            console.print(table(scores, mean_scores))
+        if scores is not None:
+            console.print(table(scores, beside))
         else:
             say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
@@ -282,17 +287,6 @@ def window_stride(length: int, config: EvaluateConfig) -> int:
     return config.window_stride or max(1, length // 3)
 
 
-def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:
-    """Return the mean pose, in front of the camera, for every sample."""
-    place = torch.tensor([0.0, 0.0, 0.5], device=batch.image.device)
-    joints = mean.joints_rel.to(place.device) + place
-    vertices = None if mean.vertices_rel is None else mean.vertices_rel.to(place.device) + place
-    return HandPrediction(
-        joints_3d=joints.expand(len(batch), *joints.shape),
-        vertices=None if vertices is None else vertices.expand(len(batch), *vertices.shape),
-    )
-
-
 _ROWS: Final = (
     ("MPJPE mm", "mpjpe_mm", 2),
     ("PA-MPJPE mm", "pa_mpjpe_mm", 2),
@@ -305,15 +299,17 @@ _ROWS: Final = (
 )
 
 
-def table(scores: HandScores, mean_scores: HandScores) -> Table:
-    """Return a table of the scores, those of the mean pose and their ratio."""
+def table(scores: HandScores, beside: dict[str, HandScores]) -> Table:
+    """Return a table of the scores, those of the baselines and the ratio to the better of them."""
     sheet = Table()
-    for name in ("metric", "model", "mean pose", "ratio"):
+    for name in ("metric", "model", *(name.replace("_", " ") for name in beside), "ratio"):
         sheet.add_column(name, justify="left" if name == "metric" else "right")
     for label, key, digits in _ROWS:
-        value, base = getattr(scores, key), getattr(mean_scores, key)
-        if value is None or base is None:
+        value = getattr(scores, key)
+        known = [getattr(one, key) for one in beside.values()]
+        if value is None or None in known:
             continue
-        ratio = f"{value / base:.2f}" if base else "-"
-        sheet.add_row(label, f"{value:.{digits}f}", f"{base:.{digits}f}", ratio)
+        best = min(known) if key.endswith("_mm") else max(known)
+        ratio = f"{value / best:.2f}" if best else "-"
+        sheet.add_row(label, *(f"{number:.{digits}f}" for number in (value, *known)), ratio)
     return sheet

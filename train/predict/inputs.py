@@ -220,7 +220,7 @@ def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
         read = []
         for i, hand in enumerate(hands):
             try:
-                read.append(_hand_box(hand))
+                read.append(hand_box(hand))
             except ValueError as error:
                 problems.append(f"{name}, hand {i}: {error}")
         boxes[name] = tuple(read)
@@ -232,7 +232,12 @@ def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
     return boxes
 
 
-def _hand_box(hand: Any) -> HandBox:
+def hand_box(hand: Any) -> HandBox:
+    """Return one entry of a file of boxes, ``{"box_xyxy": [x0, y0, x1, y1], "side": "left"}``.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
     if not isinstance(hand, dict) or not {"box_xyxy", "side"} <= hand.keys():
         raise ValueError(f"needs box_xyxy and side, got {_json(hand)}")
     side, box = hand["side"], hand["box_xyxy"]
@@ -261,7 +266,9 @@ def read_cameras(text: str | None, fov_deg: float) -> Cameras:
     numbers = _numbers(text)
     if numbers is not None:
         fx, fy, cx, cy = numbers
-        return Cameras(K=_checked([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"intrinsics={text!r}"))
+        return Cameras(
+            K=checked_camera([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"intrinsics={text!r}")
+        )
     path = Path(text).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -271,8 +278,8 @@ def read_cameras(text: str | None, fov_deg: float) -> Cameras:
     record = read_json(path)
     where = f"intrinsics={text!r}"
     if isinstance(record, dict):
-        return Cameras(by_name={k: _checked(v, f"{where}, {k}") for k, v in record.items()})
-    return Cameras(K=_checked(record, where))
+        return Cameras(by_name={k: checked_camera(v, f"{where}, {k}") for k, v in record.items()})
+    return Cameras(K=checked_camera(record, where))
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -283,7 +290,12 @@ def _numbers(text: str) -> list[float] | None:
     return numbers if len(numbers) == 4 else None
 
 
-def _checked(matrix: Any, where: str) -> Float64[np.ndarray, "3 3"]:
+def checked_camera(matrix: Any, where: str = "intrinsics") -> Float64[np.ndarray, "3 3"]:
+    """Return a camera matrix.
+
+    Raises:
+        ValueError: If it is not one of intrinsics; begins with ``where``.
+    """
     try:
         K = np.asarray(matrix, dtype=np.float64)
     except (ValueError, TypeError):
