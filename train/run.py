@@ -13,6 +13,7 @@ from model.mean_pose import MeanPose
 from model.network import Network
 from model.plain import to_plain
 from model.pretrained import start_from_weights
+from pipeline.app.files import replace_file
 from pipeline.app.words import say
 from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
@@ -46,8 +47,9 @@ def main(config: RunConfig) -> int:
     """Train a model on a store.
 
     Writes a run folder: checkpoints/, weights/, manifest.json, log.jsonl, tensorboard/, pictures/.
-    SIGINT and SIGTERM write a checkpoint first. The same command with the same run_dir continues
-    where the last whole checkpoint stands, after a signal or a kill; so does resume=RUN alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and end the run. The same command with
+    the same run_dir continues where the last whole checkpoint stands, after a signal or a kill; so
+    does resume=RUN alone.
     Exit code 1: the last checkpoint could not be written.
 
     Example:
@@ -137,7 +139,7 @@ def _run(
         record = {"run_id": facts.run_id}
         record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
         text = json.dumps(record, indent=2) + "\n"
-        (run_dir / "manifest.json").write_text(text, encoding="utf-8")
+        replace_file(run_dir / "manifest.json", text.encode())
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
         log.say(_summary(state, loader, device, mean_pose, run_dir) + begun)
         if found:

@@ -92,6 +92,28 @@ def test_a_run_trains_draws_saves_and_is_scored(
     assert "PA-MPJPE mm" in capsys.readouterr().out
 
 
+def test_what_cannot_be_drawn_costs_a_warning(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    for name in ("pictures", "tensorboard"):  # a file where a folder should be made
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / name).touch()
+    words = ["steps=4", "pictures_every=2", "model.head=joints"]
+    assert run(config(freihand, run_dir, *words)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning: pictures failed: File exists") == 1
+    assert printed.count("warning: TensorBoard failed") == 1
+    assert sorted(losses(run_dir)) == [2, 4]
+
+    out = tmp_path / "scored"
+    (out / "predictions.png").mkdir(parents=True)
+    scored = EvaluateConfig(run=str(run_dir), store=str(freihand.store), out=str(out))
+    assert evaluate(scored) == 0
+    assert "warning: the picture failed" in capsys.readouterr().out
+    assert (out / "scores.json").is_file()
+
+
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:
     settings = config(interhand, tmp_path / "run", "steps=2", "batch_size=4")
     assert run(settings) == 0

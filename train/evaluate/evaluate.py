@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.draw import write_picture
 from model.mano.files import ManoModels
 from model.mean_pose import MeanPose
 from model.network import Network
 from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
+from pipeline.app.pictures import write_picture
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
 from pipeline.batch import Batch, blank_batch
@@ -42,6 +43,7 @@ from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
+from train.watch.best_effort import BestEffort
 from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
@@ -162,7 +164,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     collect(collected_mean, predict_mean(model, mean_pose, batch), batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
-                write_picture(out / "predictions.png", sheet)
+                write = partial(write_picture, out / "predictions.png", sheet)
+                BestEffort(say)("the picture", write)
         context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
         report = None if collected is None else on_store.official_report(collected, context)
         mean_report = (
@@ -187,7 +190,6 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
             "official_lacks": report if isinstance(report, str) else None,
         }
-        write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
         say(
@@ -202,6 +204,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
+        write_json(out / "scores.json", record)
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from rich.console import Console
 
-from model.draw import write_picture
+from pipeline.app.pictures import write_picture
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.decode.read_ahead import read_ahead
