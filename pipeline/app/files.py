@@ -54,9 +54,11 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
         finally:
             os.close(descriptor)
         partial.replace(path)
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     sync(path.parent)
 

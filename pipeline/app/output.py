@@ -58,13 +58,12 @@ def lasting_output() -> Iterator[None]:
         pass
     os.close(descriptor)
     before = sys.stdout, sys.stderr
-    for stream in before:
-        with contextlib.suppress(AttributeError, ValueError):  # a stream of another kind, or none
-            stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (
-        None if stream is None else LastingStream(stream)  # type: ignore[assignment]
-        for stream in before
-    )
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:
+            with contextlib.suppress(AttributeError, ValueError):  # a test's stream
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, LastingStream(stream))
     try:
         yield
     finally:
