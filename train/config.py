@@ -408,7 +408,8 @@ class PredictConfig:
     """Folder of images, one image, or a video."""
     boxes: str | None = None
     """JSON file {"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}, around the joints; for
-    a video the frame's number is the name. null takes the whole image as the crop of one hand."""
+    a video the frame's number is the name, 7 or 000007. null takes the whole image as the crop of
+    one hand."""
     side: Side | None = None
     """Without boxes: which hand it is; null = right."""
     intrinsics: str | None = None

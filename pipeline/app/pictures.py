@@ -28,4 +28,4 @@ def write_picture(path: Path, rgb: UInt8[np.ndarray, "h w 3"], *parameters: int)
     if not done:
         raise ValueError(f"{path}: expected the ending of an image, for example .png or .jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, data.data)
+    replace_file(path, data.data, durable=False)

@@ -41,7 +41,8 @@ from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
 from train.config import PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.inputs import HandBox, InputImage, square_of
+from train.predict.boxes import HandBox, square_of
+from train.predict.inputs import InputImage
 from train.predict.outputs import Hand
 from train.state.weights import FOLDER as WEIGHTS
 from train.step.step import predict
