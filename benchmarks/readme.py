@@ -28,6 +28,7 @@ from benchmarks.figures import (
     read_rows,
     table,
 )
+from pipeline.app.files import replace_file
 
 TABLES: Final[dict[str, Callable[[Rows], str]]] = {
     "summary": lambda rows: comparison_table(SUMMARY, rows),
@@ -55,7 +56,7 @@ def main(config: ReadmeConfig) -> int:
     """
     rows = read_rows(Path(config.results))
     for page in pages(Path(config.root)):
-        page.write_text(filled(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        replace_file(page, filled(page.read_text(encoding="utf-8"), rows).encode())
     return 0
 
 

@@ -51,6 +51,7 @@ PROTOCOL: Final = (
     "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
 """Defined in ``train.evaluate.metrics.hand``."""
+_ARCHIVES: Final = (".zip", ".tar", ".gz", ".npz")
 CAMERA: Final = "intrinsics of the dataset"
 _SCORE: Final = {
     Protocol.freihand: freihand.score,
@@ -250,9 +251,8 @@ def _collected(
                 f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
             )
         return None
-    takes_folder = "object.rotmat" in protocol.requires
-    if takes_folder and config.export and Path(config.export).expanduser().is_file():
-        raise ValueError(f"export={config.export!r} is a file, expected a folder")
+    if config.export:
+        require_fitting(config.export, protocol.endings)
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
@@ -263,6 +263,26 @@ def _collected(
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")
     return collected
+
+
+def require_fitting(export: str, endings: tuple[str, ...]) -> None:
+    """Reject a name that another format than the exported one has.
+
+    Raises:
+        ValueError: With the expected endings.
+    """
+    path = Path(export).expanduser()
+    if not endings:
+        if path.is_file() or path.suffix.lower() in _ARCHIVES:
+            raise ValueError(f"export={export!r} is a file, expected a folder")
+        return
+    if path.is_dir():
+        raise ValueError(f"export={export!r} is a folder, expected a file ({' or '.join(endings)})")
+    if path.suffix and path.suffix.lower() not in endings:
+        raise ValueError(
+            f"export={export!r}: the predictions are written as {' or '.join(endings)}, got "
+            f"{path.suffix!r}"
+        )
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:

@@ -117,8 +117,37 @@ def likely_causes(pred: Points, truth: Points, *, order: JointOrder, opengl: boo
     picked = np.unique(np.linspace(0, len(pred) - 1, min(len(pred), _MOST_SAMPLES)).round())
     few = torch.from_numpy(pred[picked.astype(int)]).double()
     true = torch.from_numpy(truth[picked.astype(int)]).double()
-    messages = (_axes(few, true, opengl=opengl), _order(few, true, order), _mirror(few, true))
+    messages = (
+        _relative(few, true, order),
+        _axes(few, true, opengl=opengl),
+        _order(few, true, order),
+        _mirror(few, true),
+    )
     return [message for message in messages if message]
+
+
+def coincident(name: str, points: Points) -> list[str]:
+    """Return a sentence if points of some samples are all zero or the same: no prediction."""
+    count = int((points == points[:, :1]).all((1, 2)).sum())
+    sentence = (
+        f"the {name} of {count} of {len(points)} samples are zeros, or one and the same point: "
+        "scores of them say nothing"
+    )
+    return [sentence] if count else []
+
+
+def _relative(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
+    """Flag joints relative to one of them, where the truth is in the camera."""
+    size = float((truth - truth.mean(1, keepdim=True)).norm(dim=-1).mean())
+    at_origin = (pred.norm(dim=-1).amax(0) < 1e-3 * size) & (truth.norm(dim=-1).amin(0) > size)
+    found = at_origin.nonzero()[:, 0].tolist()
+    if not 1 <= len(found) < pred.shape[1]:
+        return None
+    named = "the wrist" if found[0] == _STANDARD_FROM[order][0] else f"joint {found[0]}"
+    return (
+        f"in every sample {named} is predicted at (0, 0, 0): the joints look relative to it, this "
+        "format has camera coordinates; only scores after an alignment mean something"
+    )
 
 
 def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:

@@ -11,9 +11,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from pipeline.app.files import replacing
 from pipeline.pickles import load_pickle
 from train.evaluate.metrics.dexycb import DexycbAccumulator, official
-from train.evaluate.protocols.checks import likely_causes, require_finite, require_unit
+from train.evaluate.protocols.checks import coincident, likely_causes, require_finite, require_unit
 from train.evaluate.protocols.files import batches, read_npz
 from train.evaluate.protocols.report import PAIRED, Report, Row
 
@@ -100,7 +101,10 @@ def report(
         ),
         scores=asdict(found),
         official=official(found),
-        warnings=tuple(likely_causes(joints, true_joints, order="standard", opengl=False)),
+        warnings=(
+            *likely_causes(joints, true_joints, order="standard", opengl=False),
+            *coincident("predicted joints", joints),
+        ),
     )
 
 
@@ -190,8 +194,8 @@ def _read_annotation(path: Path) -> Indexed:
 
 
 def write_results(path: Path, index: Int64[np.ndarray, " n"], joints_mm: Joints) -> None:
-    """Write a result text in the official format."""
+    """Write a result text in the official format, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as write:
         for i, row in zip(index.tolist(), joints_mm.reshape(len(joints_mm), -1), strict=True):
-            file.write(",".join([str(i), *(f"{value:.6f}" for value in row)]) + "\n")
+            write((",".join([str(i), *(f"{value:.6f}" for value in row)]) + "\n").encode())

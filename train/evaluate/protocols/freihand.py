@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from train.evaluate.metrics.freihand import FreihandAccumulator, FreihandScores, official
 from train.evaluate.protocols.checks import (
+    coincident,
     likely_causes,
     require_count,
     require_finite,
@@ -79,6 +80,7 @@ def report(
         scores.update(*batch)
     found = scores.summary()
     warnings = likely_causes(joints, true_joints, order="standard", opengl=False)
+    warnings += coincident("predicted joints", joints) + coincident("predicted vertices", vertices)
     if len(joints) != OFFICIAL_COUNT:
         warnings.append(f"{len(joints)} samples; the official evaluation has {OFFICIAL_COUNT}")
     return Report(
