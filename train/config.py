@@ -327,6 +327,7 @@ class Protocol(Enum):
     arctic = "arctic"
     interhand26m = "interhand26m"
     world = "world"
+    hamer = "hamer"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -354,6 +355,12 @@ class EvaluateConfig:
     ho3d: scores the official split by it instead of the store's labels."""
     root_depth: str | None = None
     """interhand26m: RootNet's json, the official depth of the wrists; null takes the true depth."""
+    details: str | None = None
+    """File, .csv or .parquet, for the values per sample and per joint, PCK curves and medians."""
+    min_track: int = 1
+    """world: shortest track that is scored, frames; HaWoR's tables take 16."""
+    right_only: bool = False
+    """world: score the tracks of right hands only, as HaWoR's tables do; needs is_right."""
     strict: bool = False
     """False follows the official tool in its quirks; true gives the mathematically right score."""
     mano: str | None = None
@@ -385,6 +392,9 @@ class EvaluateConfig:
             )
         if self.export and not self.run:
             raise ValueError("export=... writes the predictions of a run: give run=... store=...")
+        check_fields(self, min_track=(1, math.inf))
+        if (self.min_track, self.right_only) != (1, False) and self.protocol is not Protocol.world:
+            raise ValueError("min_track=... and right_only=... belong to protocol=world")
         if self.root_depth and self.protocol is not Protocol.interhand26m:
             raise ValueError("root_depth=... belongs to protocol=interhand26m")
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.app.output import lasting_output
-from pipeline.app.words import nearest, printable, sentence
+from pipeline.app.words import closest, nearest, printable, sentence
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
@@ -419,7 +419,9 @@ def _override(
         value = os.path.expanduser(value) if value.startswith("~") else value  # noqa: PTH111
         written = f"'{_escape(value)}'"
     elif choices and value not in choices:
-        raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}")
+        near = closest(value, choices)
+        hint = "" if near is None else f"; did you mean {near!r}?"
+        raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}{hint}")
     else:
         written = value
     if full in options:

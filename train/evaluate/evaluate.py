@@ -29,8 +29,18 @@ from pipeline.view import build_view, own_split, samples_at, split_rows
 from train.build import build_model, label_groups, required_mano
 from train.config import EvaluateConfig, Protocol
 from train.device.device import backbone_dtype, choose_device
+from train.evaluate.hand_details import HandErrors
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
-from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
+from train.evaluate.protocols import (
+    arctic,
+    dexycb,
+    freihand,
+    hamer,
+    ho3d,
+    interhand26m,
+    on_store,
+    world,
+)
 from train.evaluate.protocols.collected import (
     Collected,
     ReportContext,
@@ -38,6 +48,7 @@ from train.evaluate.protocols.collected import (
     empty_collection,
     unpredicted,
 )
+from train.evaluate.protocols.details import require_details, write_details
 from train.evaluate.protocols.report import Report, as_json, show, write_json
 from train.evaluate.validate import add_scores, every_frame
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
@@ -58,7 +69,7 @@ _SCORE: Final = {
     Protocol.ho3d: ho3d.score,
     Protocol.dexycb: dexycb.score,
     Protocol.arctic: arctic.score,
-    Protocol.world: world.score,
+    Protocol.hamer: hamer.score,
 }
 
 
@@ -78,15 +89,23 @@ def main(config: EvaluateConfig) -> int:
       ho3d          the same, OpenGL axes, MANO joint order
       dexycb        text, a line: image index and 63 numbers, mm; truth: anno_hpe_<setup>.pkl
       interhand26m  .npz: joint_coord [n,42,3], rel_root_depth [n,1], hand_type [n,2], inv_trans
-                    [n,2,3] as the official script collects them, or joints_mm [n,42,3] and
-                    hand_type; truth: folder of InterHand2.6M_<split>_{data,camera,joint_3d}.json
+                    [n,2,3] as the official script collects them, or joints_mm [n,42,3],
+                    hand_type and, optional, left_from_right_mm [n,3] (left wrist minus right
+                    wrist, else of joints_mm); truth: folder of
+                    InterHand2.6M_<split>_{data,camera,joint_3d}.json
       arctic        .npz of a sequence and view, or a folder of them: joints_{right,left} [f,21,3],
                     vertices_{right,left} [f,778,3], object_vertices [f,v,3], arti_rad [f]; and, or
                     instead, dist_{ro,lo} [f,778], dist_{or,ol} [f,v]; truth: the first six, and
                     is_valid, right_valid, left_valid [f], part_ids [v] (1 top, 2 bottom),
                     diameter_m []
       world         .npz, world frame: joints [f,j,3], root [f,3], camera_position [c,3]
-                    (optional); truth: also segment [f], camera_segment [c]
+                    (optional); truth: also segment [f], camera_segment [c], is_right [f]
+                    (optional). HaWoR scores right hands in tracks of at least 16 frames:
+                    min_track=16 right_only=true
+      hamer         .npz: joints [n,21,3] and, or instead, joints_2d [n,21,2] px; truth: the same
+                    and, for joints_2d, confidence [n,21], box_px [n]
+
+    details=FILE.csv or .parquet adds the values per sample and per joint, PCK curves and medians.
 
     Example:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
@@ -95,11 +114,16 @@ def main(config: EvaluateConfig) -> int:
     """
     if config.out is not None and Path(config.out).expanduser().is_file():
         raise ValueError(f"out={config.out!r} is a file, expected a folder")
+    if config.details is not None:
+        require_details(config.details)
     if config.protocol is None:
         return _evaluate_run(config)
     report = _score_files(config, config.protocol)
     console = Console()
     show(report, console)
+    if config.details is not None and report.details is not None:
+        write_details(Path(config.details).expanduser(), report.details())
+        say(f"written: {config.details}")
     if config.out is not None:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
@@ -109,6 +133,23 @@ def main(config: EvaluateConfig) -> int:
 
 
 def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
+    """Score files.
+
+    Raises:
+        ValueError: If they cannot be scored; names the file of the predictions.
+    """
+    try:
+        return _scored(config, protocol)
+    except ValueError as error:
+        text = str(error)
+        if str(config.predictions) in text or (
+            str(config.truth) in text and "predict" not in text  # the truth itself is wrong
+        ):
+            raise
+        raise ValueError(f"predictions={config.predictions!r}: {error}") from error
+
+
+def _scored(config: EvaluateConfig, protocol: Protocol) -> Report:
     assert config.predictions is not None
     assert config.truth is not None
     predictions = existing(config.predictions, "predictions")
@@ -116,6 +157,9 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
     if protocol is Protocol.interhand26m:
         depth = existing(config.root_depth, "root_depth") if config.root_depth else None
         return interhand26m.score(predictions, truth, strict=config.strict, root_depth=depth)
+    if protocol is Protocol.world:
+        rules = world.Rules(min_track=config.min_track, right_only=config.right_only)
+        return world.score(predictions, truth, strict=config.strict, rules=rules)
     return _SCORE[protocol](predictions, truth, strict=config.strict)
 
 
@@ -144,6 +188,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         groups = label_groups(trained.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baseline = ScoreAccumulator(), ScoreAccumulator()
+        errors = None if config.details is None else HandErrors()
         out = Path(config.out or run / f"evaluate-{config.split}")
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
@@ -159,6 +204,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
                 add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
+                if errors is not None:
+                    errors.update(hands, batch)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
                 if collected_mean is not None:
@@ -206,6 +253,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         elif report is not None:
             say(f"no official score: {report}")
         write_json(out / "scores.json", record)
+        if errors is not None and config.details is not None:
+            official = report.details if isinstance(report, Report) else None
+            more = [] if official is None else official()
+            named = [replace(one, name=f"official/{one.name}") for one in more]
+            write_details(Path(config.details).expanduser(), [*errors.details(), *named])
+            say(f"written: {config.details}")
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())

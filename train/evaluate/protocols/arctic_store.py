@@ -96,6 +96,7 @@ def report(collected: Collected, context: ReportContext) -> Report | str:
         crop=context.crop,
         camera=context.camera,
         warnings=_warnings(collected),
+        parts=scores.parts,
     )
 
 

@@ -27,6 +27,8 @@ _STANDARD_FROM: Final[dict[JointOrder, tuple[int, ...]]] = {
     "MANO": STANDARD_FROM_MANO21,
     "InterHand2.6M": STANDARD_FROM_INTERHAND,
 }
+_HAND_M: Final = 0.055
+"""Root mean square distance of a hand's joints from their centre, metres: 0.04 to 0.07."""
 _UNIT_OF_METRES: Final = {1.0: "metres", 100.0: "centimetres", 1000.0: "millimetres"}
 
 
@@ -78,12 +80,20 @@ def require_unit(name: str, pred: Points, truth: Points, *, per_metre: float) ->
     require_length(name, _sizes(pred), _sizes(truth), per_metre=per_metre)
 
 
+def require_hand_size(name: str, points: Points, *, per_metre: float) -> None:
+    """Reject hands, such as those of a truth, that are of another unit; as ``require_unit``."""
+    sizes = _sizes(points)
+    expected = np.full(len(sizes), _HAND_M * per_metre)
+    require_length(name, sizes, expected, per_metre=per_metre, reference="a hand")
+
+
 def require_length(
     name: str,
     pred: Float[np.ndarray, " n"],
     truth: Float[np.ndarray, " n"],
     *,
     per_metre: float,
+    reference: str = "the truth",
 ) -> None:
     """Reject lengths whose median indicates another unit; as ``require_unit``."""
     pred, truth = pred[np.isfinite(pred)], truth[np.isfinite(truth)]
@@ -96,7 +106,7 @@ def require_length(
         if factor != 1 and 0.5 < ratio / factor < 2:
             advice = f"divide by {factor:g}" if factor > 1 else f"multiply by {1 / factor:g}"
             raise ValueError(
-                f"{name} look like {unit}: they are {ratio:.4g} times as large as the truth, and "
+                f"{name} look like {unit}: they are {ratio:.4g} times as large as {reference}, and "
                 f"this format holds {_UNIT_OF_METRES[per_metre]}; {advice}"
             )
 

@@ -147,6 +147,7 @@ def _dexycb_report(collected: Collected, context: ReportContext) -> Report | str
         strict=context.strict,
         crop=context.crop,
         camera=context.camera,
+        samples=place.tolist(),
     )
 
 

@@ -38,6 +38,8 @@ def composed(*words: str) -> EvaluateConfig:
         (["run=r", "store=s", "protocol=world", "predictions=p", "truth=t"], "got run and store"),
         (["protocol=freihand", "predictions=p", "truth=t", "export=x"], "give run=... store=..."),
         (["run=r", "store=s", "root_depth=x"], "belongs to protocol=interhand26m"),
+        (["run=r", "store=s", "min_track=16"], "belong to protocol=world"),
+        (["protocol=freihnad"], "did you mean 'freihand'"),
     ],
 )
 def test_half_a_form_is_refused(words: list[str], expected: str) -> None:
