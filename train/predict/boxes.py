@@ -84,7 +84,7 @@ def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
         read = []
         for i, hand in enumerate(hands):
             try:
-                read.append(_hand_box(hand))
+                read.append(hand_box(hand))
             except ValueError as error:
                 num_wrong += 1
                 if num_wrong <= SHOWN:
@@ -97,7 +97,12 @@ def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
     return boxes
 
 
-def _hand_box(hand: Any) -> HandBox:
+def hand_box(hand: Any) -> HandBox:
+    """Return one entry of a file of boxes, ``{"box_xyxy": [x0, y0, x1, y1], "side": "left"}``.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
     if not isinstance(hand, dict) or not {"box_xyxy", "side"} <= hand.keys():
         raise ValueError(f"needs box_xyxy and side, got {shown_json(hand)}")
     side, box = hand["side"], hand["box_xyxy"]

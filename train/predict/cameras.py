@@ -95,7 +95,9 @@ def read_cameras(text: str | None, fov_deg: float) -> Cameras:
     numbers = _numbers(text)
     if numbers is not None:
         fx, fy, cx, cy = numbers
-        return Cameras(K=_checked([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"intrinsics={text!r}"))
+        return Cameras(
+            K=checked_camera([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"intrinsics={text!r}")
+        )
     path = Path(text).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -105,8 +107,8 @@ def read_cameras(text: str | None, fov_deg: float) -> Cameras:
     record = read_json(path)
     where = f"intrinsics={text!r}"
     if isinstance(record, dict):
-        return Cameras(by_name={k: _checked(v, f"{where}, {k}") for k, v in record.items()})
-    return Cameras(K=_checked(record, where))
+        return Cameras(by_name={k: checked_camera(v, f"{where}, {k}") for k, v in record.items()})
+    return Cameras(K=checked_camera(record, where))
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -121,7 +123,13 @@ def _are_numbers(row: list[Any]) -> bool:
     return all(is_number(value) and abs(value) < LARGEST for value in row)
 
 
-def _checked(matrix: Any, where: str) -> Float64[np.ndarray, "3 3"]:
+def checked_camera(matrix: Any, where: str = "intrinsics") -> Float64[np.ndarray, "3 3"]:
+    """Return a camera matrix, given as nested lists or an array.
+
+    Raises:
+        ValueError: If it is not one of intrinsics; begins with ``where``.
+    """
+    matrix = matrix.tolist() if isinstance(matrix, np.ndarray) else matrix
     rows = matrix if isinstance(matrix, list) and len(matrix) == 3 else []
     if not rows or not all(isinstance(r, list) and len(r) == 3 and _are_numbers(r) for r in rows):
         raise ValueError(
