@@ -30,6 +30,7 @@ from benchmarks.figures import (
     table,
     tolerance_table,
 )
+from pipeline.app.files import replace_file
 
 TABLES: Final[dict[str, Callable[[Rows], str]]] = {
     "summary": lambda rows: comparison_table(SUMMARY, rows),
@@ -78,7 +79,7 @@ def main(config: ReadmeConfig) -> int:
             "generated table, or leave them out"
         )
     for page in pages(root):
-        page.write_text(filled(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        replace_file(page, filled(page.read_text(encoding="utf-8"), rows).encode())
     return 0
 
 

@@ -12,12 +12,13 @@ import torch
 from model.mean_pose import MeanPose
 from model.network import Network
 from model.plain import to_plain
-from model.pretrained import start_from_weights
+from model.pretrained import CONFIG_FILE, start_from_weights
+from pipeline.app.files import replace_file
 from pipeline.app.words import say
 from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
-from train.config import RunConfig
+from train.config import DEFAULT_STEPS, RunConfig
 from train.device.device import choose_device
 from train.device.distributed import (
     Ranks,
@@ -39,6 +40,7 @@ from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_i
 from train.state.load import mano_of_run
 from train.state.mean_pose import measure_mean_pose
 from train.state.resume import continue_from, require_here, with_absolute_paths
+from train.state.weights import FOLDER as WEIGHTS
 from train.state.weights import weights_folder
 from train.step.batch_size import resolve_batch_size
 from train.step.optim import require_known
@@ -53,8 +55,9 @@ def main(config: RunConfig) -> int:
     """Train a model on a store.
 
     Writes a run folder: checkpoints/, weights/, manifest.json, log.jsonl, tensorboard/, pictures/.
-    SIGINT and SIGTERM write a checkpoint first. The same command with the same run_dir continues
-    where the last whole checkpoint stands, after a signal or a kill; so does resume=RUN alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and end the run. The same command with
+    the same run_dir continues where the last whole checkpoint stands, after a signal or a kill; so
+    does resume=RUN alone.
     Exit code 1: the last checkpoint could not be written.
 
     Example:
@@ -81,7 +84,25 @@ def main(config: RunConfig) -> int:
                 f"the ranks found checkpoints of different steps ({steps}): run_dir must be one "
                 "folder that all of them see"
             )
+        if payload is not None and not any(one.epochs for one in config.stages.values()):
+            end = sum(one.steps for one in config.stages.values()) or config.steps
+            has_weights = (Path(config.run_dir or "") / WEIGHTS / CONFIG_FILE).is_file()
+            if int(payload["step"]) >= end and has_weights:
+                if ranks.is_first:
+                    say(_nothing_to_do(config, int(payload["step"]), end))
+                return 0
         return _run(config, payload, device, ranks, stack)
+
+
+def _nothing_to_do(config: RunConfig, step: int, end: int) -> str:
+    """Say that a run has no steps left, and what trains it further."""
+    where = f"{config.run_dir} is at step {step} of {end}: nothing to do"
+    if config.stages:
+        return f"{where}; its stages are done, a new run with init={config.run_dir} goes on from it"
+    fix = f"{where}; python -m train run resume={config.run_dir} steps=N trains on to a larger N"
+    if step < DEFAULT_STEPS:
+        fix += f" (the default, {DEFAULT_STEPS}, counts as not given: write {DEFAULT_STEPS + 1})"
+    return fix
 
 
 def _run(
@@ -123,7 +144,8 @@ def _run(
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose)
     begun = "" if config.init is None or payload is not None else _begin(model, config.init)
-    done = 0 if payload is None else int(payload["step"])
+    resumed_at = None if payload is None else int(payload["step"])
+    done = resumed_at or 0
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
     state = build_state(
         model, config, stage.pipeline.batch_size // ranks.world, ranks, loader.objects
@@ -155,8 +177,10 @@ def _run(
         record = {"run_id": facts.run_id}
         record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
         text = json.dumps(record, indent=2) + "\n"
-        (run_dir / "manifest.json").write_text(text, encoding="utf-8")
+        replace_file(run_dir / "manifest.json", text.encode())
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
+        if resumed_at is not None and resumed_at >= stages[-1].end:
+            log.say(_nothing_to_do(config, resumed_at, stages[-1].end))
         log.say(_summary(state, loader, device, mean_pose, run_dir) + begun)
         if found:
             log.say(found)

@@ -31,7 +31,9 @@ def existing(path: str, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[Any], None]]:
+def replacing(
+    path: Path, *, folder: Path | None = None, durable: bool = True
+) -> Iterator[Callable[[Any], None]]:
     """Replace a file atomically: yield a write function; commit when the block ends without error.
 
     The bytes are synced to disk first: a kill or a full disk at any moment leaves the old file or
@@ -42,6 +44,7 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
     Args:
         path: The file.
         folder: Folder of the temporary file, if not that of ``path``; on the same disk.
+        durable: Sync; else the file is whole after a kill, but not after a power cut.
 
     Raises:
         OSError: If a write fails; the temporary file is removed.
@@ -57,15 +60,19 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
 
         try:
             yield write
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         partial.replace(path)
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def emptied(folder: Path, key: str) -> Path:
@@ -97,9 +104,11 @@ def emptied(folder: Path, key: str) -> Path:
     return folder
 
 
-def replace_file(path: Path, *parts: bytes | memoryview, folder: Path | None = None) -> None:
+def replace_file(
+    path: Path, *parts: bytes | memoryview, folder: Path | None = None, durable: bool = True
+) -> None:
     """Write the concatenated ``parts`` to ``path`` atomically, as ``replacing`` does."""
-    with replacing(path, folder=folder) as write:
+    with replacing(path, folder=folder, durable=durable) as write:
         for part in parts:
             write(part)
 

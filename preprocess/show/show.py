@@ -51,9 +51,8 @@ def show(config: ShowConfig) -> Path:
         ValueError: If ``rows`` contains a row that the store does not have.
         OSError: If the image cannot be written.
     """
-    import cv2
-
     from model.draw import tile
+    from pipeline.app.pictures import write_picture
     from pipeline.store.pictures import picture_names
     from pipeline.store.reader import open_store
 
@@ -69,9 +68,7 @@ def show(config: ShowConfig) -> Path:
     sheet = np.concatenate([sheet, strip])
     store.close()
     out = Path(config.out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write the contact sheet out={str(out)!r}")
+    write_picture(out, sheet)
     return out
 
 

@@ -123,6 +123,62 @@ def test_mano_is_learned_from_joints_alone(
     assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
 
 
+def test_what_cannot_be_drawn_costs_a_warning(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    for name in ("pictures", "tensorboard"):  # a file where a folder should be made
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / name).touch()
+    words = ["steps=4", "pictures_every=2", "model.head=joints"]
+    assert run(config(freihand, run_dir, *words)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning: pictures failed: File exists") == 1
+    assert printed.count("warning: TensorBoard failed") == 1
+    assert sorted(losses(run_dir)) == [2, 4]
+
+    out = tmp_path / "scored"
+    (out / "predictions.png").mkdir(parents=True)
+    scored = EvaluateConfig(run=str(run_dir), store=str(freihand.store), out=str(out))
+    assert evaluate(scored) == 0
+    assert "warning: the picture failed" in capsys.readouterr().out
+    assert (out / "scores.json").is_file()
+
+
+def test_a_resume_without_steps_left_says_what_to_pass(
+    freihand: SampleStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = tmp_path / "run"
+    words = ["steps=4", "model.head=joints"]
+    assert run(config(freihand, run_dir, *words)) == 0
+    rows = log_of(run_dir)
+    opened: list[None] = []
+    usual = Loader.__init__
+
+    def opening(*arguments: Any, **options: Any) -> None:
+        opened.append(None)
+        usual(*arguments, **options)
+
+    monkeypatch.setattr(Loader, "__init__", opening)
+    for asked, end in ((["steps=20000"], 4), (["steps=2"], 2), ([], 4)):
+        resumed = compose(RunConfig, [f"resume={run_dir}", *asked, "device=cpu"])
+        capsys.readouterr()
+        assert run(resumed) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{run_dir} is at step 4 of {end}: nothing to do; python -m train")
+        assert line.endswith("(the default, 20000, counts as not given: write 20001)")
+    assert (log_of(run_dir), opened) == (rows, [])
+
+    for file in (run_dir / "weights").iterdir():  # killed before they were written
+        file.unlink()
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (run_dir / "weights" / "config.json").is_file()
+
+
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:
     settings = config(interhand, tmp_path / "run", "steps=2", "batch_size=4")
     assert run(settings) == 0

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.draw import write_picture
 from model.hand import JointSet
 from model.mano.files import ManoModels
 from model.network import Network
 from model.prediction import hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
+from pipeline.app.pictures import write_picture
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
 from pipeline.batch import blank_batch
@@ -26,8 +27,18 @@ from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import build_view, own_split, samples_at, split_rows
 from train.build import label_groups
 from train.config import EvaluateConfig, Protocol
+from train.evaluate.hand_details import HandErrors
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
-from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
+from train.evaluate.protocols import (
+    arctic,
+    dexycb,
+    freihand,
+    hamer,
+    ho3d,
+    interhand26m,
+    on_store,
+    world,
+)
 from train.evaluate.protocols.collected import (
     Collected,
     ReportContext,
@@ -35,11 +46,13 @@ from train.evaluate.protocols.collected import (
     empty_collection,
     unpredicted,
 )
+from train.evaluate.protocols.details import require_details, write_details
 from train.evaluate.protocols.report import Report, as_json, show, write_json
 from train.evaluate.validate import Baselines, add_scores, every_frame
 from train.state.load import load_run
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
+from train.watch.best_effort import BestEffort
 from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
@@ -47,13 +60,14 @@ PROTOCOL: Final = (
     "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
 """Defined in ``train.evaluate.metrics.hand``."""
+_ARCHIVES: Final = (".zip", ".tar", ".gz", ".npz")
 CAMERA: Final = "intrinsics of the dataset"
 _SCORE: Final = {
     Protocol.freihand: freihand.score,
     Protocol.ho3d: ho3d.score,
     Protocol.dexycb: dexycb.score,
     Protocol.arctic: arctic.score,
-    Protocol.world: world.score,
+    Protocol.hamer: hamer.score,
 }
 
 
@@ -74,15 +88,23 @@ def main(config: EvaluateConfig) -> int:
       ho3d          the same, OpenGL axes, MANO joint order
       dexycb        text, a line: image index and 63 numbers, mm; truth: anno_hpe_<setup>.pkl
       interhand26m  .npz: joint_coord [n,42,3], rel_root_depth [n,1], hand_type [n,2], inv_trans
-                    [n,2,3] as the official script collects them, or joints_mm [n,42,3] and
-                    hand_type; truth: folder of InterHand2.6M_<split>_{data,camera,joint_3d}.json
+                    [n,2,3] as the official script collects them, or joints_mm [n,42,3],
+                    hand_type and, optional, left_from_right_mm [n,3] (left wrist minus right
+                    wrist, else of joints_mm); truth: folder of
+                    InterHand2.6M_<split>_{data,camera,joint_3d}.json
       arctic        .npz of a sequence and view, or a folder of them: joints_{right,left} [f,21,3],
                     vertices_{right,left} [f,778,3], object_vertices [f,v,3], arti_rad [f]; and, or
                     instead, dist_{ro,lo} [f,778], dist_{or,ol} [f,v]; truth: the first six, and
                     is_valid, right_valid, left_valid [f], part_ids [v] (1 top, 2 bottom),
                     diameter_m []
       world         .npz, world frame: joints [f,j,3], root [f,3], camera_position [c,3]
-                    (optional); truth: also segment [f], camera_segment [c]
+                    (optional); truth: also segment [f], camera_segment [c], is_right [f]
+                    (optional). HaWoR scores right hands in tracks of at least 16 frames:
+                    min_track=16 right_only=true
+      hamer         .npz: joints [n,21,3] and, or instead, joints_2d [n,21,2] px; truth: the same
+                    and, for joints_2d, confidence [n,21], box_px [n]
+
+    details=FILE.csv or .parquet adds the values per sample and per joint, PCK curves and medians.
 
     Example:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
@@ -91,11 +113,16 @@ def main(config: EvaluateConfig) -> int:
     """
     if config.out is not None and Path(config.out).expanduser().is_file():
         raise ValueError(f"out={config.out!r} is a file, expected a folder")
+    if config.details is not None:
+        require_details(config.details)
     if config.protocol is None:
         return _evaluate_run(config)
     report = _score_files(config, config.protocol)
     console = Console()
     show(report, console)
+    if config.details is not None and report.details is not None:
+        write_details(Path(config.details).expanduser(), report.details())
+        say(f"written: {config.details}")
     if config.out is not None:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
@@ -105,6 +132,23 @@ def main(config: EvaluateConfig) -> int:
 
 
 def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
+    """Score files.
+
+    Raises:
+        ValueError: If they cannot be scored; names the file of the predictions.
+    """
+    try:
+        return _scored(config, protocol)
+    except ValueError as error:
+        text = str(error)
+        if str(config.predictions) in text or (
+            str(config.truth) in text and "predict" not in text  # the truth itself is wrong
+        ):
+            raise
+        raise ValueError(f"predictions={config.predictions!r}: {error}") from error
+
+
+def _scored(config: EvaluateConfig, protocol: Protocol) -> Report:
     assert config.predictions is not None
     assert config.truth is not None
     predictions = existing(config.predictions, "predictions")
@@ -112,6 +156,9 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
     if protocol is Protocol.interhand26m:
         depth = existing(config.root_depth, "root_depth") if config.root_depth else None
         return interhand26m.score(predictions, truth, strict=config.strict, root_depth=depth)
+    if protocol is Protocol.world:
+        rules = world.Rules(min_track=config.min_track, right_only=config.right_only)
+        return world.score(predictions, truth, strict=config.strict, rules=rules)
     return _SCORE[protocol](predictions, truth, strict=config.strict)
 
 
@@ -144,6 +191,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         loader = Loader(pipeline, device=device, training=False, groups=groups)
         ours, baselines = ScoreAccumulator(), Baselines()
         name = f"evaluate-{store_path.stem}-{loader.content_sha256[:8]}-{config.split}"
+        errors = None if config.details is None else HandErrors()
         out = Path(config.out or run_dir / name)
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
@@ -159,6 +207,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
                 baselines.add(model, run.mean_pose, batch, truth)
+                if errors is not None:
+                    errors.update(hands, batch)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
                 start = predict_mean(model, run.mean_pose, batch)
@@ -166,7 +216,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
-                write_picture(out / "predictions.png", sheet)
+                write = partial(write_picture, out / "predictions.png", sheet)
+                BestEffort(say)("the picture", write)
         context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
         report = None if collected is None else on_store.official_report(collected, context)
         mean_report = (
@@ -192,7 +243,6 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
             "official_lacks": report if isinstance(report, str) else None,
         }
-        write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
         say(
@@ -207,6 +257,13 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
+        write_json(out / "scores.json", record)
+        if errors is not None and config.details is not None:
+            official = report.details if isinstance(report, Report) else None
+            more = [] if official is None else official()
+            named = [replace(one, name=f"official/{one.name}") for one in more]
+            write_details(Path(config.details).expanduser(), [*errors.details(), *named])
+            say(f"written: {config.details}")
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())
@@ -252,9 +309,8 @@ def _collected(
                 f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
             )
         return None
-    takes_folder = "object.rotmat" in protocol.requires
-    if takes_folder and config.export and Path(config.export).expanduser().is_file():
-        raise ValueError(f"export={config.export!r} is a file, expected a folder")
+    if config.export:
+        require_fitting(config.export, protocol.endings)
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
@@ -265,6 +321,26 @@ def _collected(
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")
     return collected
+
+
+def require_fitting(export: str, endings: tuple[str, ...]) -> None:
+    """Reject a name that another format than the exported one has.
+
+    Raises:
+        ValueError: With the expected endings.
+    """
+    path = Path(export).expanduser()
+    if not endings:
+        if path.is_file() or path.suffix.lower() in _ARCHIVES:
+            raise ValueError(f"export={export!r} is a file, expected a folder")
+        return
+    if path.is_dir():
+        raise ValueError(f"export={export!r} is a folder, expected a file ({' or '.join(endings)})")
+    if path.suffix and path.suffix.lower() not in endings:
+        raise ValueError(
+            f"export={export!r}: the predictions are written as {' or '.join(endings)}, got "
+            f"{path.suffix!r}"
+        )
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:

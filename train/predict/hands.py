@@ -42,18 +42,9 @@ from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
 from train.config import Device, Precision, PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.inputs import (
-    Cameras,
-    HandBox,
-    InputImage,
-    Skipped,
-    checked_camera,
-    find_source,
-    frames,
-    hand_box,
-    square_of,
-    whole_image,
-)
+from train.predict.boxes import HandBox, hand_box, square_of, whole_image
+from train.predict.cameras import Cameras, checked_camera
+from train.predict.inputs import InputImage, Skipped, find_source, frames
 from train.predict.outputs import Hand
 from train.state.load import mano_of_run
 from train.state.weights import FOLDER as WEIGHTS

@@ -405,7 +405,9 @@ def test_foreign_files_are_never_removed(truth: FreihandTruth, tmp_path: Path) -
     out.mkdir()
     (out / "thesis.txt").write_text("years")
     for overwrite in (False, True):
-        with pytest.raises(StoreError, match=r"folder with other files \(thesis.txt\), not a store"):
+        with pytest.raises(
+            StoreError, match=r"folder with other files \(thesis.txt\), not a store"
+        ):
             build(config(truth, out=str(out), overwrite=overwrite), console=QUIET)
     zarr.create_group(tmp_path / "other.zarr", attributes={"mine": 1})
     with pytest.raises(StoreError, match=r"is no Handloom store"):

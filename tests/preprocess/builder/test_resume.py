@@ -26,10 +26,10 @@ from pipeline.store.reader import open_store
 from pipeline.store.schema import LOCK
 from pipeline.store.shard import shard_path
 from pipeline.store.writer import MEMBERS
-from preprocess.builder import build as build_module
 from preprocess.builder import executor, journal
 from preprocess.builder.build import build
 from preprocess.builder.shard import ShardResult, ShardTask, run_shard
+from preprocess.builder.tasks import make_tasks
 from preprocess.config import BuildConfig
 from preprocess.records import SourceError
 from tests.preprocess.builder.test_build import config, file_hashes, image_of
@@ -241,14 +241,13 @@ def test_a_build_that_begins_while_another_is_planned_is_refused(
 ) -> None:
     """Both see an empty folder; without a lock the second would take the first one's files away."""
     second = in_four(truth, overwrite=overwrite)
-    plan = build_module.make_tasks
 
     def meanwhile(*arguments: Any) -> Any:
         with pytest.raises(OSError, match="another build is writing"):
             build(second, console=QUIET)
-        return plan(*arguments)
+        return make_tasks(*arguments)
 
-    monkeypatch.setattr(build_module, "make_tasks", meanwhile)
+    monkeypatch.setattr("preprocess.builder.build.make_tasks", meanwhile)
     report = build(in_four(truth), console=QUIET)
     assert open_store(report.path).num_rows == report.attributes.num_rows
 
