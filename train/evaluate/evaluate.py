@@ -178,6 +178,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
+            "synthetic": store.attributes.is_synthetic,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
             "step": int(payload["step"]),
@@ -202,6 +203,11 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
+        if store.attributes.is_synthetic:
+            say(
+                f"{pipeline.store} is synthetic, rendered by make-sample: these scores test the "
+                f"software and say nothing about {store.attributes.dataset}"
+            )
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())
