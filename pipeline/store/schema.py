@@ -290,3 +290,8 @@ class StoreAttributes:
     finished: bool
     """The finish marker: the group attributes are written last."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Return whether the images were rendered by ``make-sample``."""
+        return self.extra.get("synthetic") is True

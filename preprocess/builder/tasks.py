@@ -181,6 +181,8 @@ def store_attributes(
         "official_boxes": source.official_boxes,
         "notes": source.notes,
     }
+    if source.synthetic:
+        extra["synthetic"] = True
     if work.recode:
         extra["recode"] = {
             "region": config.image.region.name,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from preprocess.config import SAMPLE_DATASETS
+from preprocess.records import SYNTHETIC_FILE
 from preprocess.sample.freihand import write as freihand
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.interhand26m import write as interhand26m
@@ -78,6 +79,13 @@ def write_sample(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; name a new folder or delete it first")
     out.mkdir(parents=True, exist_ok=True)
+    (out / SYNTHETIC_FILE).write_text(
+        f"Synthetic images and labels in the format of {dataset}, rendered by\n"
+        f"python -m preprocess make-sample dataset={dataset} num={num} seed={seed}\n"
+        "They test software; they are not the dataset. Stores built from this folder say so by\n"
+        "this file.\n",
+        encoding="utf-8",
+    )
     write_mano(out / "mano")
     write_mano(out / "mano_shipped", shapedirs_bug=True)
     counts = _writer(dataset)(out, num, seed, num_eval, workers, progress)

@@ -234,6 +234,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
+            "synthetic": store.attributes.is_synthetic,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
             "step": run.step,
@@ -264,6 +265,11 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             named = [replace(one, name=f"official/{one.name}") for one in more]
             write_details(Path(config.details).expanduser(), [*errors.details(), *named])
             say(f"written: {config.details}")
+        if store.attributes.is_synthetic:
+            say(
+                f"{pipeline.store} is synthetic, rendered by make-sample: these scores test the "
+                f"software and say nothing about {store.attributes.dataset}"
+            )
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())

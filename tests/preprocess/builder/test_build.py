@@ -22,11 +22,13 @@ from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
 from preprocess.builder.build import build, main
 from preprocess.builder.plan import StorePlan, make_plan
+from preprocess.builder.report.page import PAGE_FILE
 from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
-from preprocess.records import DatasetSource, SourceError
+from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
 from preprocess.sample.generate import write_sample
+from preprocess.show.show import describe
 from preprocess.sources.registry import open_source
 from tests.preprocess.builder.fatal import Fatal
 from tests.preprocess.datasets import (
@@ -473,6 +475,34 @@ def test_the_report_names_counts_and_licence(
     assert ["image_missing", "0"] in lines
     for word in ("14 baseline", "research only", "ICCV 2019", "14 rows in 1 shards"):
         assert word in text
+
+
+def test_a_synthetic_store_says_so_instead_of_the_real_licence_and_citation(
+    truth: FreihandTruth, tmp_path: Path
+) -> None:
+    (truth.root / SYNTHETIC_FILE).touch()
+    out = tmp_path / "synthetic.zarr"
+    report = build(config(truth, out=str(out)))
+    store = open_store(out)
+    assert store.attributes.is_synthetic
+    assert store.attributes.extra["synthetic"] is True
+    page = (out / PAGE_FILE).read_text()
+    for text in (report_text(report), describe(store), page):
+        assert "synthetic, rendered by make-sample: not freihand" in text
+        for real in ("research only", "ICCV 2019", "130,240", "130240"):
+            assert real not in text
+    store.close()
+    (truth.root / SYNTHETIC_FILE).unlink()
+    again = build(config(truth))
+    assert not again.attributes.is_synthetic
+    assert "licence: FreiHAND: research only" in report_text(again)
+
+
+def test_make_sample_leaves_the_file_that_says_synthetic(interhand_sample: Path) -> None:
+    source = open_source("interhand26m", interhand_sample, None)
+    assert source.synthetic
+    assert source.official_counts == {}
+    assert "make-sample dataset=interhand26m" in (interhand_sample / SYNTHETIC_FILE).read_text()
 
 
 @pytest.mark.parametrize(

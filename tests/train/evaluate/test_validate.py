@@ -21,7 +21,9 @@ from train.state.checkpoint import read_checkpoint
 VALIDATED = ["validation.split=evaluation", "validation.every=3", "validation.batch_size=3"]
 
 
-def test_scores_are_those_of_evaluate(freihand: SampleStore, tmp_path: Path) -> None:
+def test_scores_are_those_of_evaluate(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On a cadence and at the end, of the averaged weights; the best checkpoint is kept."""
     words = [*VALIDATED, "steps=8", "optim.lr=3e-3", "checkpoint_every=100"]
     assert run(config(freihand, tmp_path, *words)) == 0
@@ -36,6 +38,9 @@ def test_scores_are_those_of_evaluate(freihand: SampleStore, tmp_path: Path) -> 
     scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store), mano=str(freihand.mano))
     assert evaluate(scored) == 0
     scores = json.loads(scores_file(tmp_path).read_text())
+    assert scores["synthetic"] is True
+    words_out = " ".join(capsys.readouterr().out.split())
+    assert "is synthetic, rendered by make-sample: these scores test the software" in words_out
     for name in ("pa_mpjpe_mm", "mpjpe_mm", "mpvpe_mm", "auc_j"):
         assert scores["model"][name] == pytest.approx(rows[-1][f"validation/{name}"], rel=1e-6)
 
