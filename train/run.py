@@ -2,10 +2,10 @@
 
 import functools
 import json
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -14,6 +14,7 @@ from model.network import Network
 from model.plain import to_plain
 from model.pretrained import CONFIG_FILE, start_from_weights
 from pipeline.app.files import replace_file
+from pipeline.app.lock import locked
 from pipeline.app.words import say
 from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import joint_sets_of
@@ -23,6 +24,7 @@ from train.device.device import choose_device
 from train.device.distributed import (
     Ranks,
     all_gather,
+    is_first_rank,
     joined_ranks,
     local_device,
     most_of,
@@ -50,6 +52,9 @@ from train.step.step import TrainState, build_state
 from train.watch.log import NoLog, RunLog
 from train.watch.manifest import manifest
 
+LOCK: Final = "run.lock"
+"""In the folder of a run while it trains."""
+
 
 def main(config: RunConfig) -> int:
     """Train a model on a store.
@@ -63,13 +68,19 @@ def main(config: RunConfig) -> int:
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
-    config, payload = continue_from(with_absolute_paths(config), say)
-    if payload is not None:
-        require_here(config, config.run_dir or "")
-    device = local_device(choose_device(config.device))
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with joined_ranks(device) as ranks, ExitStack() as stack:
+    config = with_absolute_paths(config)
+    run_dir = config.resume or config.run_dir
+    is_there = config.resume is None or Path(config.resume).is_dir()
+    with ExitStack() as stack:
+        if run_dir is not None and is_there and is_first_rank():
+            stack.enter_context(_alone_in(Path(run_dir)))
+        config, payload = continue_from(config, say)
+        if payload is not None:
+            require_here(config, config.run_dir or "")
+        device = local_device(choose_device(config.device))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        ranks = stack.enter_context(joined_ranks(device))
         if config.graph and ranks.world > 1:
             raise ValueError(
                 f"graph=true is for one process, got {ranks.world} ranks; leave it out"
@@ -94,6 +105,16 @@ def main(config: RunConfig) -> int:
         return _run(config, payload, device, ranks, stack)
 
 
+def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a run's folder: the slower one would put back older checkpoints."""
+    return locked(
+        run_dir / LOCK,
+        f"another run trains in {run_dir}",
+        instead="choose another run_dir",
+        say=say,
+    )
+
+
 def _nothing_to_do(config: RunConfig, step: int, end: int) -> str:
     """Say that a run has no steps left, and what trains it further."""
     where = f"{config.run_dir} is at step {step} of {end}: nothing to do"
@@ -115,6 +136,8 @@ def _run(
     torch.manual_seed(config.pipeline.seed)
     name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     run_dir = Path(shared(config.run_dir or name, ranks))
+    if config.run_dir is None and ranks.is_first:
+        stack.enter_context(_alone_in(run_dir))
     if payload is None:
         mano = required_mano(config.model, config.mano)
     else:

@@ -64,7 +64,7 @@ class Holder:
 def locked(
     file: Path, doing: str, *, instead: str, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """Hold a lock file, which is removed at the end; so is its folder if that is new and empty.
+    """Hold a lock file, which is removed at the end; so are folders made for it, if still empty.
 
     Args:
         file: The lock file; its folder is created.
@@ -76,7 +76,7 @@ def locked(
         FolderInUseError: If another process holds it, or may hold it.
         OSError: If the file cannot be written.
     """
-    created = not file.parent.exists()
+    created = [folder for folder in file.parents if not folder.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(file, doing, instead, say)
     try:
@@ -84,8 +84,8 @@ def locked(
     finally:
         with contextlib.suppress(OSError):  # it is stale then, and taken over
             file.unlink()
-            if created:
-                file.parent.rmdir()
+            for folder in created:
+                folder.rmdir()
         os.close(descriptor)
 
 

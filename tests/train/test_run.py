@@ -15,6 +15,7 @@ from rich.console import Console
 from model.families import build_network
 from model.mano.files import load_mano
 from pipeline.app.cli import compose
+from pipeline.app.lock import FolderInUseError, locked
 from pipeline.loader import Loader
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig
@@ -22,6 +23,7 @@ from tests.conftest import SampleStore, scores_file
 from train.config import EvaluateConfig, RunConfig
 from train.device.distributed import ALONE
 from train.evaluate.evaluate import main as evaluate
+from train.run import LOCK
 from train.run import main as run
 from train.state.checkpoint import read_checkpoint
 from train.step.fault import DivergedError, raise_fault
@@ -177,6 +179,29 @@ def test_a_resume_without_steps_left_says_what_to_pass(
     assert run(config(freihand, run_dir, *words)) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (run_dir / "weights" / "config.json").is_file()
+
+
+def test_two_runs_do_not_share_a_folder(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    words = ["steps=2", "model.head=joints"]
+    with locked(run_dir / LOCK, "", instead=""):
+        (run_dir / "log.jsonl").touch()
+        for config_ in (
+            config(freihand, run_dir, *words),
+            compose(RunConfig, [f"resume={run_dir}", "device=cpu"]),
+        ):
+            with pytest.raises(FolderInUseError, match=rf"another run trains in {run_dir} \(proce"):
+                run(config_)
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert not (run_dir / LOCK).exists()
+    before = sorted((run_dir / "checkpoints").iterdir())
+
+    (run_dir / LOCK).write_text('{"host": "node7", "pid": 3, "since": "yesterday", "ticks": 1}')
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert f"{run_dir}: taken over from process 3 on node7, since" in capsys.readouterr().out
+    assert sorted((run_dir / "checkpoints").iterdir()) == before
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:

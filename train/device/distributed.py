@@ -42,6 +42,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, also before ranks are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun there is this one.
