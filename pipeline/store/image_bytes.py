@@ -1,9 +1,11 @@
 """Readers of ``image/bytes`` by logical position; verify the layout of all shards first.
 
 A shard without inner codecs is a flat file followed by an index. ``mmap`` returns views of it and
-``pread`` reads ranges of it (network disks, the cache fill); both need a verified layout, so that a
-truncated file is an error at open and not a SIGBUS later. ``zarr`` reads any legal layout through
-zarr-python. ``auto`` is mmap where the layout is verified, else zarr.
+holds every shard open; ``pread`` opens the file for each range (network disks, the cache fill).
+Both need a verified layout, so that a truncated file is an error at open and not a SIGBUS later.
+``zarr`` reads any legal layout through zarr-python. ``auto`` is zarr where the layout is not
+verified, pread where there are more shards than this process may open or the disk cannot be mapped,
+else mmap.
 """
 
 import errno
@@ -11,10 +13,9 @@ import mmap
 import os
 import resource
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import zarr
@@ -26,6 +27,9 @@ from pipeline.store.schema import StoreAttributes
 from pipeline.store.shard import corrupt, num_shards, prove_shard, rows_of_shard, shard_path
 
 Reader = Literal["auto", "mmap", "pread", "zarr"]
+_NOT_MAPPED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOSYS})
+_OTHER_FILES: Final = 256
+"""Files that a process opens beside shards: libraries, logs, workers, other stores."""
 ReadBytes = Callable[[int, int], NDArray[np.uint8]]
 """Return the logical bytes ``[start, stop)``, which lie in one shard; read-only."""
 
@@ -45,7 +49,6 @@ def open_image_bytes(
     attributes: StoreAttributes,
     index: ImageIndex,
     reader: Reader,
-    resources: ExitStack,
 ) -> ReadBytes:
     """Return the function that reads the image bytes of the store at ``path``.
 
@@ -54,7 +57,6 @@ def open_image_bytes(
         attributes: Its attributes.
         index: Positions of its rows; checked against the shards.
         reader: See the module docstring.
-        resources: Closes the opened files.
 
     Raises:
         StoreError: If ``reader`` cannot read this layout.
@@ -72,17 +74,32 @@ def open_image_bytes(
     files = {
         s: file for s in range(num_shards(attributes)) if (file := shard_path(path, s)).exists()
     }
-    open_bytes = _pread_bytes if reader == "pread" else _mmap_bytes
+    capacity = attributes.shard_capacity_bytes
+    if reader == "pread" or (reader == "auto" and not _may_open(len(files))):
+        return _pread_bytes(files, capacity, cure)
     try:
-        return open_bytes(files, attributes.shard_capacity_bytes, cure, resources)
+        return _mmap_bytes(files, capacity)
     except OSError as error:
-        if error.errno != errno.EMFILE:
+        if reader == "auto" and error.errno in _NOT_MAPPED:
+            return _pread_bytes(files, capacity, cure)
+        if error.errno not in _NOT_MAPPED:
             raise
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise StoreError(
-            f"store {path} keeps {len(files)} shard files open, this process may open {limit}; "
-            f"raise the limit with: ulimit -n {len(files) + 1024}"
-        ) from None
+            f"reader=mmap cannot map the {len(files)} shards of {path} ({error.strerror}; this "
+            f"process may open {limit} files); use reader=auto"
+        ) from error
+
+
+def _may_open(num: int) -> bool:
+    """Return whether this process may hold ``num`` more files, after raising its soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return False
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return True
 
 
 def open_array(
@@ -172,9 +189,7 @@ def _has_flat_codecs(array: zarr.Array[Any]) -> bool:
     )
 
 
-def _mmap_bytes(
-    files: dict[int, Path], capacity: int, cure: str, resources: ExitStack
-) -> ReadBytes:
+def _mmap_bytes(files: dict[int, Path], capacity: int) -> ReadBytes:
     """Return a reader of mapped files; each map is released with its last view."""
     views = {}
     for shard, file in files.items():
@@ -189,22 +204,32 @@ def _mmap_bytes(
     return read
 
 
-def _pread_bytes(
-    files: dict[int, Path], capacity: int, cure: str, resources: ExitStack
-) -> ReadBytes:
-    """Return a reader with ``pread``; each read fills a new buffer."""
-    opened = {s: resources.enter_context(file.open("rb", buffering=0)) for s, file in files.items()}
+def _pread_bytes(files: dict[int, Path], capacity: int, cure: str) -> ReadBytes:
+    """Return a reader that opens a file for each read, into a new buffer."""
+    verified = {shard: _identity(file.stat()) for shard, file in files.items()}
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         shard, local = divmod(start, capacity)
         buffer = np.empty(stop - start, np.uint8)
-        count = os.preadv(opened[shard].fileno(), [buffer.data], local)
+        with files[shard].open("rb", buffering=0) as opened:
+            if _identity(os.fstat(opened.fileno())) != verified[shard]:
+                raise corrupt(
+                    files[shard],
+                    "the file that was verified when the store was opened",
+                    "another one: the store was exchanged meanwhile",
+                    "start again with the new store, or put the old one back",
+                )
+            count = os.preadv(opened.fileno(), [buffer.data], local)
         if count != len(buffer):  # truncated after it was verified
             raise corrupt(files[shard], f"{len(buffer)} bytes at {local}", f"{count}", cure)
         buffer.flags.writeable = False
         return buffer
 
     return read
+
+
+def _identity(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _zarr_bytes(array: zarr.Array[Any]) -> ReadBytes:

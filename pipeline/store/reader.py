@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -53,7 +52,6 @@ class Store:
         attributes: StoreAttributes,
         image_index: ImageIndex,
         read_bytes: ReadBytes,
-        resources: ExitStack,
         files: StoreFiles | None,
     ) -> None:
         self.path = path
@@ -62,7 +60,6 @@ class Store:
         self.image_index = image_index
         self._read_bytes = read_bytes
         self._files = files
-        self._resources = resources
         self._labels: dict[str, NDArray[Any]] = {}
 
     def jpeg(self, row: int) -> NDArray[np.uint8]:
@@ -192,7 +189,6 @@ class Store:
         """Release the files and the labels' memory; views returned earlier stay valid."""
         self._read_bytes = _refuse
         self._labels.clear()
-        self._resources.close()
 
 
 def open_store(
@@ -231,9 +227,8 @@ def open_store(
     index = ImageIndex(
         **{spec.name: _read_rows(path, "image", spec, attributes, files) for spec in IMAGE_INDEX}
     )
-    with ExitStack() as resources:
-        read_bytes = open_image_bytes(path, attributes, index, reader, resources)
-        return Store(path, attributes, index, read_bytes, resources.pop_all(), files)
+    read_bytes = open_image_bytes(path, attributes, index, reader)
+    return Store(path, attributes, index, read_bytes, files)
 
 
 def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttributes:

@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from pipeline.store.image_bytes import Reader
 from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.store.schema import INNER_CHUNK_BYTES, LABELS
 from pipeline.store.shard import crc32c, shard_path
-from pipeline.store.writer import create_store
+from pipeline.store.writer import create_store, remove_store
 from tests.pipeline.stores import (
     CAPACITY,
     COMMAND,
@@ -481,13 +483,63 @@ def test_an_unknown_reader(built: Path) -> None:
         open_store(built, reader="oindex")  # type: ignore[arg-type]  # the point
 
 
-def test_more_shards_than_files_may_be_open(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENODEV])
+def test_where_shards_cannot_be_mapped_they_are_read(
+    built: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(mmap, "mmap", refuse)
+    assert_reads(built, LENGTHS)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert error_at_open(built, StoreError) == (
-        f"store {built} keeps 4 shard files open, this process may open {limit}; "
-        "raise the limit with: ulimit -n 1028"
+    with pytest.raises(StoreError) as caught:
+        open_store(built, reader="mmap")
+    assert str(caught.value) == (
+        f"reader=mmap cannot map the 4 shards of {built} ({os.strerror(number)}; this process may "
+        f"open {limit} files); use reader=auto"
     )
+
+
+MANY_SHARDS = """
+import resource, sys
+from pathlib import Path
+from pipeline.store.reader import open_store
+from tests.pipeline.stores import toy_jpegs, toy_store
+soft, hard = map(int, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+path = Path(sys.argv[1])
+toy_store(path, [50] * 70, 1)
+store = open_store(path)
+written = toy_jpegs([50] * 70)
+assert [bytes(store.jpeg_checked(row)) for row in range(70)] == written
+assert [bytes(jpeg) for _, jpeg in store.scan(range(70))] == written
+print(len(list(Path("/proc/self/fd").iterdir())), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard", "raised"), [(64, 64, 64), (64, 1024, 70 + 256)])
+def test_a_store_of_more_shards_than_files_may_be_open(
+    tmp_path: Path, soft: int, hard: int, raised: int
+) -> None:
+    """Written, finished and read: 70 shards where 64 files may be open."""
+    words = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "many.zarr"), str(soft), str(hard)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    num_open, *limits = map(int, done.stdout.split())
+    assert limits == [raised, hard]
+    assert (num_open > 70) == (hard > 64)
+
+
+def test_a_store_exchanged_while_it_is_open(tmp_path: Path) -> None:
+    """Mapped, it is read on as it was; read in parts, the exchange is named."""
+    path = tmp_path / "toy.zarr"
+    toy_store(path, [50, 60], 1)
+    mapped, read = open_store(path, reader="mmap"), open_store(path, reader="pread")
+    remove_store(path)
+    toy_store(path, [70, 80], 1)
+    assert [bytes(mapped.jpeg_checked(row)) for row in range(2)] == toy_jpegs([50, 60])
+    with pytest.raises(
+        StoreCorruptError, match=f"{shard_path(path, 0)}: .*the store was exchanged"
+    ):
+        read.jpeg(0)
