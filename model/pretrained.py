@@ -153,15 +153,12 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
     return model.eval()
 
 
-def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
-    """Initialise a network from a folder of weights: every tensor with the same name and shape.
+def fitting_tensors(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder of weights with the name and shape of one of the network's.
 
     Args:
-        model: Any of this package's networks; changed in place.
+        model: Any of this package's networks.
         folder: Written by ``save_pretrained``.
-
-    Returns:
-        The names of the tensors that were loaded, and of those left unchanged.
 
     Raises:
         FileNotFoundError: If there are no weights.
@@ -181,8 +178,7 @@ def start_from_weights(model: nn.Module, folder: Path) -> tuple[list[str], list[
             f"{path}: none of its {len(tensors)} tensors has the name and shape of one of the "
             "network's; give the same model family, model.backbone and model.head"
         )
-    model.load_state_dict(fits, strict=False)
-    return sorted(fits), sorted(own.keys() - fits.keys())
+    return fits
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

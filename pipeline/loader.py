@@ -110,7 +110,7 @@ class Loader:
             self._parts = open_parts(config, self._resources, training=training)
             self.num_samples = sum(len(part) for part in self._parts)
             """Number of samples (windows) of all ranks together."""
-            self.content_sha256 = content_of(self._parts)
+            self.content_sha256 = content_of(config)
             self.joint_sets = frozenset(part.joint_set for part in self._parts)
             self._order = order_of(self._parts, config, rank=rank, world=world)
             if training:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from model.mean_pose import MeanPose
 from model.network import Network
 from model.plain import to_plain
-from model.pretrained import CONFIG_FILE, start_from_weights
+from model.pretrained import CONFIG_FILE, fitting_tensors
 from pipeline.app.files import replace_file
 from pipeline.app.lock import locked
 from pipeline.app.words import say
 from pipeline.loader import Loader, require_known_order
-from pipeline.order.parts import joint_sets_of
+from pipeline.order.parts import content_of, joint_sets_of
 from train.build import build_model, label_groups, required_mano
 from train.config import DEFAULT_STEPS, RunConfig
 from train.device.device import choose_device
@@ -38,7 +39,14 @@ from train.evaluate.validate import (
     validation_pipeline,
 )
 from train.loop import Run, train
-from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from train.state.checkpoint import (
+    NotWrittenError,
+    RunFacts,
+    mean_of,
+    new_run_id,
+    require_same,
+    restore,
+)
 from train.state.load import mano_of_run
 from train.state.mean_pose import measure_mean_pose
 from train.state.resume import continue_from, require_here, with_absolute_paths
@@ -150,8 +158,14 @@ def _run(
     found = ""
     if config.auto_batch_size and payload is None:
         config, found = resolve_batch_size(config, model, ranks)
-    if payload is not None:
-        require_known_order(payload["loader"])  # now, not after the long fill
+    store_sha256 = content_of(config.pipeline)
+    mano_sha256 = mano.sha256 if mano and config.model.needs_mano else ""
+    if payload is not None:  # now, not after the long fill
+        require_known_order(payload["loader"])
+        require_same(payload, model, store_sha256=store_sha256, mano_sha256=mano_sha256)
+    initial, begun = dict[str, Tensor](), ""
+    if config.init is not None and payload is None:
+        initial, begun = _initial(model, config.init)
     groups = label_groups(config.model.family)
     open_loader = functools.partial(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
@@ -166,7 +180,7 @@ def _run(
         require_trainable(model, one, ranks)
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose)
-    begun = "" if config.init is None or payload is not None else _begin(model, config.init)
+    model.load_state_dict(initial, strict=False)
     resumed_at = None if payload is None else int(payload["step"])
     done = resumed_at or 0
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
@@ -178,12 +192,11 @@ def _run(
         run_id=shared(new_run_id(), ranks) if payload is None else payload["run_id"],
         config=to_plain(config),
         mean_pose=mean_pose,
-        store_sha256=loader.content_sha256,
-        mano_sha256=mano.sha256 if mano and config.model.needs_mano else "",
+        store_sha256=store_sha256,
+        mano_sha256=mano_sha256,
     )
     if payload is not None:
-        hashes = {"store_sha256": facts.store_sha256, "mano_sha256": facts.mano_sha256}
-        restore(state, payload, **hashes)
+        restore(state, payload)
         loader.change(stage.pipeline)
         loader.load_state_dict(payload["loader"])
         del payload  # as large as the state
@@ -239,9 +252,15 @@ def _run(
     return 0 if finished else 130
 
 
-def _begin(model: Network, init: str) -> str:
-    """Take over the weights of another run; returns what was taken, in words."""
-    taken, fresh = start_from_weights(model, weights_folder(init, "init"))
+def _initial(model: Network, init: str) -> tuple[dict[str, Tensor], str]:
+    """Return the weights of another run that fit, and what is taken in words.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are of another network.
+    """
+    taken = fitting_tensors(model, weights_folder(init, "init"))
+    fresh = sorted(model.state_dict().keys() - taken.keys())
     missing = [name for name in fresh if name.startswith("backbone.")]
     if missing:
         raise ValueError(
@@ -249,7 +268,7 @@ def _begin(model: Network, init: str) -> str:
             "which would stay random; give the model.backbone and model.readout of that run"
         )
     news = f"; new: {', '.join(fresh[:3])}{' ...' if len(fresh) > 3 else ''}" if fresh else ""
-    return f"; {len(taken)} of {len(taken) + len(fresh)} tensors from {init}{news}"
+    return taken, f"; {len(taken)} of {len(taken) + len(fresh)} tensors from {init}{news}"
 
 
 def _summary(

@@ -1,5 +1,6 @@
 """Image backbones through timm: pooled features, pretrained on purpose or not at all."""
 
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -40,20 +41,21 @@ def build_backbone(
             f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
         )
     options: dict[str, Any] = {"pretrained": config.pretrained and load_weights, "num_classes": 0}
-    if config.weights is not None and load_weights:
-        options["pretrained_cfg_overlay"] = {"file": config.weights}
     if grid:
         options["global_pool"] = ""
-    try:
-        backbone = _create(config.backbone, input_px, options)
-    except (OSError, RuntimeError) as error:
-        if not options["pretrained"]:
-            raise
-        raise ValueError(
-            f"pretrained weights of {config.backbone!r} cannot be had "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a local file with "
-            "model.weights=PATH or train from scratch with model.pretrained=false"
-        ) from error
+    if config.weights is not None and load_weights:
+        backbone = _from_file(config.backbone, config.weights, input_px, options)
+    else:
+        try:
+            backbone = _create(config.backbone, input_px, options)
+        except (OSError, RuntimeError) as error:
+            if not options["pretrained"]:
+                raise
+            raise ValueError(
+                f"pretrained weights of {config.backbone!r} cannot be had ({_shown(error)}); give "
+                "a local file with model.weights=PATH or train from scratch with "
+                "model.pretrained=false"
+            ) from error
     if config.pretrained:
         freeze_batch_norm(backbone)
     if config.checkpoint_activations:
@@ -84,6 +86,50 @@ def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:
         return timm.create_model(name, img_size=input_px, **options)
     except TypeError:
         return timm.create_model(name, **options)
+
+
+def _from_file(name: str, path: str, input_px: int, options: dict[str, Any]) -> Any:
+    """Create a timm model with all of its weights from a file.
+
+    timm passes over tensors that a file lacks: a network of another family would stay random
+    without a word. So a second network is made from the same random state, and no weight may be as
+    it is there.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read or is of another network.
+    """
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(
+            f"model.weights={path!r} is not a file; expected a checkpoint of {name!r}, .pth or "
+            ".safetensors"
+        )
+    before = torch.get_rng_state()
+    overlay = {"file": str(Path(path).expanduser())}
+    try:
+        found = _create(name, input_px, options | {"pretrained_cfg_overlay": overlay})
+    except Exception as error:  # torch, safetensors and timm raise many kinds
+        raise ValueError(
+            f"model.weights={path!r} cannot be loaded into {name!r} ({_shown(error)}); expected a "
+            "checkpoint of this network, .pth or .safetensors"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(before)
+        blank = _create(name, input_px, options | {"pretrained": False}).state_dict()
+    loaded = {key: value for key, value in found.state_dict().items() if value.ndim > 1}
+    absent = [key for key, value in loaded.items() if torch.equal(value, blank[key])]
+    if absent:
+        raise ValueError(
+            f"model.weights={path!r} lacks {len(absent)} of the {len(loaded)} weights of {name!r} "
+            f"(first: {absent[0]}), which would stay random; give a checkpoint of this network"
+        )
+    return found
+
+
+def _shown(error: Exception) -> str:
+    """Return a library's message in one line, whole up to some length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else ''}"
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -240,9 +240,14 @@ def joint_sets_of(config: PipelineConfig) -> frozenset[JointSet]:
     return frozenset(JointSet[read_attributes(Path(path)).joint_set] for path in paths)
 
 
-def content_of(parts: tuple[Part, ...]) -> str:
-    """Return the content hash of the store, or one of all stores of a mixture."""
-    hashes = [part.store.attributes.content_sha256 for part in parts]
+def content_of(config: PipelineConfig) -> str:
+    """Return the content hash of a configuration's store, or one of all stores of a mixture.
+
+    Raises:
+        StoreError: If there is no store.
+    """
+    paths = [config.store, *(part.store for part in config.mix.values())]
+    hashes = [read_attributes(Path(path)).content_sha256 for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

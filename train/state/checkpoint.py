@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
+from torch import nn
 
 from model.mean_pose import MeanPose
 from model.plain import from_plain
@@ -194,14 +195,32 @@ def read_checkpoint(
         ) from error
 
 
-def restore(
-    state: TrainState, payload: dict[str, Any], *, store_sha256: str, mano_sha256: str
+def require_same(
+    payload: dict[str, Any], model: nn.Module, *, store_sha256: str, mano_sha256: str
 ) -> None:
-    """Put a payload into a state of the same configuration.
+    """Require that a payload is of this network and these data.
 
     Raises:
-        ValueError: If store or MANO files are not those of the run; names which.
+        ValueError: If store or MANO files are not those of the run, or the network's tensors are
+            others; names which.
     """
+    own, saved_tensors = model.state_dict(), payload["model"]
+    other = sorted(
+        key
+        for key in own.keys() | saved_tensors.keys()
+        if key not in own or key not in saved_tensors or own[key].shape != saved_tensors[key].shape
+    )
+    if other:
+        shapes = [
+            str(list(found[other[0]].shape)) if other[0] in found else "none"
+            for found in (own, saved_tensors)
+        ]
+        raise ValueError(
+            f"the checkpoint of step {payload['step']} is of another network: {len(other)} of its "
+            f"tensors differ (first: {other[0]}, expected {shapes[0]}, got {shapes[1]}); was it "
+            "written with other versions of this package or timm? start a new run in another "
+            "run_dir"
+        )
     present = {"store content": store_sha256, "MANO files": mano_sha256}
     saved = {"store content": payload["store_sha256"], "MANO files": payload["mano_sha256"]}
     changed = [
@@ -214,6 +233,10 @@ def restore(
             f"the run was trained on other data ({', '.join(changed)}; sha256); give the same "
             "ones with store=... and mano=..., or start a new run in another run_dir"
         )
+
+
+def restore(state: TrainState, payload: dict[str, Any]) -> None:
+    """Put a payload into a state of the same configuration; see ``require_same``."""
     state.model.load_state_dict(payload["model"])
     state.average = load_average(state.ema, state.model, payload["ema"])
     state.accumulate = max(state.accumulate, int(payload.get("accumulate", 1)))

@@ -1,6 +1,7 @@
 """A frozen BatchNorm against timm's own, which is its formula in float32."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from model.parts.backbone import freeze_batch_norm
+from model.parts.backbone import build_backbone, freeze_batch_norm
+from model.regressor.config import RegressorConfig
 
 
 @pytest.fixture(params=["test_resnet", "mobilenetv3_small_050"])
@@ -41,6 +43,72 @@ def test_in_float32_it_is_timms(backbone: Any) -> None:
         out.append([features, *(p.grad for p in network.parameters() if p.grad is not None)])
     assert len(out[0]) == len(out[1]) > 5
     assert all(torch.equal(mine, own) for mine, own in zip(*out, strict=True))
+
+
+def saved(path: Path, tensors: object) -> str:
+    torch.save(tensors, path)
+    return str(path)
+
+
+def weights_file(folder: Path, kind: str) -> str:
+    """Write a file that somebody may give for the weights of test_resnet."""
+    path = folder / "weights.pth"
+    if kind == "absent":
+        return str(path)
+    if kind == "folder":
+        return str(folder)
+    if kind == "text":
+        path.write_text("hello")
+        return str(path)
+    if kind == "safetensors":
+        (folder / "weights.safetensors").write_text("hello")
+        return str(folder / "weights.safetensors")
+    theirs = timm.create_model("test_vit").state_dict()
+    own = timm.create_model("test_resnet").state_dict()
+    lacking = {key: value for key, value in own.items() if not key.startswith("layer4")}
+    wider = {key: torch.cat((value, value)) for key, value in own.items() if value.ndim}
+    tensors = {"network": theirs, "lacking": lacking, "list": [1, 2], "shapes": wider, "own": own}
+    saved(path, tensors.get(kind, {"state_dict": own}))
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    return str(path)
+
+
+def built(weights: str) -> nn.Module:
+    config = RegressorConfig(backbone="test_resnet", weights=weights)
+    return build_backbone(config, 32)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("absent", "is not a file; expected a checkpoint of 'test_resnet'"),
+        ("folder", "is not a file"),
+        ("text", "cannot be loaded into 'test_resnet'"),
+        ("safetensors", "cannot be loaded into 'test_resnet'"),
+        ("cut", "cannot be loaded into 'test_resnet'"),
+        ("list", "cannot be loaded into 'test_resnet'"),
+        ("shapes", "cannot be loaded into 'test_resnet'.*size mismatch"),
+        ("network", r"lacks \d+ of the \d+ weights of 'test_resnet' \(first: conv1"),
+        ("lacking", r"lacks \d+ of the \d+ weights of 'test_resnet' \(first: layer4"),
+    ],
+)
+def test_a_file_of_other_weights_is_one_sentence(tmp_path: Path, kind: str, sentence: str) -> None:
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=f"model.weights='.*{sentence}"
+    ) as got:
+        built(weights_file(tmp_path, kind))
+    assert "\n" not in str(got.value)
+
+
+@pytest.mark.parametrize("kind", ["own", "nested"])
+def test_its_own_weights_are_loaded(tmp_path: Path, kind: str) -> None:
+    path = weights_file(tmp_path, kind)
+    state = torch.get_rng_state()
+    first, second = built(path), built(path)
+    assert not torch.equal(state, torch.get_rng_state())  # as without a file
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_features_keep_their_type_under_autocast() -> None:

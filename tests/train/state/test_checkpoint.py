@@ -28,6 +28,7 @@ from train.state.checkpoint import (
     best_step,
     mean_of,
     read_checkpoint,
+    require_same,
     restore,
     rng_state,
     save_checkpoint,
@@ -406,7 +407,17 @@ def test_a_run_with_an_index_is_continued(
         accumulate=1,
     )
     assert payload is not None
-    restore(state, payload, store_sha256="a" * 64, mano_sha256="b" * 64)
+    same = {"store_sha256": "a" * 64, "mano_sha256": "b" * 64}
+    require_same(payload, model, **same)
+    for other, sentence in (
+        (nn.Linear(5, 3), r"1 of its .* \(first: weight, expected \[3, 5\], got \[3, 4\]\)"),
+        (nn.Linear(4, 3, bias=False), r"first: bias, expected none, got \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another network: .*{sentence}"):
+            require_same(payload, other, **same)
+    with pytest.raises(ValueError, match=r"other data \(MANO files bbbbbbbbbbbb -> none; sha256"):
+        require_same(payload, model, **(same | {"mano_sha256": ""}))
+    restore(state, payload)
     step = 2 if damaged else 4
     assert state.step == state.clock == payload["loader"]["batch"] == step
     assert torch.equal(model.weight, torch.arange(12.0).view(3, 4) / 8 * step)
