@@ -147,6 +147,21 @@ class GpuSuiteConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class QuickstartBenchConfig:
+    """Settings of the quickstart benchmark."""
+
+    out: str = "build/bench/quickstart"
+    """Folder for the data and runs of every seed; replaced."""
+    repeats: int = 3
+    """Number of random seeds of the training."""
+    results: str = "benchmarks/results/quickstart.jsonl"
+    """JSON Lines file to which the result rows are appended."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, repeats=(1, 100))
+
+
+@dataclass(kw_only=True, slots=True)
 class ReadmeConfig:
     """Settings of the generated documentation tables."""
 
