@@ -26,6 +26,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from pipeline import memory
+from pipeline.app.compiler import make_cc_one_program
 from pipeline.app.progress import show_progress
 from pipeline.assemble import Assembler, BatchPlan
 from pipeline.batch import Batch, LabelGroup
@@ -436,6 +437,8 @@ def usable_device(device: torch.device | str) -> torch.device:
             f"device={str(found)!r}, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
             f"finds {count} usable GPUs; check the driver with nvidia-smi, or use device='cpu'"
         )
+    if found.type == "cuda":
+        make_cc_one_program()
     return found
 
 

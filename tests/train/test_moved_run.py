@@ -65,6 +65,8 @@ def test_a_file_that_is_not_here_is_named(moved: Path, monkeypatch: pytest.Monke
         Predictor.from_run(moved / "run", device="cpu")
     monkeypatch.setenv(MANO_ENV, str(moved / "licensed"))
     assert load_run(moved / "run", device="cpu").step == 1
+    with pytest.raises(ValueError, match="checkpoint must be one of latest, best, got 'newest'"):
+        load_run(moved / "run", checkpoint="newest")
     assert run(compose(RunConfig, [*resume, store])) == 0
 
 

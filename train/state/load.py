@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from model.config import ModelConfig
+from model.fields import member
 from model.hand import JointSet
 from model.mano.files import MANO_ENV, ManoModels, find_mano, load_mano
 from model.mean_pose import MeanPose
@@ -69,8 +70,8 @@ def load_run(
         FileNotFoundError: If there is no run, or a file that it needs is not here; names which.
         ValueError: If no checkpoint can be used, or the MANO files are not those of the run.
     """
-    choice = CheckpointChoice[checkpoint] if isinstance(checkpoint, str) else checkpoint
-    found = choose_device(Device[device] if isinstance(device, str) else device)
+    choice = member("checkpoint", CheckpointChoice, checkpoint)
+    found = choose_device(member("device", Device, device))
     payload = read_checkpoint(existing(str(run), "run"), choice, say=say)
     config = config_of(payload)
     models = mano_of_run(config.model, None if mano is None else str(mano), config.mano)
