@@ -7,6 +7,7 @@ the environment is not in the time.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ def main(config: QuickstartBenchConfig) -> int:
     Example:
         python -m benchmarks quickstart
     """
-    minutes = []
+    minutes: list[float] = []
+    loads: list[float] = []
     scores: dict[str, list[float]] = {"model": [], "untrained": [], "mean_pose": []}
     for seed in range(config.repeats):
         folder = Path(config.out).absolute() / f"seed-{seed}"
@@ -36,13 +38,24 @@ def main(config: QuickstartBenchConfig) -> int:
         done = subprocess.run(words, cwd=ROOT, stdout=sys.stderr, check=False)
         if done.returncode:
             raise ValueError(f"{' '.join(words)} ended with exit code {done.returncode}")
+        loads.append(os.getloadavg()[1])
         minutes.append((time.perf_counter() - begin) / 60)
         (path,) = folder.glob("run/evaluate-freihand-*-evaluation/scores.json")
         found = json.loads(path.read_bytes())
         for name, values in scores.items():
             values.append(found[name][SCORE])
         say(f"seed {seed}: {minutes[-1]:.1f} min, PA-MPJPE {scores['model'][-1]:.2f} mm")
-    rows = [record("quickstart", "make quickstart", "time", "min", quantiles(minutes))]
+    load = max(loads) / (os.cpu_count() or 1)
+    rows = [
+        record(
+            "quickstart",
+            "make quickstart",
+            "time",
+            "min",
+            quantiles(minutes),
+            params={"load_per_core": round(load, 1)},
+        )
+    ]
     rows += [
         record("quickstart", name, "PA-MPJPE", "mm", quantiles(values))
         for name, values in scores.items()
