@@ -30,7 +30,7 @@ from preprocess.sample.hand.mesh import write_mano
 from tests.pipeline.hand_store import frame, hand_store, jpeg
 from train.__main__ import COMMANDS
 from train.config import Device, Precision, PredictConfig, Side
-from train.predict.hands import crop_of, crops_of, hands_in_image, resized
+from train.predict.hands import Predictor, crop_of, crops_of, hands_in_image, resized
 from train.predict.inputs import (
     Cameras,
     HandBox,
@@ -394,6 +394,39 @@ def test_a_folder_is_done_but_for_what_is_broken(
     picture = cv2.imread(str(tmp_path / "out" / "pictures" / "b.png.jpg"))
     assert picture is not None
     assert np.abs(picture[..., ::-1].astype(int) - frame(1)).max() > 60, "nothing was drawn"
+
+
+def test_python_gives_what_the_command_does(trained: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "photos" / "a.png"
+    write_image(path, frame(3))
+    boxes = [a_box("left"), a_box(xyxy=(10, 12, 60, 80))]
+    options = {"boxes": write_json(tmp_path / "b.json", {"a.png": boxes}), "pictures": False}
+    expected = predicted(trained.run, path.parent, tmp_path / "out", **options)
+    predictor = Predictor.from_run(trained.run, device="cpu", precision="fp32")
+    ours = [predictor(path, boxes), predictor(frame(3), [boxes[0], np.array([10, 12, 60, 80])])]
+    record = expected["images"]["a.png"]["hands"]
+    for hands in ours:
+        assert [hand.side for hand in hands] == ["left", "right"]
+        for hand, told in zip(hands, record, strict=True):
+            np.testing.assert_allclose(hand.joints_3d, told["joints_3d"], atol=1e-6)
+            np.testing.assert_allclose(hand.theta, told["theta"], atol=1e-6)
+    K = np.array([[400.0, 0, 60], [0, 400, 50], [0, 0, 1]])
+    (near,), (far,) = (predictor(path, boxes[:1], intrinsics=K * (f, f, 1)) for f in (1, 2))
+    assert far.joints_3d[0, 2] == pytest.approx(2 * near.joints_3d[0, 2], rel=1e-3)
+    (whole,) = predictor(path)
+    assert whole.box == HandBox(is_right=True, box_xyxy=None)
+    for image, wrong, message in (
+        (frame(3) / 255, None, r"image must be RGB, uint8 \[h, w, 3\], got float64"),
+        (frame(3)[..., 0], None, r"image must be RGB"),
+        (path, [[1, 2, 3]], "box_xyxy must be four finite numbers"),
+        (path, [{"side": "left"}], "box_xyxy"),
+        (path, [[900, 900, 990, 990]], "outside the image"),
+        (tmp_path / "b.json", None, "must be a folder, an image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor(image, wrong)
+    with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, got 'gpu'"):
+        Predictor.from_run(trained.run, device="gpu")
 
 
 def test_the_record_has_this_form(trained: Trained, tmp_path: Path) -> None:
