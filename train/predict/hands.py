@@ -60,6 +60,9 @@ from train.state.weights import FOLDER as WEIGHTS
 from train.state.weights import weights_folder
 from train.step.step import predict
 
+Box = HandBox | Mapping[str, Any] | Sequence[float] | np.ndarray
+"""A hand's box as the caller gives it; four numbers are those of a right hand."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crops:
@@ -131,7 +134,7 @@ class Predictor:
     def __call__(
         self,
         image: UInt8[np.ndarray, "h w 3"] | str | Path,
-        boxes: Iterable[HandBox | Mapping[str, Any] | Sequence[float]] | None = None,
+        boxes: Iterable[Box] | None = None,
         *,
         intrinsics: Float64[np.ndarray, "3 3"] | None = None,
         fov_deg: float = 60.0,
@@ -226,7 +229,7 @@ def _frame_of(image: UInt8[np.ndarray, "h w 3"] | str | Path) -> InputImage:
     return InputImage(name="image", rgb=image)
 
 
-def _box_of(box: HandBox | Mapping[str, Any] | Sequence[float]) -> HandBox:
+def _box_of(box: Box) -> HandBox:
     if isinstance(box, HandBox):
         return box
     if isinstance(box, Mapping):

@@ -400,7 +400,10 @@ def test_python_gives_what_the_command_does(trained: Trained, tmp_path: Path) ->
     path = tmp_path / "photos" / "a.png"
     write_image(path, frame(3))
     boxes = [a_box("left"), a_box(xyxy=(10, 12, 60, 80))]
-    options = {"boxes": write_json(tmp_path / "b.json", {"a.png": boxes}), "pictures": False}
+    options: dict[str, Any] = {
+        "boxes": write_json(tmp_path / "b.json", {"a.png": boxes}),
+        "pictures": False,
+    }
     expected = predicted(trained.run, path.parent, tmp_path / "out", **options)
     predictor = Predictor.from_run(trained.run, device="cpu", precision="fp32")
     ours = [predictor(path, boxes), predictor(frame(3), [boxes[0], np.array([10, 12, 60, 80])])]
@@ -409,7 +412,7 @@ def test_python_gives_what_the_command_does(trained: Trained, tmp_path: Path) ->
         assert [hand.side for hand in hands] == ["left", "right"]
         for hand, told in zip(hands, record, strict=True):
             np.testing.assert_allclose(hand.joints_3d, told["joints_3d"], atol=1e-6)
-            np.testing.assert_allclose(hand.theta, told["theta"], atol=1e-6)
+            assert hand.theta == pytest.approx(told["theta"], abs=1e-6)
     K = np.array([[400.0, 0, 60], [0, 400, 50], [0, 0, 1]])
     (near,), (far,) = (predictor(path, boxes[:1], intrinsics=K * (f, f, 1)) for f in (1, 2))
     assert far.joints_3d[0, 2] == pytest.approx(2 * near.joints_3d[0, 2], rel=1e-3)
