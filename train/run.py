@@ -60,9 +60,10 @@ def main(config: RunConfig) -> int:
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
+    resumed = config.resume
     config, payload = continue_from(with_absolute_paths(config), say)
-    if payload is not None:
-        require_here(config, config.run_dir or "")
+    if resumed is not None:  # else the paths are those of the command
+        require_here(config, resumed)
     device = local_device(choose_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
