@@ -29,7 +29,6 @@ from train.device.distributed import (
     with_shared_statistics,
 )
 from train.evaluate.validate import (
-    metric_of,
     score_baselines,
     shared_with_training,
     validation_pipeline,
@@ -148,8 +147,7 @@ def _run(
         held_out = validation_pipeline(config)
         beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
-        known = score_baselines(model, mean_pose, validation, ranks)
-        baselines = {name: metric_of(one, config.validation) for name, one in known.items()}
+        baselines = score_baselines(model, mean_pose, validation, config.validation, ranks)
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_mano_is_learned_from_joints_alone(
     assert evaluate(scored) == 0
     scores = json.loads(scores_file(tmp_path / "run").read_text())
     assert scores["model"]["mpvpe_mm"] is None
+    scored = replace(scored, store=str(freihand.store), out=str(tmp_path / "meshes"))
+    assert evaluate(scored) == 0  # of a store with meshes: the mean pose has none
+    scores = json.loads((tmp_path / "meshes" / "scores.json").read_text())
+    assert scores["mean_pose"]["mpvpe_mm"] is None
+    assert scores["untrained"]["mpvpe_mm"] is not None
+    assert re.search(r"MPVPE mm +│ +[\d.]+ │ +- │ +[\d.]+ │", capsys.readouterr().out)
     assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
     with_mano = [f"init={tmp_path / 'run'}", "steps=1"]
     assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
