@@ -130,6 +130,17 @@ def test_mano_is_learned_from_joints_alone(
     assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
 
 
+def test_a_mixture_of_an_earlier_release_is_refused_before_anything_is_loaded(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(freihand, tmp_path, f"mix.other.store={freihand.store}")
+    payload = {"step": 4, "loader": {"version": 2, "weights": [1.0, 1.0]}}
+    monkeypatch.setattr("train.run.continue_from", lambda given, _: (given, payload))
+    monkeypatch.setattr("train.run.Loader", None)
+    with pytest.raises(ValueError, match="a mixture in order 1, this code deals order 2"):
+        run(settings)
+
+
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:
     settings = config(interhand, tmp_path / "run", "steps=2", "batch_size=4")
     assert run(settings) == 0
