@@ -281,7 +281,7 @@ QUICKSTART: Final = (
         "`make quickstart`, after the set-up",
         "make quickstart",
         "time",
-        "{p50:.0f} min at a load of {load_per_core} per core",
+        "{p50:.0f} min",
     ),
     _quickstart("PA-MPJPE on the 300 held-out images", "model"),
     _quickstart("... the untrained network", "untrained"),

@@ -33,7 +33,6 @@ from train.device.distributed import (
     with_shared_statistics,
 )
 from train.evaluate.validate import (
-    metric_of,
     score_baselines,
     shared_with_training,
     validation_pipeline,
@@ -77,14 +76,15 @@ def main(config: RunConfig) -> int:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
     config = with_absolute_paths(config)
-    run_dir = config.resume or config.run_dir
-    is_there = config.resume is None or Path(config.resume).is_dir()
+    resumed = config.resume
+    run_dir = resumed or config.run_dir
+    is_there = resumed is None or Path(resumed).is_dir()
     with ExitStack() as stack:
         if run_dir is not None and is_there and is_first_rank():
             stack.enter_context(_alone_in(Path(run_dir)))
         config, payload = continue_from(config, say)
-        if payload is not None:
-            require_here(config, config.run_dir or "")
+        if resumed is not None:  # else the paths are those of the command
+            require_here(config, resumed)
         device = local_device(choose_device(config.device))
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -205,8 +205,7 @@ def _run(
         held_out = validation_pipeline(config)
         beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
-        known = score_baselines(model, mean_pose, validation, ranks)
-        baselines = {name: metric_of(one, config.validation) for name, one in known.items()}
+        baselines = score_baselines(model, mean_pose, validation, config.validation, ranks)
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,12 @@ def test_mano_is_learned_from_joints_alone(
     assert evaluate(scored) == 0
     scores = json.loads(scores_file(tmp_path / "run").read_text())
     assert scores["model"]["mpvpe_mm"] is None
+    scored = replace(scored, store=str(freihand.store), out=str(tmp_path / "meshes"))
+    assert evaluate(scored) == 0  # of a store with meshes: the mean pose has none
+    scores = json.loads((tmp_path / "meshes" / "scores.json").read_text())
+    assert scores["mean_pose"]["mpvpe_mm"] is None
+    assert scores["untrained"]["mpvpe_mm"] is not None
+    assert re.search(r"MPVPE mm +│ +[\d.]+ │ +- │ +[\d.]+ │", capsys.readouterr().out)
     assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
     with_mano = [f"init={tmp_path / 'run'}", "steps=1"]
     assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
@@ -202,6 +209,17 @@ def test_two_runs_do_not_share_a_folder(
     assert run(config(freihand, run_dir, *words)) == 0
     assert f"{run_dir}: taken over from process 3 on node7, since" in capsys.readouterr().out
     assert sorted((run_dir / "checkpoints").iterdir()) == before
+
+
+def test_a_mixture_of_an_earlier_release_is_refused_before_anything_is_loaded(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(freihand, tmp_path, f"mix.other.store={freihand.store}")
+    payload = {"step": 4, "loader": {"version": 2, "weights": [1.0, 1.0]}}
+    monkeypatch.setattr("train.run.continue_from", lambda given, _: (given, payload))
+    monkeypatch.setattr("train.run.Loader", None)
+    with pytest.raises(ValueError, match="a mixture in order 1, this code deals order 2"):
+        run(settings)
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:

@@ -211,9 +211,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                     errors.update(hands, batch)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
-                start = predict_mean(model, run.mean_pose, batch)
-                if collected_mean is not None and start is not None:
-                    collect(collected_mean, start, batch, None)
+                if collected_mean is not None:
+                    start = predict_mean(model, run.mean_pose, batch)
+                    if start is None:  # the family has no such baseline
+                        collected_mean = None
+                    else:
+                        collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
                 write = partial(write_picture, out / "predictions.png", sheet)
@@ -388,10 +391,12 @@ def table(scores: HandScores, beside: dict[str, HandScores]) -> Table:
         sheet.add_column(name, justify="left" if name == "metric" else "right")
     for label, key, digits in _ROWS:
         value = getattr(scores, key)
-        known = [getattr(one, key) for one in beside.values()]
-        if value is None or None in known:
+        if value is None:
             continue
-        best = min(known) if key.endswith("_mm") else max(known)
+        others = [getattr(one, key) for one in beside.values()]
+        known = [number for number in others if number is not None]
+        best = (min if key.endswith("_mm") else max)(known, default=0.0)
         ratio = f"{value / best:.2f}" if best else "-"
-        sheet.add_row(label, *(f"{number:.{digits}f}" for number in (value, *known)), ratio)
+        numbers = ("-" if n is None else f"{n:.{digits}f}" for n in (value, *others))
+        sheet.add_row(label, *numbers, ratio)
     return sheet

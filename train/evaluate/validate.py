@@ -97,12 +97,18 @@ class Baselines:
 
 
 def score_baselines(
-    model: Network, mean: MeanPose, loader: Loader, ranks: Ranks = ALONE
-) -> dict[str, HandScores]:
-    """Return the scores of the mean pose and of the untrained network on a loader's samples.
+    model: Network,
+    mean: MeanPose,
+    loader: Loader,
+    config: ValidationConfig,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:
+    """Return the validation metric of the mean pose and of the untrained network.
+
+    One that has none of it, as a mean pose without a mesh, is left out.
 
     Raises:
-        ValueError: If no hand of the split can be scored.
+        ValueError: If no hand of the split can be scored, or none of them has the metric.
     """
     baselines = Baselines()
     for windows in loader.label_batches():
@@ -112,7 +118,13 @@ def score_baselines(
             baselines.add(model, mean, batch, truth)
     for one in (baselines.mean_pose, baselines.untrained):
         one.sums = _over_ranks(one.sums, ranks)
-    return baselines.scores()
+    known = baselines.scores()
+    found = {
+        n: float(v) for n, one in known.items() if (v := getattr(one, config.metric)) is not None
+    }
+    if known and not found:
+        metric_of(next(iter(known.values())), config)  # says why
+    return found
 
 
 def add_scores(
