@@ -18,6 +18,10 @@ _FIRST: Final = 3
 """Number of names in a warning."""
 
 
+def _never(_: str) -> bool:
+    return False
+
+
 @dataclass(kw_only=True, slots=True)
 class Inventory:
     """Account of the folders that a reader lists; ``notes`` puts it into the report."""
@@ -34,13 +38,21 @@ class Inventory:
     """Number of entries listed, without hidden ones."""
     num_hidden: int = 0
 
-    def folders(self, path: str, is_used: Callable[[str], object]) -> list[str]:
+    def folders(
+        self,
+        path: str,
+        is_used: Callable[[str], object],
+        *,
+        is_known: Callable[[str], object] = _never,
+    ) -> list[str]:
         """Return the sorted names of the folders in ``root/path`` that ``is_used`` accepts.
+
+        The others count as passed over if ``is_known`` does not accept them.
 
         Raises:
             SourceError: If the folder cannot be listed.
         """
-        return self._used(path, os.DirEntry.is_dir, is_used)
+        return self._used(path, os.DirEntry.is_dir, is_used, is_known)
 
     def files(self, path: str, is_used: Callable[[str], object]) -> list[str]:
         """Return the sorted names of the regular files in ``root/path`` that ``is_used`` accepts.
@@ -48,27 +60,29 @@ class Inventory:
         Raises:
             SourceError: If the folder cannot be listed.
         """
-        return self._used(path, os.DirEntry.is_file, is_used)
+        return self._used(path, os.DirEntry.is_file, is_used, _never)
 
     def _used(
         self,
         path: str,
         is_kind: Callable[["os.DirEntry[str]"], bool],
         is_used: Callable[[str], object],
+        is_known: Callable[[str], object],
     ) -> list[str]:
         names = []
         try:
             with os.scandir(self.root / path) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    name = entry.name
+                    if name.startswith("."):
                         self.num_hidden += 1
                         continue
                     self.num_entries += 1
-                    if is_used(entry.name) and is_kind(entry):
-                        names.append(entry.name)
-                    else:
+                    if is_used(name) and is_kind(entry):
+                        names.append(name)
+                    elif is_used(name) or not is_known(name):
                         end = "/" if entry.is_dir() else ""
-                        self.passed_over.append(_printable(f"{path}/{entry.name}{end}"))
+                        self.passed_over.append(_printable(f"{path}/{name}{end}".lstrip("/")))
         except OSError as error:
             raise SourceError(
                 f"{self.dataset}: cannot list {self.root / path} ({error.strerror}); make it "
@@ -88,9 +102,8 @@ class Inventory:
         missing = sorted(_printable(name) for name in set(names) if name not in there)
         if missing:
             self.missing[f"{what} not in {where}"] = missing
-            self.warnings.append(
-                f"{len(missing)} of {len(set(names))} {what} are not in {where}: {_first(missing)}"
-            )
+            share = f"{len(missing)} of {len(set(names))} {what}"
+            self.warnings.append(f"{share} are not in {where}: {first_names(missing)}")
 
     def notes(self) -> dict[str, Any]:
         """Return the notes for the report; ``warnings`` are shown at the end of the build."""
@@ -103,7 +116,7 @@ class Inventory:
             notes["passed_over"] = _counted(names)
             warnings.append(
                 f"{len(names)} of {self.num_entries} files and folders were passed over for their "
-                f"names or kinds: {_first(names)}"
+                f"names or kinds: {first_names(names)}"
             )
         if self.num_hidden:
             notes["hidden_files"] = self.num_hidden
@@ -119,7 +132,7 @@ def _counted(names: Sequence[str]) -> dict[str, Any]:
     return {"count": len(names), "names": list(names[:_MOST_NAMES])}
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """Return the first names as text, and how many more there are."""
     more = len(names) - _FIRST
     return ", ".join(names[:_FIRST]) + (f" and {more} more" if more > 0 else "")

@@ -108,16 +108,11 @@ def list_pictured(inventory: Inventory) -> dict[str, list[str]]:
     return {
         name: [
             f"{subject}/{sequence}"
-            for subject in inventory.folders(name, _is_beside_images)
-            if subject != _BACKGROUNDS
+            for subject in inventory.folders(name, _SUBJECT.fullmatch, is_known=_BACKGROUNDS.__eq__)
             for sequence in inventory.folders(f"{name}/{subject}", SEQUENCE.fullmatch)
         ]
         for name in there
     }
-
-
-def _is_beside_images(name: str) -> bool:
-    return name == _BACKGROUNDS or _SUBJECT.fullmatch(name) is not None
 
 
 def largest_file_number(inventory: Inventory, folder: str) -> int:

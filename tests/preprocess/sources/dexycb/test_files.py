@@ -1,6 +1,7 @@
 """DexYCB's files from hostile or careless hands: each is named in one sentence, nothing runs."""
 
 import itertools
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -322,8 +323,12 @@ def test_a_folder_that_cannot_be_listed_is_named(
 ) -> None:
     copy(one, tmp_path)
 
-    def deny(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    listed = os.scandir
+
+    def deny(path: Path) -> object:
+        if path.name == SUBJECTS[0]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
 
     monkeypatch.setattr("os.scandir", deny)
     refused(tmp_path, None, f"cannot list {tmp_path / SUBJECTS[0]}", "Permission denied")

@@ -1,5 +1,6 @@
 """The HO-3D reader at bad trees, and its meshes and pictures."""
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -188,6 +189,28 @@ def test_a_missing_root_is_named(tmp_path: Path) -> None:
 def test_two_versions_in_one_tree_are_refused(tree: Ho3dTruth, where: str) -> None:
     (tree.root / where).write_bytes(b"png")
     assert where in refusal(lambda: open_source(tree.root, None))
+
+
+def test_what_is_passed_over_and_what_is_missing_is_named(tree: Ho3dTruth) -> None:
+    assert "warnings" not in open_source(tree.root, None).notes
+    folder = tree.root / "train/ABF10/rgb"
+    for name in ("._0000.jpg", "._0000.png", ".DS_Store", "0000 copy.jpg", "9998.jpg", "9999.jpg"):
+        (folder / name).touch()
+    os.mkfifo(folder / "0007.png")
+    (tree.root / "train/XYZ1").mkdir()
+    (tree.root / "train/ABF10/notes").mkdir()
+    shutil.rmtree(tree.root / "evaluation/AP12")
+    source = open_source(tree.root, None)
+    assert source.notes["version"] == "v3"
+    names = [
+        f"train/{n}" for n in ("ABF10/notes/", "ABF10/rgb/0000 copy.jpg", "ABF10/rgb/0007.png")
+    ]
+    assert source.notes["passed_over"] == {"count": 4, "names": [*names, "train/XYZ1/"]}
+    assert source.notes["hidden_files"] == 3
+    assert source.notes["images_without_annotation"] == {"train/ABF10": 2}
+    first, last = source.notes["warnings"]
+    assert first.endswith("sequences of evaluation.txt are not in evaluation/: AP12")
+    assert "4 of " in last
 
 
 def test_the_version_without_images_is_that_of_the_name(tree: Ho3dTruth, tmp_path: Path) -> None:
