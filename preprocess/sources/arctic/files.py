@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from pipeline.pickles import load_npy
 from preprocess.records import Lens, SourceError
-from preprocess.sources.annotations import read_json
+from preprocess.sources.annotations import check_regular, read_json
 from preprocess.sources.inventory import Inventory
 
 NAME: Final = "arctic"
@@ -282,6 +282,7 @@ def _path(root: Path, sequence: str, kind: str) -> Path:
 
 
 def _load(path: Path) -> np.ndarray:
+    check_regular(NAME, path)
     try:
         return load_npy(path, name=str(path))
     except OSError as error:

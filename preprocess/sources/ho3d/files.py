@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from model.hand import NUM_JOINTS
 from preprocess.records import SourceError
-from preprocess.sources.annotations import read_number_rows
+from preprocess.sources.annotations import check_regular, read_number_rows
 from preprocess.sources.inventory import Inventory
 
 NAME: Final = "ho3d"
@@ -215,6 +215,7 @@ def _read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
 
 
 def _read_numbers(path: Path) -> list[float]:
+    check_regular(NAME, path)
     try:
         values = [float(word) for word in path.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:

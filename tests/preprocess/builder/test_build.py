@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,19 @@ def test_a_bad_image_keeps_its_row_when_flagged(truth: FreihandTruth, kind: str)
     assert line.startswith("warning: 1 of 14 images are kept as rows without an image")
     assert f"training/rgb/00000004.jpg {reason}" in line
     assert line in report_text(report)
+
+
+def test_a_pipe_or_a_folder_with_the_name_of_an_image_is_a_missing_image(
+    truth: FreihandTruth,
+) -> None:
+    for number, make in ((4, os.mkfifo), (5, os.mkdir)):
+        image_of(truth, number).unlink()
+        make(image_of(truth, number))
+    with pytest.raises(SourceError, match=r"holds 12 of them; 2 are missing or empty"):
+        build(config(truth), console=QUIET)
+    report = build(config(truth, on_bad_image=OnBadImage.flag), console=QUIET)
+    assert report.attributes.flag_counts["image_missing"] == 2
+    assert "00000004.jpg is no regular file; " in bad_images_line(report)
 
 
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -334,6 +335,32 @@ def test_the_official_counts(counted: Path) -> None:
     assert drawn == random.sample(names, 80)
 
 
+@pytest.mark.parametrize("offset", [0, 12, 12.0, -3])
+def test_frames_of_a_hidden_sequence_come_from_the_largest_file_number(
+    tmp_path: Path, offset: float
+) -> None:
+    """Whatever is missing or lies beside the images; F = largest number - ioi_offset + 1."""
+    root = tmp_path / "data"
+    write_meta(root, {"s03": 0})
+    misc = json.loads((root / "meta" / "misc.json").read_text())
+    misc["s03"]["ioi_offset"] = offset
+    (root / "meta" / "misc.json").write_text(json.dumps(misc))
+    (root / "raw_seqs").mkdir()
+    for view, numbers in ((0, (12, 13)), (5, (40, 38)), (8, ())):
+        folder = root / "images" / "s03" / "box_use_01_retake" / str(view)
+        folder.mkdir(parents=True)
+        for number in numbers:
+            (folder / f"{number:05d}.jpg").touch()
+    for name in ("._00077.jpg", "00078.JPG", "00079.jpg.part", "80.jpg"):
+        (folder / name).touch()
+    source = open_source(root, None)
+    num_frames = 40 - int(offset) + 1
+    assert len(source.rows) == 9 * (num_frames - 20)
+    assert source.rows.frame_idx[-1] == num_frames - 11
+    assert source.notes["passed_over"]["count"] == 3
+    assert source.notes["hidden_files"] == 1
+
+
 def test_every_official_name_is_a_sequence_and_keeps_its_suffix() -> None:
     for name in (*official_names(), "s01/box_use_01_take-3", "s01/phone_grab_1"):
         assert SEQUENCE.fullmatch(name.split("/")[1]), name
@@ -455,6 +482,14 @@ def _drop(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).unlink()
 
 
+def _pipe(path: str) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        (root / path).unlink()
+        os.mkfifo(root / path)
+
+    return edit
+
+
 def _edit_misc(key: str, value: Any) -> Callable[[Path], None]:
     def edit(root: Path) -> None:
         path = root / "meta" / "misc.json"
@@ -478,11 +513,16 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
     [
         (_drop("meta/misc.json"), r"has no meta/misc.json"),
         (_edit_misc("ioi_offset", "3"), r"s01.ioi_offset must be a whole number, got '3'"),
+        (_edit_misc("ioi_offset", 3.5), r"ioi_offset must be a whole number, got 3.5"),
+        (_edit_misc("ioi_offset", 10**30), r"ioi_offset must be a whole number, got 1000"),
+        (_edit_misc("ioi_offset", None), r"ioi_offset must be a whole number, got None"),
+        (_edit_misc("ioi_offset", float("nan")), r"ioi_offset must be a whole number, got nan"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
         (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),
         (_drop("raw_seqs/s01/box_use_01.egocam.dist.npy"), r"egocam.dist.npy cannot be read"),
         (_drop("meta/object_vtemplates/box/parts.json"), r"has no .*box/parts.json"),
+        (_pipe("raw_seqs/s01/box_use_01.object.npy"), r"object.npy is a FIFO, socket or device"),
         (_save("object", np.zeros((30, 6))), r"must hold 7 numbers per frame, got shape \(30, 6\)"),
         (_save("object", np.full((30, 7), np.nan)), r"found NaN or infinity"),
         (_save("mano", np.array({"right": {}}, object)), r"right.rot must hold finite numbers"),

@@ -275,6 +275,24 @@ def test_other_entries_are_no_images_and_are_named(truth: FreihandTruth) -> None
     ]
 
 
+def test_a_pipe_in_the_place_of_an_annotation_is_not_opened(truth: FreihandTruth) -> None:
+    (truth.root / "training_K.json").unlink()
+    os.mkfifo(truth.root / "training_K.json")
+    with pytest.raises(SourceError, match=r"has no training_K.json; expected"):
+        open_source(truth.root, None)
+
+
+def test_a_root_that_may_not_be_entered_is_named(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", deny)
+    with pytest.raises(SourceError, match=r"cannot look into .* \(Permission denied\); make it"):
+        open_source(truth.root, None)
+
+
 def test_a_folder_that_cannot_be_listed_is_named(
     truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
