@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 
 from model.hand import LEFT, RIGHT
 from pipeline.app.words import say
+from pipeline.store.terms import terms_of
 from preprocess.builder.report.page import PAGE_FILE
 from preprocess.camera import project
 from preprocess.config import ShowConfig
@@ -108,11 +109,8 @@ def describe(store: "Store") -> str:
     ]
     if objects := a.tables.get("object"):
         lines.append(f"  objects: {', '.join(objects)}")
-    lines += [
-        f"  content sha256: {a.content_sha256}",
-        f"  licence: {a.licence}",
-        f"  cite: {a.citation}",
-    ]
+    lines.append(f"  content sha256: {a.content_sha256}")
+    lines += [f"  {key}: {text}" for key, text in terms_of(a).items()]
     if (store.path / PAGE_FILE).is_file():
         lines.append(f"  report: {store.path / PAGE_FILE}")
     return "\n".join(lines)

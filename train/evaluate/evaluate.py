@@ -24,6 +24,7 @@ from pipeline.loader import Loader
 from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
 from pipeline.store.reader import Store, open_store
+from pipeline.store.terms import SYNTHETIC, is_synthetic, terms_of
 from pipeline.view import build_view, own_split, samples_at, split_rows
 from train.build import build_model, label_groups, required_mano
 from train.config import EvaluateConfig, Protocol
@@ -131,6 +132,8 @@ def _evaluate_run(config: EvaluateConfig) -> int:
 
     with contextlib.closing(open_store(pipeline.store)) as store:
         config = replace(config, split=own_split(store, config.split))
+        if synthetic := is_synthetic(store.attributes):
+            say(f"synthetic: {terms_of(store.attributes)[SYNTHETIC]}")
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
         provided = provided_by(model, pipeline, dtype)
         collected = _collected(store, pipeline, config, provided, mano)
@@ -178,6 +181,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
+            "synthetic": synthetic,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
             "step": int(payload["step"]),

@@ -27,6 +27,7 @@ from jaxtyping import Float64, Int64
 from model.hand import JointSet
 from model.mano.files import ManoModels
 from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, SourceError
+from preprocess.sample.mark import is_marked
 from preprocess.sources.annotations import require
 from preprocess.sources.dexycb.check import cross_check
 from preprocess.sources.dexycb.files import (
@@ -226,6 +227,7 @@ def _notes(found: Sequence[_Found], metas: Sequence[Meta], inventory: Inventory)
             "s0 and s3 go by the place of a sequence among those found, so they are not the "
             f"official ones where a subject has other than {SEQUENCES_PER_SUBJECT} sequences"
         )
+    if others and not is_marked(inventory.root):
         inventory.warnings.append(
             f"{len(others)} of {len(per_subject)} subjects have other than "
             f"{SEQUENCES_PER_SUBJECT} sequences ({first_names(sorted(others))}), and the splits s0 "
