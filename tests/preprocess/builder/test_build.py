@@ -187,6 +187,14 @@ def test_the_rendered_sample_builds(tmp_path: Path) -> None:
     assert report.attributes.num_rows == 5
     assert report.max_residual_m < 1e-6
     assert not any(report.attributes.flag_counts.values())
+    assert report.attributes.extra["synthetic"] is True
+    text = report_text(report)
+    assert "synthetic: rendered by make-sample in the format of freihand: it is not that" in text
+    for word in ("licence:", "cite:", "research only", "ICCV", "warning", "130240"):
+        assert word not in text
+    page = (report.report_page).read_text()
+    assert "rendered by make-sample" in page
+    assert "research only" not in page
 
 
 @pytest.mark.parametrize("mano", ["mano", "mano_shipped"])
@@ -485,6 +493,11 @@ def test_the_report_names_counts_and_licence(
     assert ["image_missing", "0"] in lines
     for word in ("14 baseline", "research only", "ICCV 2019", "14 rows in 1 shards"):
         assert word in text
+    assert "synthetic" not in text
+    *_, warning = text.splitlines()
+    assert warning.startswith(
+        "  warning: 3 of 3 splits differ from the official counts: train has 12 "
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The contact sheet: labels lie where the image shows them, and the text says what it must."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ from preprocess.show.objects import (
 )
 from preprocess.show.sheet import LEFT_RGB, RIGHT_RGB, depth_rgb, legend, segmentation_rgb
 from preprocess.show.show import choose_rows, describe, draw_row, main, show
+from tests.conftest import SampleStore
 from tests.preprocess.datasets import FreihandTruth, decode, write_freihand, write_mano
 from tests.preprocess.objects.object_store import BALL, BOX, object_store, pose
 
@@ -342,6 +344,14 @@ def test_the_description_names_objects_and_report(tmp_path: Path) -> None:
     text = describe(open_store(path))
     assert "objects: box, ball" in text
     assert f"report: {path / PAGE_FILE}" in text
+
+
+def test_the_description_of_a_synthetic_store_has_no_licence(freihand: SampleStore) -> None:
+    with contextlib.closing(open_store(freihand.store)) as store:
+        text = describe(store)
+    assert "synthetic: rendered by make-sample in the format of freihand: it is not that" in text
+    for word in ("licence:", "cite:", "research only", "ICCV"):
+        assert word not in text
 
 
 # --- contact --------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from train.state.checkpoint import read_checkpoint
 VALIDATED = ["validation.split=evaluation", "validation.every=3", "validation.batch_size=3"]
 
 
-def test_scores_are_those_of_evaluate(freihand: SampleStore, tmp_path: Path) -> None:
+def test_scores_are_those_of_evaluate(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On a cadence and at the end, of the averaged weights; the best checkpoint is kept."""
     words = [*VALIDATED, "steps=8", "optim.lr=3e-3", "checkpoint_every=100"]
     assert run(config(freihand, tmp_path, *words)) == 0
@@ -38,6 +40,8 @@ def test_scores_are_those_of_evaluate(freihand: SampleStore, tmp_path: Path) -> 
     scores = json.loads((tmp_path / "evaluate-evaluation" / "scores.json").read_text())
     for name in ("pa_mpjpe_mm", "mpjpe_mm", "mpvpe_mm", "auc_j"):
         assert scores["model"][name] == pytest.approx(rows[-1][f"validation/{name}"], rel=1e-6)
+    assert scores["synthetic"] is True
+    assert "synthetic: rendered by make-sample in the format of freihand" in capsys.readouterr().out
 
 
 def test_validation_changes_no_training(freihand: SampleStore, tmp_path: Path) -> None:

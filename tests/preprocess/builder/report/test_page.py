@@ -211,6 +211,17 @@ def test_the_page_says_what_the_store_is() -> None:
         assert words in text, words
 
 
+def test_a_synthetic_store_says_so_in_the_place_of_its_terms() -> None:
+    marked = attributes(extra=attributes().extra | {"synthetic": True})
+    for text in (
+        Parsed(render(attributes=marked)).text,
+        report_text(build_report(attributes=marked)),
+    ):
+        assert "rendered by make-sample in the format of toy: it is not that dataset" in text
+        assert "research only" not in text
+        assert "Someone, 2020" not in text
+
+
 def test_splits_that_differ_are_marked_in_words() -> None:
     parsed = Parsed(render())
     assert "1 of 2 splits differ from the official count" in parsed.text
