@@ -15,7 +15,7 @@ from preprocess.builder.shard import ShardTask, plan_indices
 from preprocess.config import BuildConfig, ImageEncoding, JpegProcess, OnBadImage, Region
 from preprocess.images.images import ImageWork
 from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
-from preprocess.sample.mark import is_marked
+from preprocess.synthetic import is_marked
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels

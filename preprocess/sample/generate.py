@@ -15,8 +15,8 @@ from preprocess.config import SAMPLE_DATASETS
 from preprocess.sample.freihand import write as freihand
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.interhand26m import write as interhand26m
-from preprocess.sample.mark import mark_synthetic
 from preprocess.sample.processes import in_processes
+from preprocess.synthetic import mark_synthetic
 
 _SMALLEST_EVAL: Final = {"freihand": 8, "interhand26m": 4}
 

@@ -44,20 +44,21 @@ def require(dataset: str, root: Path, files: Iterable[str], folders: Iterable[st
 
 
 def check_regular(dataset: str, path: Path) -> None:
-    """Check, before opening it, that a path is a regular file: opening a FIFO would block.
+    """Check before opening it that a path is no FIFO, which would block.
 
-    A path that does not exist or cannot be looked up passes; opening it names the reason.
+    A folder passes, as does what does not exist: opening it names the reason.
 
     Raises:
-        SourceError: If it is a folder, FIFO, socket or device, or a link to one.
+        SourceError: If it is a FIFO, socket or device, or a link to one.
     """
     try:
         mode = path.stat().st_mode
     except OSError:
         return
-    if not stat.S_ISREG(mode):
-        kind = "folder" if stat.S_ISDIR(mode) else "FIFO, socket or device"
-        raise SourceError(f"{dataset}: {path} is a {kind}, expected a file; unpack it again")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SourceError(
+            f"{dataset}: {path} is a FIFO, socket or device, expected a file; unpack it again"
+        )
 
 
 def read_json(

@@ -27,7 +27,6 @@ from jaxtyping import Float64, Int64
 from model.hand import JointSet
 from model.mano.files import ManoModels
 from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, SourceError
-from preprocess.sample.mark import is_marked
 from preprocess.sources.annotations import require
 from preprocess.sources.dexycb.check import cross_check
 from preprocess.sources.dexycb.files import (
@@ -44,6 +43,7 @@ from preprocess.sources.dexycb.files import (
 from preprocess.sources.dexycb.labels import Recording, View, read_picture, read_views
 from preprocess.sources.inventory import Inventory, first_names
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
+from preprocess.synthetic import is_marked
 
 SUBJECTS: Final = (
     "20200709-subject-01", "20200813-subject-02", "20200820-subject-03", "20200903-subject-04",
