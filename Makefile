@@ -10,6 +10,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 DIR    := build/quickstart
+SEED   := 0
 
 # Python compiles what it imports once: a process that imports torch starts in a third of the time.
 export PYTHONDONTWRITEBYTECODE :=
@@ -46,7 +47,7 @@ quickstart: $(READY)
 	$(PY) -m preprocess build-cache dataset=freihand root=$(DIR)/freihand out=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano
 	$(PY) -m preprocess build-cache dataset=interhand26m root=$(DIR)/interhand26m out=$(DIR)/interhand26m.zarr mano=$(DIR)/interhand26m/mano
 	$(PY) -m preprocess show-cache store=$(DIR)/freihand.zarr out=$(DIR)/freihand.png
-	$(PY) -m train run experiment=quickstart store=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano run_dir=$(DIR)/run
+	$(PY) -m train run experiment=quickstart store=$(DIR)/freihand.zarr mano=$(DIR)/freihand/mano run_dir=$(DIR)/run pipeline.seed=$(SEED)
 	$(PY) -m train evaluate run=$(DIR)/run store=$(DIR)/freihand.zarr split=evaluation mano=$(DIR)/freihand/mano
 
 docs: $(VENV)/.docs

@@ -54,6 +54,12 @@ COMMANDS = (
         summary="all checks and benchmarks that need a GPU, in under 9 minutes",
     ),
     Command(
+        name="quickstart",
+        module="benchmarks.quickstart",
+        config="benchmarks.config:QuickstartBenchConfig",
+        summary="time and scores of make quickstart over several seeds",
+    ),
+    Command(
         name="readme",
         module="benchmarks.readme",
         config="benchmarks.config:ReadmeConfig",

@@ -18,7 +18,7 @@ class StoreBenchConfig:
     """Settings of the store benchmark."""
 
     out: str = "build/bench"
-    """Folder for the store; a ``store.zarr`` in it is replaced."""
+    """Folder for the store; a ``store.zarr`` of an earlier run in it is replaced."""
     num: int = 4000
     """Number of images."""
     seed: int = 0
@@ -39,7 +39,7 @@ class PreprocessBenchConfig:
     """Settings of the preprocessing benchmark."""
 
     out: str = "build/bench/preprocess"
-    """Folder for files, copies and a store; replaced."""
+    """Folder for files, copies and a store; what an earlier run left there is removed."""
     num: int = 4000
     """Number of files for passthrough; a tenth as many are recoded, a fortieth transcoded, and a
     fiftieth recoded for each of ARCTIC's two kinds of view."""
@@ -144,6 +144,21 @@ class GpuSuiteConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, num=(64, math.inf), limit_s=(1, 86_400))
+
+
+@dataclass(kw_only=True, slots=True)
+class QuickstartBenchConfig:
+    """Settings of the quickstart benchmark."""
+
+    out: str = "build/bench/quickstart"
+    """Folder for the data and runs of every seed; replaced."""
+    repeats: int = 3
+    """Number of random seeds of the training."""
+    results: str = "benchmarks/results/quickstart.jsonl"
+    """JSON Lines file to which the result rows are appended."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, repeats=(1, 100))
 
 
 @dataclass(kw_only=True, slots=True)

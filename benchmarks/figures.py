@@ -26,19 +26,39 @@ class Figure:
     text: str = "{p50:,.0f} {unit}"
     """Format string of the row; fields are its keys and those of its ``params``."""
     aim: str = ""
+    is_exact: bool = False
+    """A count that is the same on every machine."""
 
     def value(self, rows: Rows) -> str:
         """Return the newest row as text, or ``NOT_MEASURED``."""
+        newest = self.row(rows)
+        return NOT_MEASURED if newest is None else self.text.format(**(newest["params"] | newest))
+
+    def row(self, rows: Rows) -> dict[str, Any] | None:
+        """Return the newest matching row."""
         found = [
             row
             for row in rows
             if (row["bench"], row["metric"]) == (self.bench, self.metric)
             and re.fullmatch(self.variant, row["variant"])
         ]
-        if not found:
-            return NOT_MEASURED
-        newest = max(found, key=lambda row: (row["date"], row["p50"]))
-        return self.text.format(**(newest["params"] | newest))
+        return max(found, key=lambda row: (row["date"], row["p50"]), default=None)
+
+    def tolerance(self, rows: Rows) -> str:
+        """Return half the range between the 20 % and 80 % quantiles, in words.
+
+        Raises:
+            ValueError: If there is no row.
+        """
+        row = self.row(rows)
+        if row is None:
+            raise ValueError(f"{self.what!r} has no row in benchmarks/results")
+        if self.is_exact:
+            return "exact"
+        if row["n"] == 1:
+            return "one run"
+        share = (row["p80"] - row["p20"]) / 2 / abs(row["p50"])
+        return f"± {100 * share:.0f} %" if share >= 0.005 else "under 0.5 %"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +86,54 @@ def comparison_table(lines: Sequence[Comparison], rows: Rows) -> str:
     Raises:
         ValueError: If a figure has no row.
     """
-    text = ["| what | Handloom | measured beside it |", "|---|---|---|"]
+    text = ["| what | Handloom | tolerance | measured beside it |", "|---|---|---|---|"]
+    machines: list[str] = []
     for line in lines:
-        values = [figure.value(rows) for figure in (line.ours, *line.beside)]
-        if NOT_MEASURED in values:
+        figures = (line.ours, *line.beside)
+        values = [figure.value(rows) for figure in figures]
+        found = [row for figure in figures if (row := figure.row(rows)) is not None]
+        if len(found) < len(figures):
             raise ValueError(f"{line.ours.what!r} has no row in benchmarks/results")
+        used = {_machine(row) for row in found}
+        if len(used) > 1:
+            raise ValueError(
+                f"{line.ours.what!r} compares rows of several machines "
+                f"({', '.join(sorted(used))}); measure them together"
+            )
+        machines += used
         names = [
             f"{figure.what} {value}".strip()
             for figure, value in zip(line.beside, values[1:], strict=True)
         ]
-        text.append(f"| {line.ours.what} | {values[0]} | {'; '.join(names)} |")
-    return "\n".join(text) + "\n"
+        tolerance = line.ours.tolerance(rows)
+        text.append(f"| {line.ours.what} | {values[0]} | {tolerance} | {'; '.join(names)} |")
+    return "\n".join(text) + f"\n\n{_measured_on(machines)}\n"
+
+
+def tolerance_table(figures: Sequence[Figure], rows: Rows) -> str:
+    """Return a Markdown table of measured figures with tolerance and machine.
+
+    Raises:
+        ValueError: If a figure has no row.
+    """
+    text = ["| what | measured | tolerance |", "|---|---|---|"]
+    text += [f"| {one.what} | {one.value(rows)} | {one.tolerance(rows)} |" for one in figures]
+    machines = [_machine(row) for one in figures if (row := one.row(rows)) is not None]
+    return "\n".join(text) + f"\n\n{_measured_on(machines)}\n"
+
+
+def _machine(row: dict[str, Any]) -> str:
+    """Return the machine of a row in words."""
+    machine = row["machine"]
+    cpu = re.sub(r"\((R|TM)\)| Processor| CPU", "", machine["cpu"]).strip()
+    return machine["gpu"] or f"{machine['cores']} cores of an {cpu}"
+
+
+def _measured_on(machines: Sequence[str]) -> str:
+    return (
+        f"Measured on {' and '.join(dict.fromkeys(machines))}. The tolerance is half the range "
+        "between the 20 % and 80 % quantiles of the repeats."
+    )
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -157,6 +214,7 @@ SUMMARY: Final = (
             variant="Triton",
             metric="launches",
             text="{p50:.0f}",
+            is_exact=True,
         ),
         beside=tuple(
             Figure(what=v, bench="losses", variant=v, metric="launches", text="{p50:.0f}")
@@ -170,6 +228,7 @@ SUMMARY: Final = (
             variant="build dexycb",
             metric="kills survived",
             text="{p50:.0f} kills",
+            is_exact=True,
         ),
         beside=(
             Figure(
@@ -206,6 +265,27 @@ SUMMARY: Final = (
             ),
         ),
     ),
+)
+
+# --- docs/quickstart.md ---------------------------------------------------------------------------
+
+
+def _quickstart(
+    what: str, variant: str, metric: str = "PA-MPJPE", text: str = "{p50:.1f} {unit}"
+) -> Figure:
+    return Figure(what=what, bench="quickstart", variant=variant, metric=metric, text=text)
+
+
+QUICKSTART: Final = (
+    _quickstart(
+        "`make quickstart`, after the set-up",
+        "make quickstart",
+        "time",
+        "{p50:.0f} min at a load of {load_per_core} per core",
+    ),
+    _quickstart("PA-MPJPE on the 300 held-out images", "model"),
+    _quickstart("... the untrained network", "untrained"),
+    _quickstart("... the mean pose of the training set", "mean_pose"),
 )
 
 # --- docs/benchmarks.md ---------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def measure_together(
     for _ in range(repeats):
         for name, fn in variants.items():
             seconds[name].append(time_calls(fn, streams[name], calls[name]) / calls[name])
-    return {name: _quantiles(values) for name, values in seconds.items()}
+    return {name: quantiles(values) for name, values in seconds.items()}
 
 
 def rates_together(
@@ -309,6 +309,7 @@ def _time_calls_cuda(fn: Callable[..., object], inputs: Iterable[Any], calls: in
     return start.elapsed_time(stop) / 1000
 
 
-def _quantiles(values: Sequence[float]) -> Measurement:
+def quantiles(values: Sequence[float]) -> Measurement:
+    """Return the quantiles over repeated measurements."""
     p20, p50, p80 = (float(value) for value in np.quantile(values, [0.2, 0.5, 0.8]))
     return Measurement(p20=p20, p50=p50, p80=p80, n=len(values))

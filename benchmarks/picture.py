@@ -25,6 +25,7 @@ from model.geometry.camera import project
 from model.geometry.rotation import rotate
 from model.mano.files import ManoModels, load_mano
 from model.mano.layer import ManoLayer
+from pipeline.app.pictures import write_picture
 from pipeline.batch import Batch
 from pipeline.config import AugmentConfig, CacheConfig, PipelineConfig, ViewConfig, ViewKind
 from pipeline.labels.objects import ObjectModels
@@ -77,10 +78,7 @@ def main(config: PictureConfig) -> int:
         cv2.putText(strip, text, place, 0, 0.48, (235, 235, 235), 1, cv2.LINE_AA)
     sheet = np.concatenate([strip, tile([*images, *labelled], columns=len(COLUMNS))])
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, config.quality]
-    if not cv2.imwrite(str(out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), quality):
-        raise OSError(f"cannot write out={config.out!r}")
+    write_picture(out, sheet, cv2.IMWRITE_JPEG_QUALITY, config.quality)
     print(f"{out}: {sheet.shape[1]} x {sheet.shape[0]} px, {out.stat().st_size / 1e3:.0f} KB")
     return 0
 

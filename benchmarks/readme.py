@@ -19,6 +19,7 @@ from benchmarks.figures import (
     LOSSES,
     MANO,
     PREPROCESS,
+    QUICKSTART,
     STORE,
     STRESS,
     SUMMARY,
@@ -27,10 +28,13 @@ from benchmarks.figures import (
     comparison_table,
     read_rows,
     table,
+    tolerance_table,
 )
+from pipeline.app.files import replace_file
 
 TABLES: Final[dict[str, Callable[[Rows], str]]] = {
     "summary": lambda rows: comparison_table(SUMMARY, rows),
+    "quickstart": lambda rows: tolerance_table(QUICKSTART, rows),
     "cpu": lambda rows: table(CPU, rows),
     "store figures": lambda rows: table(STORE, rows),
     "preprocess": lambda rows: table(PREPROCESS, rows),
@@ -47,21 +51,46 @@ TABLES: Final[dict[str, Callable[[Rows], str]]] = {
 _TABLE: Final = re.compile(r"<!-- generated: ([\w ]+) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
 
 
+_CODE: Final = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+_UNIT: Final = (
+    r"images/s|hands/s|samples/s|[MG]B/s|min\b|minutes|hours|seconds|ms\b|mm\b|%|x\b|times"
+)
+_FIGURE: Final = re.compile(rf"\d[\d.,]*(?: |-)?(?:{_UNIT}).*")
+FRONT: Final = ("README.md", "docs/quickstart.md", "docs/index.md")
+"""Pages whose figures all come from rows."""
+
+
 def main(config: ReadmeConfig) -> int:
     """Write the generated tables of README.md and docs/.
+
+    On the front pages a figure outside of a table is refused: it has no row, and so neither a
+    tolerance nor a machine.
 
     Example:
         python -m benchmarks readme
     """
     rows = read_rows(Path(config.results))
-    for page in pages(Path(config.root)):
-        page.write_text(filled(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    root = Path(config.root)
+    loose = {name: loose_figures((root / name).read_text(encoding="utf-8")) for name in FRONT}
+    problems = [f"{name}: {text!r}" for name, found in loose.items() for text in found]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} figures have no row ({'; '.join(problems[:3])}); show them in a "
+            "generated table, or leave them out"
+        )
+    for page in pages(root):
+        replace_file(page, filled(page.read_text(encoding="utf-8"), rows).encode())
     return 0
 
 
 def pages(root: Path) -> list[Path]:
     """Return README.md and every page of docs/."""
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def loose_figures(text: str) -> list[str]:
+    """Return the measured numbers of a page that stand outside of generated tables and code."""
+    return _FIGURE.findall(_CODE.sub("", _TABLE.sub("", text)))
 
 
 def filled(text: str, rows: Rows) -> str:

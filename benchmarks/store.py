@@ -11,7 +11,6 @@ Ours runs on one core; tensorstore and zarr-python use threads on all cores, whi
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +30,7 @@ from benchmarks.harness import (
     rates_together,
     record,
 )
+from pipeline.app.files import emptied
 from pipeline.store.reader import open_store
 from pipeline.store.schema import FORMAT_VERSION, INNER_CHUNK_BYTES, StoreAttributes
 from pipeline.store.shard import num_shards, rows_of_shard
@@ -133,9 +133,7 @@ def build_store(path: Path, jpegs: Jpegs, *, shards: int = NUM_SHARDS) -> StoreA
         command="python -m benchmarks store",
         finished=False,
     )
-    shutil.rmtree(path, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    create_store(path, attributes, {})
+    create_store(emptied(path, "out"), attributes, {})
     for shard in range(num_shards(attributes)):
         part = shard_jpegs(jpegs, shard, attributes)
         offset, length, crcs = write_image_shard(path, shard, part, attributes)
@@ -219,7 +217,7 @@ def shard_writes(
 ) -> Rates:
     """Return the MB per second of writing one shard and of writing its bytes to a plain file."""
     part = shard_jpegs(jpegs, 0, attributes)
-    plain = path.parent / "plain.bin"
+    plain = path / "image" / "bytes" / "plain.bin"
 
     def write_plain() -> None:
         with plain.open("wb") as file:

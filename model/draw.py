@@ -1,6 +1,5 @@
-"""Skeletons over images, and image files: no GL, no window, works in any container."""
+"""Skeletons over images: no GL, no window, works in any container."""
 
-from pathlib import Path
 from typing import Final
 
 import cv2
@@ -63,14 +62,3 @@ def tile(images: list[UInt8[np.ndarray, "h w 3"]], columns: int) -> UInt8[np.nda
         y, x = divmod(i, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = image
     return sheet
-
-
-def write_picture(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an image in the format of its file extension; create the folder if needed.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")

@@ -7,8 +7,9 @@ import os
 import types
 import typing
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+E = TypeVar("E", bound=Enum)
 MISSING: Final = "???"
 """OmegaConf's text for a value that has to be given."""
 
@@ -56,7 +57,7 @@ def _converted(key: str, kind: Any, value: Any) -> Any:
         of = typing.get_args(kind)[1]
         return {name: _converted(f"{key}.{name}", of, v) for name, v in value.items()}
     if issubclass(kind, Enum):
-        return _member(key, kind, value)
+        return member(key, kind, value)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     fits = {float: numbers.Real, int: numbers.Integral}.get(kind, kind)
@@ -84,11 +85,15 @@ def _of_union(key: str, kinds: tuple[Any, ...], value: Any) -> Any:
     return _converted(key, kinds[-1], value)
 
 
-def _member(key: str, kind: type[Enum], value: Any) -> Enum:
-    """Return an enum's member from itself or its name."""
+def member(key: str, kind: type[E], value: Any) -> E:
+    """Return an enum's member from itself or its name.
+
+    Raises:
+        ValueError: If there is none; lists the names after ``key``.
+    """
     if isinstance(value, kind):
         return value
-    for member in kind:
-        if value == member.name:
-            return member
+    for found in kind:
+        if value == found.name:
+            return found
     raise ValueError(f"{key} must be one of {', '.join(m.name for m in kind)}, got {value!r}")

@@ -18,7 +18,8 @@ class MeanPose:
     vertices_rel: Float[Tensor, "h 778 3"] | None
     """Metres, relative to the wrist of the regressed joints; None without MANO."""
     theta_rot6d: Float[Tensor, "h 96"] | None
-    """Mean of the 6D rotations, not orthonormal."""
+    """Mean of the 6D rotations, not orthonormal; where no label has any, MANO's mean pose rotated
+    to the mean joints. None without MANO."""
     beta: Float[Tensor, "h 10"] | None
     place: Float[Tensor, "h 3"]
     """Crop-relative position of the wrist, ``model.geometry.camera.place_in_crop``."""

@@ -74,13 +74,12 @@ class Network(nn.Module):
     def start_from(self, mean: MeanPose) -> None:
         """Initialise the output to the mean of the training set, where the family supports it."""
 
-    def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction:
-        """Return the mean of the training set for every image: the baseline to beat.
+    def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction | None:
+        """Return what the untrained network predicts for any image, without looking at it.
 
-        Raises:
-            ValueError: If the family has no such baseline.
+        The baseline that scores are printed beside; None where the family has none.
         """
-        raise ValueError(f"{type(self).__name__} has no mean-pose baseline")
+        return None
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of matrix parameters excluded from weight decay."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.app.words import say
 from pipeline.config import BenchConfig
-from pipeline.loader import Loader
+from pipeline.loader import Loader, usable_device
 from pipeline.store.reader import open_store
 from pipeline.view import split_rows
 
@@ -28,7 +28,7 @@ def main(config: BenchConfig) -> int:
     Example:
         python -m pipeline bench store=build/freihand.zarr device=cuda batch_size=256
     """
-    pipeline, device = config.pipeline, torch.device(config.device)
+    pipeline, device = config.pipeline, usable_device(config.device)
     sheet = Table()
     for name in ("stage", "samples/s", "GB/s", "ms per batch"):
         sheet.add_column(name, justify="left" if name == "stage" else "right")

@@ -1,9 +1,9 @@
 """The loader: batches of a store's split, or of a mixture of stores, on the device.
 
-    loader = Loader(PipelineConfig(store="build/freihand.zarr"), device=torch.device("cuda"))
+    loader = Loader(PipelineConfig(store="build/freihand.zarr"), device="cuda")
     for batch in loader:                # training: endless
         ...
-    scores = Loader(config, device=device, training=False)     # evaluation: each sample once
+    scores = Loader(config, device="cuda", training=False)     # evaluation: each sample once
 
 If the samples fit, they are decoded once and stay on the device: a batch then needs no disk access,
 no decoding and no synchronisation. If not, they are decoded again while the device works.
@@ -26,6 +26,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from pipeline import memory
+from pipeline.app.compiler import make_cc_one_program
 from pipeline.app.progress import show_progress
 from pipeline.assemble import Assembler, BatchPlan
 from pipeline.batch import Batch, LabelGroup
@@ -36,6 +37,7 @@ from pipeline.decode.read_ahead import read_ahead
 from pipeline.decode.stream import Frames, frames_of, stream_crops
 from pipeline.labels.objects import load_objects, names_in
 from pipeline.labels.table import hide_group, hide_labels, load_groups, load_labels
+from pipeline.order.mix import MIX_ORDER
 from pipeline.order.parts import (
     Part,
     content_of,
@@ -72,7 +74,7 @@ class Loader:
         self,
         config: PipelineConfig,
         *,
-        device: torch.device,
+        device: torch.device | str,
         training: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -83,7 +85,7 @@ class Loader:
 
         Args:
             config: What to load.
-            device: Device of the cache and the batches.
+            device: Device of the cache and the batches, such as ``"cuda"``.
             training: Shuffled, augmented and endless; else each sample once.
             rank: This process.
             world: Number of processes.
@@ -95,7 +97,7 @@ class Loader:
             StoreError: If the store cannot be read; ``BadImageError`` if an image cannot.
         """
         self.config = config
-        self.device = device
+        self.device = usable_device(device)
         self.training = training
         self._groups = tuple(groups)
         self._cache = config.cache
@@ -269,14 +271,12 @@ class Loader:
         Raises:
             ValueError: If the sample order would differ; names what changed.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(
-                f"loader state has version {state['version']}, this code reads {STATE_VERSION}"
-            )
+        require_known_order(state)
         for name, value in self._identity().items():
-            if state[name] != value:
+            found = state.get(name)
+            if found != value:
                 raise ValueError(
-                    f"checkpoint was written with {name}={state[name]}, this run has {value}: the "
+                    f"checkpoint was written with {name}={found}, this run has {value}: the "
                     "order of the samples would differ; use the same store, split, subset, mix, "
                     "view, window, batch_size and seed, or start a new run"
                 )
@@ -414,5 +414,49 @@ class Loader:
             "num_samples": list(order.sizes) if order.is_mixture else order.sizes[0],
             "batch_size": order.batch_size,
             "weights": list(order.weights) if order.is_mixture else None,
+            **({"mix_order": MIX_ORDER} if order.is_mixture else {}),
             "window_length": self._samples.place.shape[1],
         }
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device from its name.
+
+    Raises:
+        ValueError: If there is no such device, or torch cannot use it here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(found)!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= count:
+        raise ValueError(
+            f"device={str(found)!r}, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            f"finds {count} usable GPUs; check the driver with nvidia-smi, or use device='cpu'"
+        )
+    if found.type == "cuda":
+        make_cc_one_program()
+    return found
+
+
+def require_known_order(state: dict[str, Any]) -> None:
+    """Reject a loader's state whose order of samples this code does not make any more.
+
+    Raises:
+        ValueError: Says what to do.
+    """
+    if state["version"] != STATE_VERSION:
+        raise ValueError(
+            f"loader state has version {state['version']}, this code reads {STATE_VERSION}"
+        )
+    found = state.get("mix_order", 1)
+    if state["weights"] is not None and found != MIX_ORDER:
+        raise ValueError(
+            f"the checkpoint is of a mixture in order {found}, this code deals order {MIX_ORDER}, "
+            "in which every batch has the exact shares: its samples would not go on where they "
+            "stopped; finish the run with the release that began it, or start a new one from its "
+            "weights with init=RUN"
+        )

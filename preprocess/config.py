@@ -183,6 +183,9 @@ class VerifyConfig:
     mano: str | None = None
     """MANO folder for the comparison with ``root``. null: the environment variable
     HANDLOOM_MANO."""
+    relist: bool = False
+    """If no problem is found, list the store's files anew. For a store that another tool rewrote
+    (other chunks, the same content) or that an earlier release built."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -8,13 +8,16 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int16, Int32, Int64
 
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, JointSet
 from pipeline.store.schema import NUM_OBJECTS
+
+SYNTHETIC_FILE: Final = "SYNTHETIC.txt"
+"""File in the root of a dataset that ``make-sample`` rendered; real datasets have none."""
 
 
 class SourceError(ValueError):
@@ -229,5 +232,7 @@ class DatasetSource:
     cross_check: Callable[[], CrossCheck] | None = None
     """Compares the labels with redundant ones that ``root`` holds for the same images; may take as
     long as a build. None: there are no redundant labels."""
+    synthetic: bool = False
+    """Rendered by ``make-sample``, not the dataset whose format it has."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Further facts about the dataset for the report; JSON values."""

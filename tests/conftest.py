@@ -78,6 +78,12 @@ class SampleStore:
     store: Path
 
 
+def scores_file(run_dir: Path, split: str = "evaluation") -> Path:
+    """The only scores of a run on a split."""
+    (found,) = run_dir.glob(f"evaluate-*-{split}/scores.json")
+    return found
+
+
 def _build(
     tmp_path_factory: pytest.TempPathFactory, dataset: str, num: int, *, flag: bool = False
 ) -> SampleStore:

@@ -219,6 +219,7 @@ def test_short_spelling_sets_the_nested_key() -> None:
         (["root=x", "twice=1"], "'twice' may be any of inner.twice, other.twice: write more"),
         (["root=x", "workers=1"], "unknown option 'workers'; this has no workers"),
         (["root=x", "kind=middle"], "kind must be one of small, large, got 'middle'"),
+        (["root=x", "kind=tiny_small"], "got 'tiny_small'; did you mean 'small'"),
         (["root=x", "share=abc"], "share: "),
         (["root=x", "inner.size=1.5"], "inner.size: "),
         (["root=x", "size=1,2"], "Ambiguous value for argument 'inner.size=1,2'"),

@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+import train.run
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from model.families import FAMILIES
 from pipeline.__main__ import COMMANDS as PIPELINE
@@ -27,6 +29,7 @@ from pipeline.config import PipelineConfig
 from preprocess.__main__ import COMMANDS as PREPROCESS
 from preprocess.sources.registry import DATASETS
 from tests.conftest import SampleStore
+from tests.train.test_run import config as tiny_run
 from train.__main__ import COMMANDS as TRAIN
 from train.config import Protocol, RunConfig
 
@@ -357,3 +360,25 @@ def test_the_loader_alone_runs_as_shown(freihand: SampleStore) -> None:
     for page_blocks in blocks:
         for other in page_blocks[1:]:
             exec(other, names)
+
+
+def test_the_python_page_runs_as_shown(
+    freihand: SampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.run.main(tiny_run(freihand, tmp_path / "runs" / "first", "steps=1")) == 0
+    photo = next((freihand.root / "training" / "rgb").iterdir())
+    shutil.copy(photo, tmp_path / "photo.jpg")
+    asked: list[RunConfig] = []
+    monkeypatch.setattr(train.run, "main", asked.append)
+    names: dict[str, Any] = {}
+    for block in fences((DOCS / "python.md").read_text(encoding="utf-8"), "python"):
+        exec(block.replace('"cuda"', '"cpu"'), names)
+    assert [config.run_dir for config in asked] == ["runs/first"]
+    assert names["error_m"].isfinite().all()
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "left (21, 3) (21, 2)", "right (21, 3) (21, 2)",
+    ]  # fmt: skip

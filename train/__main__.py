@@ -22,7 +22,7 @@ COMMANDS = (
         name="evaluate",
         module="train.evaluate.evaluate",
         config="train.config:EvaluateConfig",
-        summary="score a run on a split, beside the mean pose of its training set",
+        summary="score a run on a split, beside the mean pose and the untrained network",
     ),
     Command(
         name="predict",

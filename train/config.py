@@ -270,6 +270,9 @@ class RunConfig:
     that number becomes batch_size, in the manifest and in a resumed run as well. What is left is
     the cache's: a large store is then streamed, so give a number where it is to be resident. The
     learning rate is not scaled. Stages with a batch_size of their own keep it."""
+    sync_bn: bool = False
+    """On several GPUs: BatchNorm in training mode takes its statistics over the batch of all ranks
+    (torch's SyncBatchNorm), for small CNNs from scratch. Without it such a network is refused."""
     compile: bool = True
     """Compile network and losses on a GPU with torch.compile."""
     graph: bool = False
@@ -327,6 +330,7 @@ class Protocol(Enum):
     arctic = "arctic"
     interhand26m = "interhand26m"
     world = "world"
+    hamer = "hamer"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -354,6 +358,12 @@ class EvaluateConfig:
     ho3d: scores the official split by it instead of the store's labels."""
     root_depth: str | None = None
     """interhand26m: RootNet's json, the official depth of the wrists; null takes the true depth."""
+    details: str | None = None
+    """File, .csv or .parquet, for the values per sample and per joint, PCK curves and medians."""
+    min_track: int = 1
+    """world: shortest track that is scored, frames; HaWoR's tables take 16."""
+    right_only: bool = False
+    """world: score the tracks of right hands only, as HaWoR's tables do; needs is_right."""
     strict: bool = False
     """False follows the official tool in its quirks; true gives the mathematically right score."""
     mano: str | None = None
@@ -367,8 +377,8 @@ class EvaluateConfig:
     whose middle it is, or as near to it as any; null = a third of the length, at three times the
     cost of the length itself, which puts windows side by side."""
     out: str | None = None
-    """Folder for scores.json and pictures; null takes RUN/evaluate-<split>, and for files writes
-    none."""
+    """Folder for scores.json and pictures; null takes RUN/evaluate-<store>-<hash>-<split>, and for
+    files writes none."""
 
     def __post_init__(self) -> None:
         """Check that the keys make one of the two forms."""
@@ -385,6 +395,9 @@ class EvaluateConfig:
             )
         if self.export and not self.run:
             raise ValueError("export=... writes the predictions of a run: give run=... store=...")
+        check_fields(self, min_track=(1, math.inf))
+        if (self.min_track, self.right_only) != (1, False) and self.protocol is not Protocol.world:
+            raise ValueError("min_track=... and right_only=... belong to protocol=world")
         if self.root_depth and self.protocol is not Protocol.interhand26m:
             raise ValueError("root_depth=... belongs to protocol=interhand26m")
 
@@ -408,7 +421,8 @@ class PredictConfig:
     """Folder of images, one image, or a video."""
     boxes: str | None = None
     """JSON file {"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}, around the joints; for
-    a video the frame's number is the name. null takes the whole image as the crop of one hand."""
+    a video the frame's number is the name, 7 or 000007. null takes the whole image as the crop of
+    one hand."""
     side: Side | None = None
     """Without boxes: which hand it is; null = right."""
     intrinsics: str | None = None

@@ -5,11 +5,12 @@ The device is read only at log points; everything between them is queued without
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from model.draw import write_picture
+from pipeline.app.pictures import write_picture
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.config import RunConfig
@@ -44,6 +45,8 @@ class Run:
     stages: tuple[Stage, ...]
     loader: Loader
     validation: Loader | None
+    baselines: dict[str, float]
+    """Values of the validation metric that need no training, by name in the log."""
     facts: RunFacts
     folder: Path
     log: RunLog
@@ -57,7 +60,7 @@ def train(state: TrainState, run: Run) -> bool:
         NotWrittenError: If the last checkpoint or the weights could not be written.
     """
     config, log, end = run.config, run.log, run.stages[-1].end
-    with stop_on_signal(state.ranks) as stop, Meters(state, config) as meters:
+    with stop_on_signal(state.ranks) as stop, Meters(state, config, log.attempt) as meters:
         take_step = step_of(state, run)
         costs: dict[str, float] = {}
         parts = state.accumulate
@@ -93,7 +96,7 @@ def train(state: TrainState, run: Run) -> bool:
                 log.scalars(state.step, values | named)
                 raise_fault(state.fault, state.ranks, run.loader)
             if state.step % config.pictures_every == 0 or last:
-                draw(state, batch, run)
+                log.attempt("pictures", partial(draw, state, batch, run))
                 meters.skip()
             validates = run.validation is not None and (
                 state.step % config.validation.every == 0 or last
@@ -132,7 +135,7 @@ def validate(state: TrainState, run: Run) -> Score:
     """Score the averaged weights on the held-out samples, and log what was found."""
     assert run.validation is not None
     scores = score(state.ema, state.model.mano, run.validation, state.dtype, state.ranks)
-    run.log.scalars(state.step, as_scalars(scores))
+    run.log.scalars(state.step, as_scalars(scores) | run.baselines)
     chosen = run.config.validation
     return Score(metric=chosen.metric, value=metric_of(scores, chosen), step=state.step)
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.app.cli import USER_ERRORS, GridPoint, sentence
+from pipeline.app.cli import USER_ERRORS, GridPoint
 from pipeline.app.files import replace_file
-from pipeline.app.words import say
+from pipeline.app.words import say, sentence
 from train.run import main as run
 
 INTERRUPTED = 130

@@ -2,36 +2,47 @@
 
 import functools
 import json
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from model.mean_pose import MeanPose
 from model.network import Network
 from model.plain import to_plain
-from model.pretrained import start_from_weights
+from model.pretrained import CONFIG_FILE, start_from_weights
+from pipeline.app.files import replace_file
+from pipeline.app.lock import locked
 from pipeline.app.words import say
-from pipeline.loader import Loader
+from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import joint_sets_of
 from train.build import build_model, label_groups, required_mano
-from train.config import RunConfig
+from train.config import DEFAULT_STEPS, RunConfig
 from train.device.device import choose_device
 from train.device.distributed import (
     Ranks,
     all_gather,
+    is_first_rank,
     joined_ranks,
     local_device,
     most_of,
     shared,
+    with_shared_statistics,
 )
-from train.evaluate.validate import shared_with_training, validation_pipeline
+from train.evaluate.validate import (
+    metric_of,
+    score_baselines,
+    shared_with_training,
+    validation_pipeline,
+)
 from train.loop import Run, train
 from train.state.checkpoint import NotWrittenError, RunFacts, mean_of, new_run_id, restore
+from train.state.load import mano_of_run
 from train.state.mean_pose import measure_mean_pose
-from train.state.resume import continue_from
+from train.state.resume import continue_from, require_here, with_absolute_paths
+from train.state.weights import FOLDER as WEIGHTS
 from train.state.weights import weights_folder
 from train.step.batch_size import resolve_batch_size
 from train.step.optim import require_known
@@ -41,23 +52,35 @@ from train.step.step import TrainState, build_state
 from train.watch.log import NoLog, RunLog
 from train.watch.manifest import manifest
 
+LOCK: Final = "run.lock"
+"""In the folder of a run while it trains."""
+
 
 def main(config: RunConfig) -> int:
     """Train a model on a store.
 
     Writes a run folder: checkpoints/, weights/, manifest.json, log.jsonl, tensorboard/, pictures/.
-    SIGINT and SIGTERM write a checkpoint first. The same command with the same run_dir continues
-    where the last whole checkpoint stands, after a signal or a kill; so does resume=RUN alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and end the run. The same command with
+    the same run_dir continues where the last whole checkpoint stands, after a signal or a kill; so
+    does resume=RUN alone.
     Exit code 1: the last checkpoint could not be written.
 
     Example:
         python -m train run experiment=quickstart store=build/freihand.zarr mano=build/mano
     """
-    config, payload = continue_from(config, say)
-    device = local_device(choose_device(config.device))
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with joined_ranks(device) as ranks, ExitStack() as stack:
+    config = with_absolute_paths(config)
+    run_dir = config.resume or config.run_dir
+    is_there = config.resume is None or Path(config.resume).is_dir()
+    with ExitStack() as stack:
+        if run_dir is not None and is_there and is_first_rank():
+            stack.enter_context(_alone_in(Path(run_dir)))
+        config, payload = continue_from(config, say)
+        if payload is not None:
+            require_here(config, config.run_dir or "")
+        device = local_device(choose_device(config.device))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        ranks = stack.enter_context(joined_ranks(device))
         if config.graph and ranks.world > 1:
             raise ValueError(
                 f"graph=true is for one process, got {ranks.world} ranks; leave it out"
@@ -72,7 +95,35 @@ def main(config: RunConfig) -> int:
                 f"the ranks found checkpoints of different steps ({steps}): run_dir must be one "
                 "folder that all of them see"
             )
+        if payload is not None and not any(one.epochs for one in config.stages.values()):
+            end = sum(one.steps for one in config.stages.values()) or config.steps
+            has_weights = (Path(config.run_dir or "") / WEIGHTS / CONFIG_FILE).is_file()
+            if int(payload["step"]) >= end and has_weights:
+                if ranks.is_first:
+                    say(_nothing_to_do(config, int(payload["step"]), end))
+                return 0
         return _run(config, payload, device, ranks, stack)
+
+
+def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a run's folder: the slower one would put back older checkpoints."""
+    return locked(
+        run_dir / LOCK,
+        f"another run trains in {run_dir}",
+        instead="choose another run_dir",
+        say=say,
+    )
+
+
+def _nothing_to_do(config: RunConfig, step: int, end: int) -> str:
+    """Say that a run has no steps left, and what trains it further."""
+    where = f"{config.run_dir} is at step {step} of {end}: nothing to do"
+    if config.stages:
+        return f"{where}; its stages are done, a new run with init={config.run_dir} goes on from it"
+    fix = f"{where}; python -m train run resume={config.run_dir} steps=N trains on to a larger N"
+    if step < DEFAULT_STEPS:
+        fix += f" (the default, {DEFAULT_STEPS}, counts as not given: write {DEFAULT_STEPS + 1})"
+    return fix
 
 
 def _run(
@@ -85,7 +136,12 @@ def _run(
     torch.manual_seed(config.pipeline.seed)
     name = f"runs/{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     run_dir = Path(shared(config.run_dir or name, ranks))
-    mano = required_mano(config.model, config.mano)
+    if config.run_dir is None and ranks.is_first:
+        stack.enter_context(_alone_in(run_dir))
+    if payload is None:
+        mano = required_mano(config.model, config.mano)
+    else:
+        mano = mano_of_run(config.model, None, config.mano)
     joint_sets = joint_sets_of(config.pipeline)
     fresh = payload is None and config.init is None
     model = build_model(config, mano, joint_sets, load_weights=fresh).to(device)
@@ -94,11 +150,15 @@ def _run(
     found = ""
     if config.auto_batch_size and payload is None:
         config, found = resolve_batch_size(config, model, ranks)
+    if payload is not None:
+        require_known_order(payload["loader"])  # now, not after the long fill
     groups = label_groups(config.model.family)
     open_loader = functools.partial(
         Loader, device=device, rank=ranks.rank, world=ranks.world, groups=groups
     )
     need = measure_need(model, config, world=ranks.world)
+    if config.sync_bn:  # not before: what was measured above waits for no other rank
+        model = with_shared_statistics(model, ranks)
     loader = stack.enter_context(open_loader(config.pipeline, model_bytes=need.bytes))
     stages = resolve_stages(config, loader.steps_per_epoch)
     for one in stages:  # now, not when its turn comes
@@ -107,7 +167,8 @@ def _run(
     mean_pose = measure_mean_pose(loader, model, ranks) if payload is None else mean_of(payload)
     model.start_from(mean_pose)
     begun = "" if config.init is None or payload is not None else _begin(model, config.init)
-    done = 0 if payload is None else int(payload["step"])
+    resumed_at = None if payload is None else int(payload["step"])
+    done = resumed_at or 0
     stage = stage_at(stages, max(0, done - 1))  # the next one, if it is its turn, begins in train
     state = build_state(
         model, config, stage.pipeline.batch_size // ranks.world, ranks, loader.objects
@@ -126,19 +187,23 @@ def _run(
         loader.change(stage.pipeline)
         loader.load_state_dict(payload["loader"])
         del payload  # as large as the state
-    validation = None
+    validation, baselines = None, dict[str, float]()
     if config.validation.split is not None:
         held_out = validation_pipeline(config)
         beside = need.bytes + loader.held_bytes
         validation = stack.enter_context(open_loader(held_out, training=False, model_bytes=beside))
+        known = score_baselines(model, mean_pose, validation, ranks)
+        baselines = {name: metric_of(one, config.validation) for name, one in known.items()}
 
     if ranks.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"run_id": facts.run_id}
         record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
         text = json.dumps(record, indent=2) + "\n"
-        (run_dir / "manifest.json").write_text(text, encoding="utf-8")
+        replace_file(run_dir / "manifest.json", text.encode())
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
+        if resumed_at is not None and resumed_at >= stages[-1].end:
+            log.say(_nothing_to_do(config, resumed_at, stages[-1].end))
         log.say(_summary(state, loader, device, mean_pose, run_dir) + begun)
         if found:
             log.say(found)
@@ -148,6 +213,9 @@ def _run(
             )
         for warning in [] if validation is None else shared_with_training(loader, validation):
             log.say(f"warning: {warning}")
+        if baselines:
+            named = (f"{value:.2f} ({name.replace('_', ' ')})" for name, value in baselines.items())
+            log.say(f"to beat: validation {config.validation.metric} " + ", ".join(named))
         try:
             finished = train(
                 state,
@@ -156,6 +224,10 @@ def _run(
                     stages=stages,
                     loader=loader,
                     validation=validation,
+                    baselines={
+                        f"validation/{config.validation.metric}_{name}": value
+                        for name, value in baselines.items()
+                    },
                     facts=facts,
                     folder=run_dir,
                     log=log,
@@ -184,7 +256,9 @@ def _summary(
     state: TrainState, loader: Loader, device: torch.device, mean_pose: MeanPose, run_dir: Path
 ) -> str:
     parameters = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    from_joints = state.model.mano is not None and mean_pose.beta is None
     return (
         f"run {run_dir}: {loader.num_samples} samples, {mean_pose.num_hands} hands, "
         f"{parameters / 1e6:.1f} M parameters on {device}, step {state.step}"
+        + ("; no MANO labels: learned from joints alone" if from_joints else "")
     )

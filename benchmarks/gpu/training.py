@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,7 @@ METERS: Final = {
 def training_runs(suite: Suite) -> None:
     """Train the published experiments on sample data: real loop, one cached batch, CUDA graph."""
     from pipeline.app.cli import compose
+    from pipeline.app.files import emptied
     from train.config import RunConfig
     from train.run import main as run
 
@@ -51,7 +51,7 @@ def training_runs(suite: Suite) -> None:
             if suite.left() < 60 and suite.on_gpu:
                 raise CannotRun(f"no time left for {recipe}, {kind}")
             folder = suite.out / f"run-{recipe}-{kind.replace(', ', '-')}"
-            shutil.rmtree(folder, ignore_errors=True)
+            emptied(folder, "run_dir")
             words = [
                 *(f"experiment={recipe}", f"store={store}", f"mano={mano}", f"run_dir={folder}"),
                 *("stages.head.epochs=0", f"stages.head.steps={log_every}"),

@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,6 +60,7 @@ from benchmarks.loader.contenders import (
 )
 from benchmarks.loader.peers import FRAME_PX, LoaderInput
 from benchmarks.store import build_store
+from pipeline.app.files import emptied
 from pipeline.app.machine import git_state
 from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard
@@ -158,7 +158,7 @@ def make_images(config: LoaderBenchConfig) -> Path:
     marker = folder / "made.json"
     if marker.exists() and json.loads(marker.read_text()) == wanted:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    emptied(folder, "out")
     jpegs = photograph_like(config.num, config.seed)
     (folder / "files").mkdir(parents=True)
     (folder / "tars").mkdir()

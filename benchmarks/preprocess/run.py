@@ -63,6 +63,7 @@ from benchmarks.preprocess.peers import (
     without_turbo,
 )
 from benchmarks.store import build_store
+from pipeline.app.files import emptied
 from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard, shard_path
 from pipeline.store.writer import write_image_shard
@@ -78,8 +79,7 @@ Rates = dict[str, Measurement]
 def main(config: PreprocessBenchConfig) -> int:
     """Measure, append the rows and print them; return 0 if every target is met, else 1."""
     cv2.setNumThreads(1)
-    folder = Path(config.out)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = emptied(Path(config.out), "out")
     chosen = list(pictures(config))
     sequential = [encode(picture, progressive=False) for picture in chosen]
     files = write_files(folder / "files", [with_comment(sequential, i) for i in range(config.num)])

@@ -8,12 +8,13 @@ Shape legend: b = images, h = hands, n = outputs per hand.
 
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from model.geometry.camera import lift_from_crop
-from model.geometry.rotation import rot6d_to_rotmat
+from model.geometry.rotation import axis_angle_to_rotmat, rot6d_to_rotmat, rotmat_to_rot6d
 from model.hand import NUM_BETAS, NUM_JOINTS, NUM_MANO_JOINTS, ROOT
 from model.mano.files import ManoModels
 from model.mano.layer import ManoLayer, joint_regressors, regress_joints
@@ -32,6 +33,9 @@ class HandDecoder(nn.Module):
     Has no weights and no entry in the state dict: MANO's arrays come from the user's files.
     """
 
+    rest_rot6d: Tensor | None
+    """[2, 96], MANO's mean pose of both sides, its root not rotated; None without MANO."""
+
     def __init__(self, *, input_px: int, mano: ManoModels | None, right_only: bool = False) -> None:
         """Decode MANO parameters with the models ``mano``, or plain joints where they are None.
 
@@ -40,10 +44,12 @@ class HandDecoder(nn.Module):
         super().__init__()
         self.input_px = input_px
         self.mano: ManoLayer | None = None
+        self.register_buffer("rest_rot6d", None, persistent=False)
         self.sizes: tuple[int, ...] = (3 * NUM_JOINTS, PLACE)
         if mano is not None:
             self.mano = ManoLayer(mano, right_only=right_only)
             self.regressors = joint_regressors(mano)
+            self.rest_rot6d = _rest_rot6d(mano)
             self.sizes = (6 * NUM_MANO_JOINTS, NUM_BETAS, PLACE)
 
     @property
@@ -55,14 +61,14 @@ class HandDecoder(nn.Module):
         """Return the outputs that decode to the mean of a training set.
 
         Raises:
-            ValueError: If MANO parameters are decoded, but no training label has them.
+            ValueError: If MANO parameters are decoded, but the mean has none.
         """
         if self.mano is None:
             return torch.cat((mean.joints_rel.flatten(1), mean.place), -1)
         if mean.theta_rot6d is None:
             raise ValueError(
-                "model.head=mano learns from MANO labels, but no training row has them; build the "
-                "store with mano=FOLDER, or use model.head=joints"
+                "the mean pose has no MANO pose, which a network of MANO parameters starts from; "
+                "measure it with this network: train.state.mean_pose.measure_mean_pose"
             )
         beta = torch.zeros(len(mean.place), NUM_BETAS) if mean.beta is None else mean.beta
         return torch.cat((mean.theta_rot6d, beta, mean.place), -1)
@@ -98,6 +104,13 @@ class HandDecoder(nn.Module):
             beta=beta,
             transl=transl,
         )
+
+
+def _rest_rot6d(mano: ManoModels) -> Float[Tensor, "2 96"]:
+    """Return MANO's mean pose of the right and the left hand."""
+    fingers = np.stack([side.hands_mean for side in (mano.right, mano.left)])
+    theta = torch.from_numpy(np.pad(fingers, ((0, 0), (3, 0)))).view(len(fingers), -1, 3)
+    return rotmat_to_rot6d(axis_angle_to_rotmat(theta)).flatten(1).float()
 
 
 def decode_object(

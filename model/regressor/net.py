@@ -91,7 +91,7 @@ class HandRegressor(Network):
     def predict_mean(self, mean: MeanPose, inputs: Inputs) -> Prediction:
         """Return ``mean`` for every image."""
         numbers = self._numbers_of(mean).to(inputs.K.device)
-        return self._decode(numbers.expand(inputs.K.shape[0], -1), inputs.K.float(), inputs)
+        return self._decode(numbers.expand(len(inputs.K), -1), known_camera(inputs.K), inputs)
 
     def _numbers_of(self, mean: MeanPose) -> Float[Tensor, " n"]:
         hands = self.decoder.start(mean).flatten()

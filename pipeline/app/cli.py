@@ -25,7 +25,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.app.words import nearest
+from pipeline.app.output import lasting_output
+from pipeline.app.words import closest, nearest, printable, sentence
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
@@ -75,8 +76,14 @@ class UsageError(ValueError):
 def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
     """Run one command and return the exit code: 0 success, 1 a check failed, 2 user error.
 
-    ``HANDLOOM_TRACEBACK=1`` also shows the traceback of a user error.
+    ``HANDLOOM_TRACEBACK=1`` also shows the traceback of a user error. Output that nobody reads any
+    more (``| head``, a closed terminal) is dropped; the command goes on.
     """
+    with lasting_output():
+        return _run(prog, commands, argv)
+
+
+def _run(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> int:
     by_name = {command.name: command for command in commands}
     if argv and argv[0] == "--version":
         print(_version())  # noqa: T201
@@ -117,7 +124,7 @@ def front_door(prog: str, commands: Sequence[Command], argv: Sequence[str]) -> i
     except USER_ERRORS as error:
         if os.environ.get("HANDLOOM_TRACEBACK") == "1":
             raise
-        print(f"{prog} {name}: {sentence(error)}", file=sys.stderr)  # noqa: T201
+        print(f"{prog} {name}: {printable(sentence(error))}", file=sys.stderr)  # noqa: T201
         return 2
 
 
@@ -145,13 +152,6 @@ def _imported(name: str) -> Any:
     """Return the object behind ``module:name``."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def sentence(error: BaseException) -> str:
-    """Return an error as one line: the first paragraph of its message."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename!r}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _version() -> str:
@@ -419,7 +419,9 @@ def _override(
         value = os.path.expanduser(value) if value.startswith("~") else value  # noqa: PTH111
         written = f"'{_escape(value)}'"
     elif choices and value not in choices:
-        raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}")
+        near = closest(value, choices)
+        hint = "" if near is None else f"; did you mean {near!r}?"
+        raise UsageError(f"{bare} must be one of {', '.join(choices)}, got {value!r}{hint}")
     else:
         written = value
     if full in options:

@@ -1,14 +1,21 @@
 """File helpers of all commands: existence checks, atomic replacement, sync."""
 
 import contextlib
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+MARKER: Final = ".handloom"
+"""Empty file in a folder whose content may be removed: a command of ours made it."""
 PARTIAL: Final = ".partial"
 """Suffix of unfinished files, ours and zarr-python's; leftover ones may be removed."""
+
+
+_CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 def existing(path: str, key: str) -> Path:
@@ -24,7 +31,9 @@ def existing(path: str, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[Any], None]]:
+def replacing(
+    path: Path, *, folder: Path | None = None, durable: bool = True
+) -> Iterator[Callable[[Any], None]]:
     """Replace a file atomically: yield a write function; commit when the block ends without error.
 
     The bytes are synced to disk first: a kill or a full disk at any moment leaves the old file or
@@ -35,6 +44,7 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
     Args:
         path: The file.
         folder: Folder of the temporary file, if not that of ``path``; on the same disk.
+        durable: Sync; else the file is whole after a kill, but not after a power cut.
 
     Raises:
         OSError: If a write fails; the temporary file is removed.
@@ -50,28 +60,69 @@ def replacing(path: Path, *, folder: Path | None = None) -> Iterator[Callable[[A
 
         try:
             yield write
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         partial.replace(path)
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
-def replace_file(path: Path, *parts: bytes | memoryview, folder: Path | None = None) -> None:
+def emptied(folder: Path, key: str) -> Path:
+    """Return a folder of ours without content, created if need be.
+
+    Only what is in a folder with our marker is removed.
+
+    Args:
+        folder: Its path.
+        key: The option that names it, for the message.
+
+    Raises:
+        FileExistsError: If it holds files and no marker: they are somebody's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / MARKER
+    entries = [entry for entry in folder.iterdir() if entry != marker]
+    if entries and not marker.is_file():
+        raise FileExistsError(
+            f"{key}={str(folder)!r} holds files that are not of this command (such as "
+            f"{entries[0].name}); choose another folder, or empty it yourself"
+        )
+    marker.touch()
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return folder
+
+
+def replace_file(
+    path: Path, *parts: bytes | memoryview, folder: Path | None = None, durable: bool = True
+) -> None:
     """Write the concatenated ``parts`` to ``path`` atomically, as ``replacing`` does."""
-    with replacing(path, folder=folder) as write:
+    with replacing(path, folder=folder, durable=durable) as write:
         for part in parts:
             write(part)
 
 
 def sync(path: Path) -> None:
-    """Sync a file, or the entries of a folder, to disk."""
+    """Sync a file, or the entries of a folder, to disk.
+
+    Some network and FUSE disks cannot sync a folder: its entries are as safe there as they get.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

@@ -1,8 +1,9 @@
 """The gather on a CPU as machine code; formulas: ``pipeline.gather.reference``.
 
 ``cpu.c`` is compiled once per processor with the system's C compiler, as Triton does with its
-launchers, and stored in the user's cache folder. Without a compiler, or with
-``HANDLOOM_NATIVE=0``, the reference runs instead, six times slower.
+launchers, and stored in the user's cache folder; a damaged one is compiled again. Without a
+compiler, which the log names with what to do, or with ``HANDLOOM_NATIVE=0``, the reference runs
+instead, six times slower.
 
 Torch's own operations pass every pixel some sixty times through memory; Inductor is no faster,
 since it reads bytes at computed addresses one by one with a bounds check each.
@@ -15,7 +16,7 @@ import itertools
 import logging
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from pipeline.app.compiler import FIX, cache_folder, compilers
 from pipeline.decode.codec import Codec, Pixels
 from pipeline.gather.params import GatherParams, InputFormat, prepare_output
 from pipeline.host_pool import HostPool
@@ -39,6 +41,7 @@ OPTIONS: Final = (
 )
 SWITCH: Final = "HANDLOOM_NATIVE"
 COMPILE_LIMIT_S: Final = 60
+SEAL_BYTES: Final = 32
 _SCRATCH: Final = HostPool()
 
 
@@ -115,10 +118,11 @@ def available() -> bool:
         return False
     try:
         _library()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
-        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+    except OSError as error:
         log.warning(
-            "the gather runs on the CPU in plain torch, which is slower: %s", reason.strip()
+            "the gather runs on the CPU in plain torch, which is six times slower (%s): %s",
+            error,
+            FIX,
         )
         return False
     return True
@@ -149,25 +153,71 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 def _library() -> Any:
     """Return the compiled library, from the cache folder if it was compiled before.
 
+    Compiled in a temporary folder where that one cannot be written or run from.
+
     Raises:
-        OSError: If there is no compiler, or no writable folder.
+        OSError: If there is no compiler, or none compiles it; says what each answered.
+    """
+    found = compilers()
+    if not found:
+        raise OSError("found no C compiler (cc, gcc, clang, or in CC)")
+    problems = []
+    for compiler in found:
+        try:
+            return _loaded(compiler)
+        except (OSError, subprocess.SubprocessError) as error:
+            said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+            problems.append(f"{shlex.join(compiler)}: {' '.join((said or str(error)).split())}")
+            if compiler is not found[-1]:
+                log.warning("the gather is not compiled by %s; the next one is tried", problems[-1])
+    raise OSError("; ".join(problems))
+
+
+def _loaded(compiler: list[str]) -> Any:
+    """Return the library of a compiler, compiled if the cached one is absent or damaged.
+
+    Raises:
+        OSError: If it cannot be started, or what it compiled cannot be loaded.
         subprocess.SubprocessError: If it does not compile.
     """
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
-        raise OSError("found no C compiler (cc, gcc, clang, or in CC)")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "handloom"
-    key = "\n".join((SOURCE.read_text(encoding="utf-8"), *OPTIONS, compiler, _processor()))
-    path = folder / f"gather-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / path.name
-            words = [compiler, *OPTIONS, "-o", str(made), str(SOURCE)]
-            subprocess.run(
-                words, check=True, capture_output=True, text=True, timeout=COMPILE_LIMIT_S
-            )
-            made.replace(path)  # atomic, even if other processes compile it too
+    key = "\n".join((SOURCE.read_text(encoding="utf-8"), *OPTIONS, *compiler, _processor()))
+    name = f"gather-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    try:
+        path = cache_folder() / name
+        if not _is_whole(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+                _compiled(compiler, Path(temporary) / name).replace(path)  # atomic
+        return _opened(path)
+    except (OSError, RuntimeError) as error:  # read-only, full, mounted noexec, or no home
+        log.info("the gather is compiled for this process alone: %s", error)
+    with tempfile.TemporaryDirectory() as temporary:
+        return _opened(_compiled(compiler, Path(temporary) / name))
+
+
+def _compiled(compiler: list[str], path: Path) -> Path:
+    """Compile the source and seal the library: its sha256 follows, which the loader ignores."""
+    words = [*compiler, *OPTIONS, "-o", str(path), str(SOURCE)]
+    subprocess.run(words, check=True, capture_output=True, text=True, timeout=COMPILE_LIMIT_S)
+    data = path.read_bytes()
+    if not data:
+        raise OSError("it wrote an empty library")
+    path.write_bytes(data + hashlib.sha256(data).digest())
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a cached library is as it was written: a torn one may kill the process."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return (
+        len(data) > SEAL_BYTES and data[-SEAL_BYTES:] == hashlib.sha256(data[:-SEAL_BYTES]).digest()
+    )
+
+
+def _opened(path: Path) -> Any:
     library = ctypes.CDLL(str(path))
     library.gather.argtypes = (ctypes.POINTER(_Gather), ctypes.c_int32, ctypes.c_int32)
     library.gather.restype = None

@@ -39,6 +39,11 @@ def num_virtual_shards(num_samples: int) -> int:
     return min(MAX_SHARDS, 1 << (wanted.bit_length() - 1))
 
 
+def shard_of(sample: Int64[Tensor, " m"], num_shards: int) -> Int64[Tensor, " m"]:
+    """Return the virtual shard of each sample."""
+    return (sample + sample // num_shards) % num_shards
+
+
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     """Return the number of global batches of an epoch."""
     num_shards = num_virtual_shards(num_samples)
@@ -70,8 +75,7 @@ def owned_samples(num_samples: int, *, rank: int = 0, world: int = 1) -> Int64[T
     num_shards = num_virtual_shards(num_samples)
     _check_world(num_shards, rank, world)
     sample = torch.arange(num_samples)
-    shard = (sample + sample // num_shards) % num_shards
-    return sample[shard % world == rank]
+    return sample[shard_of(sample, num_shards) % world == rank]
 
 
 def epoch_batches(

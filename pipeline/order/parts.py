@@ -28,7 +28,7 @@ from model.hand import NUM_HANDS, JointSet
 from pipeline.config import MixPart, PipelineConfig
 from pipeline.decode.source import describe_row
 from pipeline.order.epoch import check_batch_size, epoch_batches, steps_per_epoch
-from pipeline.order.mix import mixed_batch, mixing_unit
+from pipeline.order.mix import mixed_batch, num_owner_classes
 from pipeline.order.windows import (
     DEFAULT_BLOCK,
     Windows,
@@ -93,7 +93,7 @@ class Order:
             ValueError: States what fits.
         """
         if self.is_mixture:
-            mixing_unit(self.sizes, self.batch_size, world=self.world)
+            num_owner_classes(self.sizes, self.batch_size, world=self.world)
         check_batch_size(sum(self.sizes), self.batch_size, world=self.world)
 
     def steps_per_epoch(self) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store.image_bytes import open_array, rebuild
 from pipeline.store.objects import object_names, read_object
 from pipeline.store.pictures import picture_names
 from pipeline.store.reader import Store
@@ -50,7 +49,7 @@ def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda 
 
 def _parts(store: Store, name: str) -> Iterator[bytes]:
     """Yield header and elements of a per-row array, one file at a time."""
-    array = open_array(store.path / name, rebuild(store.attributes))
+    array = store.array(name)
     yield _header(name, array.dtype, array.shape)
     rows = (array.shards or array.chunks)[0]
     for start in range(0, array.shape[0], rows):

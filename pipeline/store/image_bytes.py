@@ -21,6 +21,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.store.errors import StoreError
+from pipeline.store.files import ListedStore, StoreFiles
 from pipeline.store.schema import StoreAttributes
 from pipeline.store.shard import corrupt, num_shards, prove_shard, rows_of_shard, shard_path
 
@@ -62,7 +63,7 @@ def open_image_bytes(
     """
     cure = rebuild(attributes)
     _check_rows(path, attributes, index)
-    array = open_array(path / "image" / "bytes", cure)
+    array = open_array(path, "image/bytes", cure)
     obstacle = _prove(path, attributes, index, array)
     if obstacle and reader in {"mmap", "pread"}:
         raise StoreError(f"reader={reader} cannot read {obstacle}; use reader=auto")
@@ -84,15 +85,26 @@ def open_image_bytes(
         ) from None
 
 
-def open_array(path: Path, cure: str) -> zarr.Array[Any]:
-    """Open one Zarr array of the store for reading.
+def open_array(
+    path: Path, name: str, cure: str, files: StoreFiles | None = None
+) -> zarr.Array[Any]:
+    """Open one Zarr array of the store at ``path`` for reading.
+
+    Args:
+        path: The store's folder.
+        name: The array, such as ``labels/K``.
+        cure: How to repair the store; ends the error message.
+        files: List that its files are compared with; None: no comparison.
 
     Raises:
-        StoreCorruptError: If there is none.
+        StoreCorruptError: If there is none, now, or a file differs, also when it is read later.
     """
-    if not (path / "zarr.json").is_file():
-        raise corrupt(path, "a Zarr array", "nothing", cure)
-    return zarr.open_array(path, mode="r")
+    if not (path / name / "zarr.json").is_file():
+        raise corrupt(path / name, "a Zarr array", "nothing", cure)
+    if files is None:
+        return zarr.open_array(path / name, mode="r")
+    listed = ListedStore(path, files, cure)
+    return zarr.open_array(listed, path=name, mode="r", zarr_format=3)
 
 
 def rebuild(attributes: StoreAttributes) -> str:

@@ -105,7 +105,7 @@ def read_object(path: Path, name: str) -> ObjectShape:
     try:
         diameter_m = float(zarr.open_group(folder, mode="r").attrs[DIAMETER])  # type: ignore[arg-type]
         for array, *_ in OBJECT_ARRAYS:
-            arrays[array] = np.asarray(open_array(folder / array, cure)[...])
+            arrays[array] = np.asarray(open_array(path, f"{GROUP}/{name}/{array}", cure)[...])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, StoreError):
             raise

@@ -46,7 +46,7 @@ def create_pictures(
         shards=(rows_per_file(attributes.shard_rows), *size_hw),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        compressors=zarr.codecs.ZstdCodec(level=3),
+        compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
         attributes={"unit": spec.unit, "meaning": spec.meaning},
     )
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from pipeline.store.errors import StoreError, StoreUnfinishedError, StoreVersionError
+from pipeline.store.files import StoreFiles, read_files
 from pipeline.store.image_bytes import (
     ImageIndex,
     ReadBytes,
@@ -52,12 +54,14 @@ class Store:
         image_index: ImageIndex,
         read_bytes: ReadBytes,
         resources: ExitStack,
+        files: StoreFiles | None,
     ) -> None:
         self.path = path
         self.attributes = attributes
         self.num_rows = attributes.num_rows
         self.image_index = image_index
         self._read_bytes = read_bytes
+        self._files = files
         self._resources = resources
         self._labels: dict[str, NDArray[Any]] = {}
 
@@ -140,14 +144,30 @@ class Store:
             specs = {spec.name: spec for spec in LABELS}
             if name not in specs:
                 raise StoreError(f"unknown label {name!r}; choices: {', '.join(specs)}")
-            self._labels[name] = _read_rows(self.path / "labels", specs[name], self.attributes)
+            self._labels[name] = _read_rows(
+                self.path, "labels", specs[name], self.attributes, self._files
+            )
         return self._labels[name]
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Open an array such as ``labels/K`` or ``splits/train``; reading it checks its files.
+
+        Raises:
+            StoreCorruptError: If there is none, or its metadata are damaged.
+        """
+        return open_array(self.path, name, rebuild(self.attributes), self._files)
+
+    def damaged_files(self) -> Iterator[str]:
+        """Yield a sentence for every file whose checksum is not that of the store's list."""
+        for name, (_, checksum) in () if self._files is None else self._files.items():
+            file = self.path / name
+            if checksum is not None and (found := crc32c(file.read_bytes())) != checksum:
+                yield f"{file}: expected crc32c {checksum:#010x}, got {found:#010x}"
 
     def split_counts(self) -> dict[str, int]:
         """Return the name and the number of rows of every split, ``all`` first."""
-        folder, cure = self.path / "splits", rebuild(self.attributes)
-        names = sorted(file.parent.name for file in folder.glob("*/zarr.json"))
-        counts = {name: int(open_array(folder / name, cure).shape[0]) for name in names}
+        names = sorted(file.parent.name for file in (self.path / "splits").glob("*/zarr.json"))
+        counts = {name: int(self.array(f"splits/{name}").shape[0]) for name in names}
         return {ALL_ROWS: self.num_rows, **counts}
 
     def split(self, name: str) -> NDArray[np.int32]:
@@ -162,8 +182,7 @@ class Store:
             raise StoreError(f"store {self.path} has no split {name!r}; choices: {choices}")
         if name == ALL_ROWS:
             return np.arange(self.num_rows, dtype=np.int32)
-        array = open_array(self.path / "splits" / name, rebuild(self.attributes))
-        return np.asarray(array[...], np.int32)
+        return np.asarray(self.array(f"splits/{name}")[...], np.int32)
 
     def _require(self, row: int) -> None:
         if not 0 <= row < self.num_rows:
@@ -177,14 +196,20 @@ class Store:
 
 
 def open_store(
-    path: str | Path, *, reader: Reader = "auto", allow_unfinished: bool = False
+    path: str | Path,
+    *,
+    reader: Reader = "auto",
+    allow_unfinished: bool = False,
+    allow_unlisted: bool = False,
 ) -> Store:
-    """Open the store at ``path`` and verify that its bytes are where the index points.
+    """Open the store at ``path``; verify that its files are there, and images within them.
 
     Args:
         path: The store's folder.
         reader: How image bytes are read: ``pipeline.store.image_bytes``.
         allow_unfinished: Also open a store whose build is unfinished; for the builder.
+        allow_unlisted: Do not compare the files with the store's list of them; for the builder
+            and for writing that list.
 
     Raises:
         StoreError: If there is no store at ``path`` or ``reader`` cannot read it.
@@ -196,12 +221,19 @@ def open_store(
     if reader not in get_args(Reader):
         raise StoreError(f"reader must be one of {', '.join(get_args(Reader))}, got {reader!r}")
     attributes = read_attributes(path, allow_unfinished=allow_unfinished)
+    files = None
+    if attributes.finished and not allow_unlisted:
+        cure = (
+            f"{rebuild(attributes)} (or, if a tool rewrote or an earlier release built it: "
+            f"python -m preprocess verify-cache store={path} relist=true)"
+        )
+        files = read_files(path, attributes.content_sha256, cure)
     index = ImageIndex(
-        **{spec.name: _read_rows(path / "image", spec, attributes) for spec in IMAGE_INDEX}
+        **{spec.name: _read_rows(path, "image", spec, attributes, files) for spec in IMAGE_INDEX}
     )
     with ExitStack() as resources:
         read_bytes = open_image_bytes(path, attributes, index, reader, resources)
-        return Store(path, attributes, index, read_bytes, resources.pop_all())
+        return Store(path, attributes, index, read_bytes, resources.pop_all(), files)
 
 
 def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttributes:
@@ -244,13 +276,20 @@ def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttri
     return attributes
 
 
-def _read_rows(group: Path, spec: ArraySpec, attributes: StoreAttributes) -> NDArray[Any]:
+def _read_rows(
+    path: Path,
+    group: str,
+    spec: ArraySpec,
+    attributes: StoreAttributes,
+    files: StoreFiles | None,
+) -> NDArray[Any]:
     """Return a whole per-row array, read-only."""
-    array = open_array(group / spec.name, rebuild(attributes))
+    name = f"{group}/{spec.name}"
+    array = open_array(path, name, rebuild(attributes), files)
     expected = f"{spec.dtype} {(attributes.num_rows, *spec.shape)}"
     found = f"{array.dtype} {array.shape}"
     if expected != found:
-        raise corrupt(group / spec.name, expected, found, rebuild(attributes))
+        raise corrupt(path / name, expected, found, rebuild(attributes))
     values = np.asarray(array[...])
     values.flags.writeable = False
     return values

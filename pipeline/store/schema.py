@@ -22,6 +22,10 @@ INNER_CHUNK_BYTES: Final = 256 << 10
 tensorstore reads a quarter as many random images per second, at 64 KiB zarr-python writes at a
 quarter of the speed."""
 ATTRIBUTE: Final = "handloom"
+OURS: Final = ".handloom-"
+"""Begins the names of temporary folders and locks in the folder of a store."""
+LOCK: Final = f"{OURS}build.lock"
+"""Lock file of the process that writes a store."""
 NUM_OBJECTS: Final = 10
 """Object slots of a row; empty ones have id -1."""
 CONTACT_STEP_M: Final = 0.25e-3
@@ -286,3 +290,8 @@ class StoreAttributes:
     finished: bool
     """The finish marker: the group attributes are written last."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Return whether the images were rendered by ``make-sample``."""
+        return self.extra.get("synthetic") is True

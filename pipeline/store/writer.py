@@ -14,6 +14,7 @@ import dataclasses
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from pipeline.app.files import PARTIAL, replace_file, sync
 from pipeline.app.words import closest
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
+from pipeline.store.files import GROUPS, write_files
 from pipeline.store.objects import ObjectShape, write_object
 from pipeline.store.pictures import create_pictures
 from pipeline.store.reader import ALL_ROWS, open_store, read_attributes
@@ -38,6 +40,7 @@ from pipeline.store.schema import (
     IMAGE_INDEX,
     INNER_CHUNK_BYTES,
     LABELS,
+    OURS,
     ArraySpec,
     StoreAttributes,
 )
@@ -56,7 +59,11 @@ ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
 """Per-row arrays by their path in the store."""
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
 """Chunk files of per-row arrays are in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
+_LEFT_BEHIND: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}$")
+"""Ends the name of a file that a killed process left unfinished, ours and zarr-python's."""
 _ZSTD: Final = Zstd(level=3, checksum=False)
+MEMBERS: Final = (*GROUPS, "zarr.json")
+"""What the folder of a store holds."""
 SPLIT_NAME: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -70,24 +77,25 @@ def create_store(
 ) -> None:
     """Create an unfinished store at ``path`` with all its arrays; write its splits and objects.
 
-    The folder is created atomically.
+    ``zarr.json`` comes last: killed before, the folder is no store. What is in the folder beside
+    arrays, such as a lock, stays.
 
     Args:
-        path: The store's folder; must not exist.
+        path: The store's folder; created if need be, must not hold a store or part of one.
         attributes: Its attributes; ``finished`` and ``content_sha256`` are set by ``finish_store``.
         splits: Row lists by name.
         objects: The shapes of ``attributes.tables['object']``.
         pictures: Height and width of the ``schema.PICTURES`` to create, by name.
 
     Raises:
-        StoreError: If ``path`` exists or the arguments contradict each other; lists all problems.
+        StoreError: If there is a store, or the arguments contradict each other; lists all problems.
     """
-    if path.exists():
-        raise StoreError(f"{path} exists; remove it or choose another path")
+    if any((path / name).exists() for name in MEMBERS):
+        raise StoreError(f"{path} holds a store or part of one; remove it or choose another path")
     if problems := [*_layout_problems(attributes), *_split_problems(splits, attributes)]:
         raise StoreError(f"store {path}: {'; '.join(problems)}")
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = path / f"{OURS}{uuid.uuid4().hex}"
+    partial.mkdir(parents=True)
     unfinished = dataclasses.replace(attributes, finished=False, content_sha256="")
     group = zarr.create_group(partial, attributes={ATTRIBUTE: dataclasses.asdict(unfinished)})
     capacity = attributes.shard_capacity_bytes
@@ -130,8 +138,41 @@ def create_store(
         create_pictures(group, name, size_hw, attributes)
     for entry in partial.rglob("*"):
         sync(entry)
-    partial.rename(path)
+    for name in MEMBERS:
+        (partial / name).rename(path / name)
+    partial.rmdir()
+    sync(path)
     sync(path.parent)
+
+
+def remove_store(path: Path) -> None:
+    """Remove the store at ``path``, and what a killed process left of one; foreign files stay.
+
+    ``zarr.json`` goes first: killed at any moment, the folder is no store, and all of it that is
+    left is found by the next call.
+    """
+    aside = path / f"{OURS}{uuid.uuid4().hex}"
+    aside.mkdir()
+    for name in reversed(MEMBERS):
+        if (path / name).exists():
+            (path / name).rename(aside / name)
+    for folder in _temporary(path):
+        shutil.rmtree(folder)
+
+
+def foreign_files(path: Path) -> list[str]:
+    """Return the names in a folder that are neither a store's nor left by a killed process.
+
+    Without ``zarr.json``, arrays are a store's if our temporary folder proves that it was being
+    made or removed.
+    """
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(OURS))
+    is_ours = MEMBERS[-1] in names or bool(_temporary(path))
+    return [name for name in names if not is_ours or name not in MEMBERS]
+
+
+def _temporary(path: Path) -> list[Path]:
+    return [entry for entry in path.glob(f"{OURS}*") if entry.is_dir()]
 
 
 def write_image_shard(
@@ -253,13 +294,15 @@ def finish_store(
         if expected != got:
             raise StoreError(f"store {path} was created with {name}={expected}, got {got}")
     for leftover in path.rglob(f"*{PARTIAL}"):
-        leftover.unlink()
+        if _LEFT_BEHIND.search(leftover.name):
+            leftover.unlink()
     # pread: mapped pages would count as this process's memory until they are reclaimed.
-    store = open_store(path, reader="pread", allow_unfinished=True)
+    store = open_store(path, reader="pread", allow_unfinished=True, allow_unlisted=True)
     finished = dataclasses.replace(
         attributes, content_sha256=content_sha256(store, report=report), finished=True
     )
     store.close()
+    write_files(path, finished.content_sha256)
     file = path / "zarr.json"
     group = json.loads(file.read_text())
     group["attributes"][ATTRIBUTE] = dataclasses.asdict(finished)

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import operator
-import shutil
 import time
 from collections import Counter
 from math import nan
@@ -23,10 +22,11 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.app.files import replace_file
+from pipeline.app.lock import locked
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.store.errors import StoreError, StoreVersionError
-from pipeline.store.schema import FLAGS, StoreAttributes
+from pipeline.store.schema import FLAGS, LOCK, StoreAttributes
 from pipeline.store.shard import num_shards
 from preprocess.builder import journal
 from preprocess.builder.executor import map_in_order, run_shards
@@ -74,11 +74,25 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
         FileNotFoundError: If the given MANO folder has no MANO files.
     """
     console = console or Console(stderr=True)
-    start = time.monotonic()
     out = Path(config.out).expanduser()
-    root = Path(config.root).expanduser()
     check_dataset(config.dataset)
-    check_out(out, overwrite=config.overwrite)
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise StoreError(f"out={str(out)!r} is not a folder; choose another path")
+    alone = locked(
+        out / LOCK,
+        f"another build is writing {out}",
+        instead="choose another out=",
+        say=lambda line: say(f"build-cache: {line}", console),
+    )
+    with alone:
+        check_out(out, overwrite=config.overwrite)
+        return _build(config, out, console)
+
+
+def _build(config: BuildConfig, out: Path, console: Console) -> BuildReport:
+    """Build with ``out`` locked."""
+    start = time.monotonic()
+    root = Path(config.root).expanduser()
     mano_folder, mano = load_mano_of(config.mano)
     say(f"build-cache: reading the annotations of {config.dataset} below {root}", console)
     source = open_source(config.dataset, root, mano)
@@ -87,28 +101,25 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
         _refuse_missing_images(source, plan)
-    with contextlib.ExitStack() as lock:
-        results = _prepare(tasks, console, lock)
-        shards_start = time.monotonic()
-        done = already = sum(result.num_rows for result in results.values())
-        left = [shard for shard in range(plan.num_shards) if shard not in results]
-        todo = map(tasks.task, left)
-        with show_progress("build-cache", console, already=done) as report:
-            for task, result in run_shards(
-                todo, len(left), config.executor, workers=config.workers
-            ):
-                journal.append(out, task, result)
-                results[result.shard] = result
-                done += result.num_rows
-                report(done, plan.num_rows)
-        return _finish(
-            tasks,
-            [results[shard] for shard in sorted(results)],
-            start=start,
-            shard_seconds=time.monotonic() - shards_start,
-            fresh_rows=plan.num_rows - already,
-            console=console,
-        )
+    results = _prepare(tasks, console)
+    shards_start = time.monotonic()
+    done = already = sum(result.num_rows for result in results.values())
+    left = [shard for shard in range(plan.num_shards) if shard not in results]
+    todo = map(tasks.task, left)
+    with show_progress("build-cache", console, already=done) as report:
+        for task, result in run_shards(todo, len(left), config.executor, workers=config.workers):
+            journal.append(out, task, result)
+            results[result.shard] = result
+            done += result.num_rows
+            report(done, plan.num_rows)
+    return _finish(
+        tasks,
+        [results[shard] for shard in sorted(results)],
+        start=start,
+        shard_seconds=time.monotonic() - shards_start,
+        fresh_rows=plan.num_rows - already,
+        console=console,
+    )
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -119,23 +130,28 @@ def check_out(out: Path, *, overwrite: bool) -> None:
             Handloom store, which is never removed.
     """
     from pipeline.store.reader import read_attributes
+    from pipeline.store.writer import foreign_files
 
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise StoreError(f"out={str(out)!r} is not a folder; choose another path")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / "zarr.json").is_file():
+    has_store = (out / "zarr.json").is_file()
+    if foreign := foreign_files(out):
+        some = f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}"
         raise StoreError(
-            f"out={str(out)!r} is a folder with other files, not a store; choose another path"
+            f"out={str(out)!r} is a folder with other files{' in a store' * has_store} ({some})"
+            + ("; move them away or " if has_store else ", not a store; ")
+            + "choose another path"
         )
+    if not has_store:
+        return
     try:
         finished = read_attributes(out, allow_unfinished=True).finished
     except StoreVersionError:
         finished = True  # a Handloom store of another version
     if finished and not overwrite and not journal.journal_path(out).exists():
-        raise StoreError(
-            f"out={str(out)!r} holds a finished store; pass overwrite=true to replace it"
-        )
+        raise _is_finished(out)
+
+
+def _is_finished(out: Path) -> StoreError:
+    return StoreError(f"out={str(out)!r} holds a finished store; pass overwrite=true to replace it")
 
 
 def _refuse_missing_images(source: DatasetSource, plan: StorePlan) -> None:
@@ -153,17 +169,13 @@ def _refuse_missing_images(source: DatasetSource, plan: StorePlan) -> None:
 # --- the store ------------------------------------------------------------------------------------
 
 
-def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict[int, ShardResult]:
-    """Create an empty store, or find the shards that an earlier run finished.
-
-    ``lock`` keeps other builds out of ``out`` until it is closed.
-    """
+def _prepare(tasks: Tasks, console: Console) -> dict[int, ShardResult]:
+    """Create an empty store, or find the shards that an earlier run finished."""
     from pipeline.store.reader import read_attributes
-    from pipeline.store.writer import create_store
+    from pipeline.store.writer import create_store, remove_store
 
     out, attributes = tasks.store, tasks.attributes
     if journal.journal_path(out).exists():
-        lock.enter_context(journal.locked(out))
         found = read_attributes(out, allow_unfinished=True)
         if _layout(found) == _layout(attributes):
             entries = journal.read(out)
@@ -175,13 +187,14 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
             num = num_shards(attributes)
             say(f"build-cache: {len(kept)} of {num} shards are already done", console)
             return kept
+        if found.finished and not tasks.config.overwrite:
+            raise _is_finished(out)
         say(
             "build-cache: the dataset or the settings changed since the last run: starting over",
             console,
         )
     shapes = _shapes(tasks.source, tasks.config.workers, console)
-    _remove(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_store(out)
     size_hw = tasks.source.picture_hw
     create_store(
         out,
@@ -191,7 +204,6 @@ def _prepare(tasks: Tasks, console: Console, lock: contextlib.ExitStack) -> dict
         pictures=dict.fromkeys(tasks.pictures, size_hw),
     )
     journal.begin(out)
-    lock.enter_context(journal.locked(out))
     return {}
 
 
@@ -220,15 +232,6 @@ def _shapes(source: DatasetSource, workers: int, console: Console) -> "list[Obje
     return shapes
 
 
-def _remove(out: Path) -> None:
-    """Remove a store atomically: a partly removed one must not look like a store."""
-    old = out.with_name(f"{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-        shutil.rmtree(old)
-
-
 # --- the end --------------------------------------------------------------------------------------
 
 
@@ -249,7 +252,9 @@ def _finish(
     from pipeline.store.writer import finish_store
 
     out, plan = tasks.store, tasks.plan
-    with contextlib.closing(open_store(out, reader="pread", allow_unfinished=True)) as store:
+    with contextlib.closing(
+        open_store(out, reader="pread", allow_unfinished=True, allow_unlisted=True)
+    ) as store:
         quality = store.label("quality")
     residual = max((r.max_residual_m for r in results if r.max_residual_m is not None), default=nan)
     refit = max((r.max_refit_m for r in results if r.max_refit_m is not None), default=nan)

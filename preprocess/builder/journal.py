@@ -9,12 +9,10 @@ images, rows, settings) and its files are unchanged. The journal does not detect
 during a build; ``verify-cache root=...`` does.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,23 +60,6 @@ def inputs_of(task: ShardTask) -> str:
 def begin(store: Path) -> None:
     """Start the journal of a new store."""
     replace_file(journal_path(store))
-
-
-@contextlib.contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Lock the journal for this process; the operating system releases the lock when it exits.
-
-    Raises:
-        StoreError: If another build holds it.
-    """
-    with journal_path(store).open("ab") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"another build is writing {store}; wait for it, stop it, or choose another out="
-            ) from error
-        yield
 
 
 def append(store: Path, task: ShardTask, result: ShardResult) -> None:

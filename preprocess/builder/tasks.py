@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.app.cli import compose
 from pipeline.store.schema import FLAGS, FORMAT_VERSION, StoreAttributes
-from pipeline.store.terms import SYNTHETIC
 from preprocess.builder.plan import StorePlan, make_plan
 from preprocess.builder.shard import ShardTask, plan_indices
 from preprocess.config import BuildConfig, ImageEncoding, JpegProcess, OnBadImage, Region
 from preprocess.images.images import ImageWork
 from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
-from preprocess.synthetic import is_marked
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
@@ -183,9 +181,8 @@ def store_attributes(
         "official_boxes": source.official_boxes,
         "notes": source.notes,
     }
-    synthetic = is_marked(source.root)
-    if synthetic:
-        extra[SYNTHETIC] = True
+    if source.synthetic:
+        extra["synthetic"] = True
     if work.recode:
         extra["recode"] = {
             "region": config.image.region.name,
@@ -202,9 +199,9 @@ def store_attributes(
         shard_rows=plan.shard_rows,
         shard_capacity_bytes=plan.shard_capacity_bytes,
         image_encoding="recode" if work.recode else "passthrough",
-        licence="none: synthetic" if synthetic else source.licence,
-        citation="none: synthetic" if synthetic else source.citation,
-        official_counts={} if synthetic else source.official_counts,
+        licence=source.licence,
+        citation=source.citation,
+        official_counts=source.official_counts,
         found_counts={name: len(rows) for name, rows in plan.splits.items()},
         flags=FLAGS,
         flag_counts={},

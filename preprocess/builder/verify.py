@@ -70,6 +70,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
         StoreError: If there is no finished store of this version. Damage is reported as a problem.
         SourceError: If ``root`` is given and cannot be opened.
     """
+    from pipeline.store.files import write_files
     from pipeline.store.reader import open_store
 
     console = console or Console(stderr=True)
@@ -80,19 +81,25 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
     notes: list[str] = []
     num_rows, num_bytes = 0, 0
     try:
-        store = open_store(path)
+        store = open_store(path, allow_unlisted=config.relist)
     except StoreCorruptError as error:
         problems.append(str(error))
     else:
+        damaged = list(store.damaged_files())
+        problems += damaged
         num_rows = store.num_rows
         num_bytes = int(store.image_index.length.sum(dtype=np.int64))
         with show_progress("verify-cache", console) as report:
             problems += _check_images(store, report)
-        problems += [*_check_order(store), *_check_labels(store), *_check_objects(store)]
-        problems += _check_attributes(store)
+        if not damaged:
+            problems += [*_check_order(store), *_check_labels(store), *_check_objects(store)]
+            problems += _check_attributes(store)
         if not problems:
             problems += _check_content(store)
-        if root is not None:
+            if config.relist and not problems:
+                write_files(path, store.attributes.content_sha256)
+                notes.append("the list of its files was written anew")
+        if root is not None and not damaged:
             problems += _compare_with_source(store, root, config.mano, notes)
         store.close()
     return VerifyReport(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from preprocess.config import SAMPLE_DATASETS
+from preprocess.records import SYNTHETIC_FILE
 from preprocess.sample.freihand import write as freihand
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.interhand26m import write as interhand26m
 from preprocess.sample.processes import in_processes
-from preprocess.synthetic import mark_synthetic
 
 _SMALLEST_EVAL: Final = {"freihand": 8, "interhand26m": 4}
 
@@ -49,8 +49,6 @@ def write_sample(
 ) -> SampleSummary:
     """Write a synthetic dataset and the synthetic hand models it was made with.
 
-    ``out/synthetic.json`` marks it; a store built from it says that it is synthetic.
-
     ``out/mano`` holds the correct left hand, ``out/mano_shipped`` the one with the shape basis as
     MANO ships it (smplx issue 48).
 
@@ -81,7 +79,13 @@ def write_sample(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; name a new folder or delete it first")
     out.mkdir(parents=True, exist_ok=True)
-    mark_synthetic(out, dataset)
+    (out / SYNTHETIC_FILE).write_text(
+        f"Synthetic images and labels in the format of {dataset}, rendered by\n"
+        f"python -m preprocess make-sample dataset={dataset} num={num} seed={seed}\n"
+        "They test software; they are not the dataset. Stores built from this folder say so by\n"
+        "this file.\n",
+        encoding="utf-8",
+    )
     write_mano(out / "mano")
     write_mano(out / "mano_shipped", shapedirs_bug=True)
     counts = _writer(dataset)(out, num, seed, num_eval, workers, progress)

@@ -15,7 +15,6 @@ from jaxtyping import Float, UInt8
 
 from model.hand import LEFT, RIGHT
 from pipeline.app.words import say
-from pipeline.store.terms import terms_of
 from preprocess.builder.report.page import PAGE_FILE
 from preprocess.camera import project
 from preprocess.config import ShowConfig
@@ -52,9 +51,8 @@ def show(config: ShowConfig) -> Path:
         ValueError: If ``rows`` contains a row that the store does not have.
         OSError: If the image cannot be written.
     """
-    import cv2
-
     from model.draw import tile
+    from pipeline.app.pictures import write_picture
     from pipeline.store.pictures import picture_names
     from pipeline.store.reader import open_store
 
@@ -70,9 +68,7 @@ def show(config: ShowConfig) -> Path:
     sheet = np.concatenate([sheet, strip])
     store.close()
     out = Path(config.out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write the contact sheet out={str(out)!r}")
+    write_picture(out, sheet)
     return out
 
 
@@ -109,8 +105,11 @@ def describe(store: "Store") -> str:
     ]
     if objects := a.tables.get("object"):
         lines.append(f"  objects: {', '.join(objects)}")
-    lines.append(f"  content sha256: {a.content_sha256}")
-    lines += [f"  {key}: {text}" for key, text in terms_of(a).items()]
+    lines += [
+        f"  content sha256: {a.content_sha256}",
+        f"  licence: {a.licence}",
+        f"  cite: {a.citation}",
+    ]
     if (store.path / PAGE_FILE).is_file():
         lines.append(f"  report: {store.path / PAGE_FILE}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.app.words import printable
 from preprocess.records import SourceError
 
 _MOST_NAMES: Final = 1000
@@ -82,7 +83,7 @@ class Inventory:
                         names.append(name)
                     elif is_used(name) or not is_known(name):
                         end = "/" if entry.is_dir() else ""
-                        self.passed_over.append(_printable(f"{path}/{name}{end}".lstrip("/")))
+                        self.passed_over.append(printable(f"{path}/{name}{end}".lstrip("/")))
         except OSError as error:
             raise SourceError(
                 f"{self.dataset}: cannot list {self.root / path} ({error.strerror}); make it "
@@ -99,7 +100,7 @@ class Inventory:
             where: Where they should be.
             there: Names that are there.
         """
-        missing = sorted(_printable(name) for name in set(names) if name not in there)
+        missing = sorted(printable(name) for name in set(names) if name not in there)
         if missing:
             self.missing[f"{what} not in {where}"] = missing
             share = f"{len(missing)} of {len(set(names))} {what}"
@@ -121,11 +122,6 @@ class Inventory:
         if self.num_hidden:
             notes["hidden_files"] = self.num_hidden
         return notes | ({"warnings": warnings} if warnings else {})
-
-
-def _printable(name: str) -> str:
-    """Return a file name with bytes that are not UTF-8 spelled out."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _counted(names: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Registry of the supported datasets."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pipeline.app.words import nearest
-from preprocess.records import DatasetSource, SourceError
+from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
@@ -34,4 +35,15 @@ def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetS
     module = importlib.import_module(f"preprocess.sources.{dataset}.source")
     source = module.open_source(root, mano)
     assert isinstance(source, DatasetSource)
-    return source
+    return _as_synthetic(source) if (root / SYNTHETIC_FILE).is_file() else source
+
+
+def _as_synthetic(source: DatasetSource) -> DatasetSource:
+    """Drop what holds for the real dataset only: licence, citation, official counts."""
+    return replace(
+        source,
+        synthetic=True,
+        licence=f"synthetic, rendered by make-sample: not {source.dataset}, nor under its licence",
+        citation="none: synthetic",
+        official_counts={},
+    )

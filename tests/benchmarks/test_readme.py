@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.config import ReadmeConfig
 from benchmarks.declared import object_table, store_table
 from benchmarks.figures import (
     NOT_MEASURED,
@@ -13,8 +14,10 @@ from benchmarks.figures import (
     comparison_table,
     read_rows,
     table,
+    tolerance_table,
 )
-from benchmarks.readme import TABLES, filled, pages
+from benchmarks.readme import FRONT, TABLES, filled, loose_figures, pages
+from benchmarks.readme import main as readme
 from pipeline.store.schema import LABELS, OBJECT_ARRAYS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,7 +26,9 @@ PAGES = pages(ROOT)
 
 def row(variant: str, p50: float, date: str = "2026-01-01", **params: Any) -> dict[str, Any]:
     found = {"bench": "b", "metric": "m", "variant": variant, "unit": "images/s", "p50": p50}
-    return found | {"date": date, "params": params}
+    spread = {name: params.pop(name, p50) for name in ("p20", "p80")} | {"n": params.pop("n", 9)}
+    machine = {"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "gpu": None}
+    return found | spread | {"date": date, "params": params, "machine": machine}
 
 
 FIGURE = Figure(what="reads", bench="b", variant="ours", metric="m")
@@ -60,7 +65,39 @@ def test_the_front_page_refuses_what_was_not_measured() -> None:
     with pytest.raises(ValueError, match="'reads' has no row"):
         comparison_table([line], [row("ours", 5)])
     text = comparison_table([line], [row("ours", 5), row("theirs", 2)])
-    assert text.splitlines()[-1] == "| reads | 5 images/s | peer 2 |"
+    assert text.splitlines()[2] == "| reads | 5 images/s | under 0.5 % | peer 2 |"
+
+
+def test_figures_show_tolerance_and_machine() -> None:
+    counted = Figure(what="kills", bench="b", variant="k", metric="m", is_exact=True)
+    rows = [row("ours", 100, p20=96, p80=104), row("theirs", 2, n=1), row("k", 20)]
+    assert FIGURE.tolerance(rows) == "± 4 %"
+    assert OTHER.tolerance(rows) == "one run"
+    assert counted.tolerance(rows) == "exact"
+    lines = tolerance_table([FIGURE, OTHER], rows).splitlines()
+    assert lines[2:4] == ["| reads | 100 images/s | ± 4 % |", "| peer | 2 | one run |"]
+    assert lines[-1].startswith("Measured on 2 cores of an Intel Xeon. The tolerance is half the")
+    with pytest.raises(ValueError, match="'reads' has no row"):
+        FIGURE.tolerance([])
+    elsewhere = row("theirs", 2) | {"machine": {"cpu": "AMD EPYC", "cores": 2, "gpu": None}}
+    with pytest.raises(
+        ValueError, match=r"several machines .2 cores of an AMD EPYC, 2 cores of an"
+    ):
+        comparison_table([Comparison(ours=FIGURE, beside=(OTHER,))], [row("ours", 1), elsewhere])
+
+
+def test_a_figure_of_the_front_pages_without_a_row_is_seen(tmp_path: Path) -> None:
+    for name in FRONT:
+        assert not loose_figures((ROOT / name).read_text(encoding="utf-8")), name
+    assert loose_figures("It takes 2.5 minutes and is 3x as fast.\n") == [
+        "2.5 minutes and is 3x as fast."
+    ]
+    assert not loose_figures("Rows:\n```\n12 ms\n```\n`5 mm`; Python >= 3.11; 1,000 steps.\n")
+    (tmp_path / "docs").mkdir()
+    for name in FRONT:
+        (tmp_path / name).write_text("reads 5,000 images/s\n")
+    with pytest.raises(ValueError, match=r"3 figures have no row .README.md: '5,000 images/s'"):
+        readme(ReadmeConfig(root=str(tmp_path)))
 
 
 def test_text_may_use_what_a_row_was_measured_on() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.files import write_files
+from pipeline.store.reader import read_attributes
 from pipeline.store.schema import FORMAT_VERSION, LABELS, StoreAttributes
 from pipeline.store.shard import num_shards, rows_of_shard
 from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
@@ -96,3 +98,8 @@ def toy_store(
     for shard in shard_order or range(num_shards(attributes)):
         fill_shard(path, shard, jpegs, attributes)
     return finish_store(path, attributes)
+
+
+def relist(path: Path) -> None:
+    """Take changes of a store's files for the store: what a test changed is not found at open."""
+    write_files(path, read_attributes(path).content_sha256)

@@ -150,7 +150,7 @@ def test_available_memory_of_this_machine() -> None:
     ("words", "expected"),
     [
         (["num_samples=0"], "num_samples must be at least 1"),
-        (["device_gib=0"], "device_gib must be positive"),
+        (["device_gib=0"], "device_gib must be at least 1, got 0.0"),
         (["device_gib=1", "world=0"], "world must be at least 1"),
         (["device_gib=1", "split=no"], "no split 'no'"),
     ],

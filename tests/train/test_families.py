@@ -11,7 +11,7 @@ from model.plain import from_plain, to_plain
 from model.pretrained import load_pretrained
 from model.regressor.config import RegressorConfig, Scene
 from pipeline.app.cli import UsageError, compose
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from tests.train.toy.config import ToyConfig
 from tests.train.toy.losses import aperture
 from tests.train.toy.net import ToyNet
@@ -67,7 +67,7 @@ def test_a_family_of_four_files_trains_resumes_evaluates_and_exports(
 
     options = EvaluateConfig(run=str(whole), store=str(freihand.store), split="evaluation")
     assert evaluate(options) == 0
-    scores = json.loads((whole / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(whole).read_text())
     assert scores["model"]["mpjpe_mm"] > 0
     assert scores["official"] is None  # FreiHAND's protocol wants meshes, and here are none
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from tests.train.test_run import config, log_of, weights
 from train.config import DEFAULT_STEPS, EvaluateConfig, PredictConfig
 from train.evaluate.evaluate import main as evaluate
@@ -49,7 +49,7 @@ def scores_of(run_dir: Path, arctic: SampleStore, export: str | None = None) -> 
         export=export,
     )
     assert evaluate(asked) == 0
-    record = json.loads((run_dir / "evaluate-p1_val" / "scores.json").read_text())
+    record = json.loads(scores_file(run_dir, "p1_val").read_text())
     assert record["crop"] == "box around the labelled hands and the object"
     assert record["official"]["num_samples"] == record["official_mean"]["num_samples"] == 24
     assert record["model"]["num_hands"] > 24
@@ -116,7 +116,7 @@ def test_the_camera_on_the_head_shows_its_whole_frame(arctic: SampleStore, tmp_p
         run=str(tmp_path / "run"), store=str(arctic.store), split="p2_val", mano=str(arctic.mano)
     )
     assert evaluate(asked) == 0
-    record = json.loads((tmp_path / "run" / "evaluate-p2_val" / "scores.json").read_text())
+    record = json.loads(scores_file(tmp_path / "run", "p2_val").read_text())
     assert record["crop"] == record["official"]["crop"] == "none: the whole frame"
     assert record["official"]["num_samples"] == 3
     assert np.isfinite(record["official"]["official"]["mpjpe/ra/h"])

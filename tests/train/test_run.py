@@ -10,15 +10,20 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from rich.console import Console
 
 from model.families import build_network
 from model.mano.files import load_mano
 from pipeline.app.cli import compose
+from pipeline.app.lock import FolderInUseError, locked
 from pipeline.loader import Loader
-from tests.conftest import SampleStore
+from preprocess.builder.build import build
+from preprocess.config import BuildConfig
+from tests.conftest import SampleStore, scores_file
 from train.config import EvaluateConfig, RunConfig
 from train.device.distributed import ALONE
 from train.evaluate.evaluate import main as evaluate
+from train.run import LOCK
 from train.run import main as run
 from train.state.checkpoint import read_checkpoint
 from train.step.fault import DivergedError, raise_fault
@@ -85,11 +90,118 @@ def test_a_run_trains_draws_saves_and_is_scored(
         run=str(run_dir), store=str(freihand.store), mano=str(freihand.mano), batch_size=3
     )
     assert evaluate(scored) == 0
-    scores = json.loads((run_dir / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(run_dir).read_text())
     assert scores["model"]["num_hands"] == scores["mean_pose"]["num_hands"] == 8
     assert (scores["model"]["pa_mpvpe_mm"] is None) == (head == "joints")
     assert 5 < scores["mean_pose"]["pa_mpjpe_mm"] < 40
     assert "PA-MPJPE mm" in capsys.readouterr().out
+
+
+def test_mano_is_learned_from_joints_alone(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From MANO's mean pose turned to the mean joints, or from the weights of another run."""
+    store = tmp_path / "joints.zarr"
+    built = BuildConfig(dataset="freihand", root=str(freihand.root), out=str(store), workers=1)
+    build(built, console=Console(quiet=True))
+    data = replace(freihand, store=store)
+    words = ["steps=6", "batch_size=64", "validation.split=evaluation", "optim.lr=2e-3"]
+    assert run(config(data, tmp_path / "run", *words)) == 0
+    assert "no MANO labels: learned from joints alone" in capsys.readouterr().out
+    rows = [row for row in log_of(tmp_path / "run") if "loss" in row]
+    assert rows[-1]["loss/joints_rel"] < rows[0]["loss/joints_rel"]
+    assert rows[-1]["seen/theta"] == rows[-1]["seen/vertices"] == 0
+    (held_out,) = [row for row in log_of(tmp_path / "run") if "validation/mpjpe_mm" in row]
+    assert held_out["validation/pa_mpjpe_mm_untrained"] < 20  # MANO's mean pose
+
+    scored = EvaluateConfig(
+        run=str(tmp_path / "run"), store=str(store), mano=str(freihand.mano), batch_size=3
+    )
+    assert evaluate(scored) == 0
+    scores = json.loads(scores_file(tmp_path / "run").read_text())
+    assert scores["model"]["mpvpe_mm"] is None
+    assert run(config(data, tmp_path / "on", "steps=1", f"init={tmp_path / 'run'}")) == 0
+    with_mano = [f"init={tmp_path / 'run'}", "steps=1"]
+    assert run(config(freihand, tmp_path / "labels", *with_mano)) == 0
+
+
+def test_what_cannot_be_drawn_costs_a_warning(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    for name in ("pictures", "tensorboard"):  # a file where a folder should be made
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / name).touch()
+    words = ["steps=4", "pictures_every=2", "model.head=joints"]
+    assert run(config(freihand, run_dir, *words)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning: pictures failed: File exists") == 1
+    assert printed.count("warning: TensorBoard failed") == 1
+    assert sorted(losses(run_dir)) == [2, 4]
+
+    out = tmp_path / "scored"
+    (out / "predictions.png").mkdir(parents=True)
+    scored = EvaluateConfig(run=str(run_dir), store=str(freihand.store), out=str(out))
+    assert evaluate(scored) == 0
+    assert "warning: the picture failed" in capsys.readouterr().out
+    assert (out / "scores.json").is_file()
+
+
+def test_a_resume_without_steps_left_says_what_to_pass(
+    freihand: SampleStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = tmp_path / "run"
+    words = ["steps=4", "model.head=joints"]
+    assert run(config(freihand, run_dir, *words)) == 0
+    rows = log_of(run_dir)
+    opened: list[None] = []
+    usual = Loader.__init__
+
+    def opening(*arguments: Any, **options: Any) -> None:
+        opened.append(None)
+        usual(*arguments, **options)
+
+    monkeypatch.setattr(Loader, "__init__", opening)
+    for asked, end in ((["steps=20000"], 4), (["steps=2"], 2), ([], 4)):
+        resumed = compose(RunConfig, [f"resume={run_dir}", *asked, "device=cpu"])
+        capsys.readouterr()
+        assert run(resumed) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{run_dir} is at step 4 of {end}: nothing to do; python -m train")
+        assert line.endswith("(the default, 20000, counts as not given: write 20001)")
+    assert (log_of(run_dir), opened) == (rows, [])
+
+    for file in (run_dir / "weights").iterdir():  # killed before they were written
+        file.unlink()
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (run_dir / "weights" / "config.json").is_file()
+
+
+def test_two_runs_do_not_share_a_folder(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    words = ["steps=2", "model.head=joints"]
+    with locked(run_dir / LOCK, "", instead=""):
+        (run_dir / "log.jsonl").touch()
+        for config_ in (
+            config(freihand, run_dir, *words),
+            compose(RunConfig, [f"resume={run_dir}", "device=cpu"]),
+        ):
+            with pytest.raises(FolderInUseError, match=rf"another run trains in {run_dir} \(proce"):
+                run(config_)
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert not (run_dir / LOCK).exists()
+    before = sorted((run_dir / "checkpoints").iterdir())
+
+    (run_dir / LOCK).write_text('{"host": "node7", "pid": 3, "since": "yesterday", "ticks": 1}')
+    assert run(config(freihand, run_dir, *words)) == 0
+    assert f"{run_dir}: taken over from process 3 on node7, since" in capsys.readouterr().out
+    assert sorted((run_dir / "checkpoints").iterdir()) == before
 
 
 def test_an_interhand_run_mirrors_left_hands(interhand: SampleStore, tmp_path: Path) -> None:

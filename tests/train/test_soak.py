@@ -20,7 +20,8 @@ from pipeline.store.reader import open_store
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig
 from preprocess.sample.generate import write_sample
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
+from tests.pipeline.stores import relist
 from train.config import EvaluateConfig, RunConfig
 from train.evaluate.evaluate import main as evaluate
 from train.run import main as run
@@ -51,6 +52,7 @@ def shuffled(store: Path, split: str = "train", names: Sequence[str] = SHUFFLED)
         values = np.asarray(array[...])
         values[rows] = values[dealt]
         array[...] = values
+    relist(copy)
     return copy
 
 
@@ -64,7 +66,7 @@ def pa_mpjpe_ratio(data: SampleStore, store: Path, run_dir: Path, variant: str) 
     minutes = (time.perf_counter() - begin) / 60
     scored = EvaluateConfig(run=str(run_dir), store=str(data.store), mano=str(data.mano))
     assert evaluate(scored) == 0
-    scores = json.loads((run_dir / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(run_dir).read_text())
     model, mean = scores["model"]["pa_mpjpe_mm"], scores["mean_pose"]["pa_mpjpe_mm"]
     params = {
         "minutes": round(minutes, 1),

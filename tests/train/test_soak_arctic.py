@@ -18,7 +18,7 @@ from pipeline.app.cli import compose
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig, OnBadImage
 from preprocess.sample.generate import write_sample
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from tests.train.test_soak import RESULTS, shuffled
 from train.config import EvaluateConfig, RunConfig
 from train.evaluate.evaluate import main as evaluate
@@ -87,7 +87,7 @@ def scored(data: SampleStore, run_dir: Path, variant: str, seconds: float) -> tu
         run=str(run_dir), store=str(data.store), split=split, mano=str(data.mano)
     )
     assert evaluate(asked) == 0
-    result: dict[str, Any] = json.loads((run_dir / f"evaluate-{split}" / "scores.json").read_text())
+    result: dict[str, Any] = json.loads(scores_file(run_dir, split).read_text())
     ours, mean = (result[key]["official"] for key in ("official", "official_mean"))
     params = {"minutes": round(seconds / 60, 1), "images": NUM_IMAGES, "run": ours, "mean": mean}
     ratio = ours["mpjpe/ra/h"] / mean["mpjpe/ra/h"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.app.compiler import make_cc_one_program
 from train.config import Device, Precision
 
 
@@ -17,6 +18,7 @@ def choose_device(wanted: Device) -> torch.device:
     if wanted is Device.cpu:
         return torch.device("cpu")
     if torch.cuda.is_available():
+        make_cc_one_program()
         return torch.device("cuda", torch.cuda.current_device())
     if wanted is Device.cuda:
         raise ValueError(

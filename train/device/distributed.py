@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.prediction import PARTS
 
+M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 
 
@@ -39,6 +40,11 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, also before ranks are joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -137,7 +143,7 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
         device_ids=[device] if device.type == "cuda" else None,
         static_graph=True,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # constants: BatchNorm is frozen or refused
+        broadcast_buffers=False,  # equal: BatchNorm is frozen, shared or refused
     )
 
 
@@ -174,9 +180,37 @@ def require_same_statistics(model: nn.Module, trained: Set[str], ranks: Ranks) -
     if norms and ranks.world > 1:
         raise ValueError(
             f"{len(norms)} BatchNorms (first: {norms[0]}) in training mode would see other "
-            "statistics on every rank; use published weights (model.pretrained=true freezes them), "
-            "a backbone without BatchNorm (a ViT, or resnet50_gn), or one process"
+            "statistics on every rank; use sync_bn=true, which shares them (GPUs only), published "
+            "weights (model.pretrained=true freezes them), a backbone without BatchNorm (a ViT, or "
+            "resnet50_gn), or one process"
         )
+
+
+def with_shared_statistics(model: M, ranks: Ranks) -> M:
+    """Return the model with every BatchNorm as torch's SyncBatchNorm; alone, as it is.
+
+    Weights, buffers and their names are the same.
+
+    Raises:
+        ValueError: If the model is not on a GPU, where alone torch has a SyncBatchNorm.
+    """
+    if ranks.world == 1:
+        return model
+    if next(model.parameters()).device.type != "cuda":
+        raise ValueError(
+            "sync_bn=true needs GPUs: torch's SyncBatchNorm does not run on a CPU; use published "
+            "weights (model.pretrained=true), a backbone without BatchNorm (a ViT, or "
+            "resnet50_gn), or one process"
+        )
+    from timm.layers import norm_act  # torch's own would lose the activations of timm's BatchNorms
+
+    shared: M = norm_act.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return shared
+
+
+def has_shared_statistics(model: nn.Module) -> bool:
+    """Return whether a forward pass in training mode waits for the other ranks."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
 
 
 @cache

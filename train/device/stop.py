@@ -1,4 +1,4 @@
-"""Leave the loop at the end of a step when SIGINT or SIGTERM asks for it."""
+"""Leave the loop at the end of a step when a signal asks for it."""
 
 import signal
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ from typing import Final
 
 from train.device.distributed import ALONE, Ranks, all_gather
 
+KINDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ASK_EVERY: Final = 16
 """Steps between questions to the other ranks: each one waits for the device."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Stop:
-    """Set by SIGINT or SIGTERM."""
+    """Set by a signal."""
 
     ranks: Ranks = ALONE
     asked: bool = False
@@ -35,20 +36,27 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(ranks: Ranks = ALONE) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts as usual."""
+    """Turn signals into a request to stop; a second SIGINT or SIGTERM acts as usual.
+
+    SIGHUP (the terminal is gone) and SIGUSR1 (a batch system's warning before its limit) often come
+    twice, or before a SIGTERM: they never end what the first one asked for. A run that ignores
+    SIGHUP, under nohup, still does.
+    """
     stop = Stop(ranks=ranks)
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+    before = {kind: signal.getsignal(kind) for kind in KINDS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        stop.asked, stop.name = True, signal.Signals(number).name
-        for kind in kinds:
+        kind = signal.Signals(number)
+        stop.asked, stop.name = True, stop.name or kind.name
+        if kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, before[kind])
 
-    for kind in kinds:
+    for kind in before:
         signal.signal(kind, ask)
     try:
         yield stop
     finally:
-        for kind in kinds:
-            signal.signal(kind, before[kind])
+        for kind, usual in before.items():
+            signal.signal(kind, usual)

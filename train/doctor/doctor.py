@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.app.cli import sentence
 from pipeline.app.files import replace_file
+from pipeline.app.words import sentence
 from train.doctor.config import DoctorConfig
 from train.doctor.finding import Finding, Verdict
 

@@ -1,11 +1,12 @@
 """Checks of ``python -m train doctor``: processor, host memory, compiler."""
 
 import os
-import shutil
+import shlex
 from typing import Final
 
 import torch
 
+from pipeline.app.compiler import FIX, compilers
 from pipeline.app.machine import read_host_memory, usable_cores
 from pipeline.gather import cpu as gather_native
 from train.doctor.config import DoctorConfig
@@ -66,12 +67,12 @@ def threads(_: DoctorConfig) -> Finding:
 
 def compiler(_: DoctorConfig) -> Finding:
     """Compile the CPU gather, as the first batch would; Triton needs a compiler too."""
-    names = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
+    found = compilers()
+    if not found:
         say = error if torch.cuda.is_available() else warning
-        cure = "install one (apt install gcc): Triton compiles its launchers, a CPU its gather"
-        return say(f"none of {', '.join(names)}", cure)
+        cure = f"{FIX}: Triton compiles its launchers, a CPU its gather"
+        return say("no C compiler (cc, gcc, clang, or in CC)", cure)
+    path = shlex.join(found[0])
     if os.environ.get(gather_native.SWITCH) == "0":
         return warning(
             f"{path}; {gather_native.SWITCH}=0 turns the CPU's gather off",

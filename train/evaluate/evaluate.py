@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,27 +11,34 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.draw import write_picture
+from model.hand import JointSet
 from model.mano.files import ManoModels
-from model.mean_pose import MeanPose
 from model.network import Network
-from model.prediction import HandPrediction, hands_of, prediction_at, tensors_of
+from model.prediction import hands_of, prediction_at, tensors_of
 from pipeline.app.files import existing
+from pipeline.app.pictures import write_picture
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
-from pipeline.batch import Batch, blank_batch
+from pipeline.batch import blank_batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
-from pipeline.order.parts import joint_sets_of
 from pipeline.order.windows import most_central
-from pipeline.store.reader import Store, open_store
-from pipeline.store.terms import SYNTHETIC, is_synthetic, terms_of
+from pipeline.store.reader import Store, open_store, read_attributes
 from pipeline.view import build_view, own_split, samples_at, split_rows
-from train.build import build_model, label_groups, required_mano
+from train.build import label_groups
 from train.config import EvaluateConfig, Protocol
-from train.device.device import backbone_dtype, choose_device
+from train.evaluate.hand_details import HandErrors
 from train.evaluate.metrics.hand import HandScores, ScoreAccumulator
-from train.evaluate.protocols import arctic, dexycb, freihand, ho3d, interhand26m, on_store, world
+from train.evaluate.protocols import (
+    arctic,
+    dexycb,
+    freihand,
+    hamer,
+    ho3d,
+    interhand26m,
+    on_store,
+    world,
+)
 from train.evaluate.protocols.collected import (
     Collected,
     ReportContext,
@@ -38,11 +46,13 @@ from train.evaluate.protocols.collected import (
     empty_collection,
     unpredicted,
 )
+from train.evaluate.protocols.details import require_details, write_details
 from train.evaluate.protocols.report import Report, as_json, show, write_json
-from train.evaluate.validate import add_scores, every_frame
-from train.state.checkpoint import config_of, mean_of, read_checkpoint
+from train.evaluate.validate import Baselines, add_scores, every_frame
+from train.state.load import load_run
 from train.step.mesh import decode_labels
 from train.step.step import predict, predict_mean
+from train.watch.best_effort import BestEffort
 from train.watch.pictures import draw_predictions
 
 PROTOCOL: Final = (
@@ -50,13 +60,14 @@ PROTOCOL: Final = (
     "reflection allowed (FreiHAND's align_w_scale); AUC of PCK 0-50 mm and F-scores on PA"
 )
 """Defined in ``train.evaluate.metrics.hand``."""
+_ARCHIVES: Final = (".zip", ".tar", ".gz", ".npz")
 CAMERA: Final = "intrinsics of the dataset"
 _SCORE: Final = {
     Protocol.freihand: freihand.score,
     Protocol.ho3d: ho3d.score,
     Protocol.dexycb: dexycb.score,
     Protocol.arctic: arctic.score,
-    Protocol.world: world.score,
+    Protocol.hamer: hamer.score,
 }
 
 
@@ -64,11 +75,12 @@ def main(config: EvaluateConfig) -> int:
     """Score a run on a split of a store, or files of predictions by an official protocol.
 
     A run: the averaged (EMA) weights are scored, without augmentation, on crops around the labelled
-    box, with the dataset's intrinsics, beside the mean pose of its training set; on an official
-    evaluation split also by the dataset's own protocol. Writes scores.json and pictures; export=
-    writes the predictions as the dataset's evaluation reads them (ARCTIC: a folder of predictions
-    and truth for protocol=arctic, not the leaderboard's archive). HO-3D's true meshes are in no
-    store: its official score needs truth=FOLDER of evaluation_{xyz,verts}.json beside run=.
+    box, with the dataset's intrinsics, beside the mean pose of its training set and the untrained
+    network; on an official evaluation split also by the dataset's own protocol. Writes scores.json
+    and pictures; export= writes the predictions as the dataset's evaluation reads them (ARCTIC: a
+    folder of predictions and truth for protocol=arctic, not the leaderboard's archive). HO-3D's
+    true meshes are in no store: its official score needs truth=FOLDER of
+    evaluation_{xyz,verts}.json beside run=.
 
     Files, by protocol; n samples, f frames, metres and the camera frame unless said:
       freihand      pred.json [joints [n,21,3], vertices [n,778,3]]; truth: folder of
@@ -76,15 +88,23 @@ def main(config: EvaluateConfig) -> int:
       ho3d          the same, OpenGL axes, MANO joint order
       dexycb        text, a line: image index and 63 numbers, mm; truth: anno_hpe_<setup>.pkl
       interhand26m  .npz: joint_coord [n,42,3], rel_root_depth [n,1], hand_type [n,2], inv_trans
-                    [n,2,3] as the official script collects them, or joints_mm [n,42,3] and
-                    hand_type; truth: folder of InterHand2.6M_<split>_{data,camera,joint_3d}.json
+                    [n,2,3] as the official script collects them, or joints_mm [n,42,3],
+                    hand_type and, optional, left_from_right_mm [n,3] (left wrist minus right
+                    wrist, else of joints_mm); truth: folder of
+                    InterHand2.6M_<split>_{data,camera,joint_3d}.json
       arctic        .npz of a sequence and view, or a folder of them: joints_{right,left} [f,21,3],
                     vertices_{right,left} [f,778,3], object_vertices [f,v,3], arti_rad [f]; and, or
                     instead, dist_{ro,lo} [f,778], dist_{or,ol} [f,v]; truth: the first six, and
                     is_valid, right_valid, left_valid [f], part_ids [v] (1 top, 2 bottom),
                     diameter_m []
       world         .npz, world frame: joints [f,j,3], root [f,3], camera_position [c,3]
-                    (optional); truth: also segment [f], camera_segment [c]
+                    (optional); truth: also segment [f], camera_segment [c], is_right [f]
+                    (optional). HaWoR scores right hands in tracks of at least 16 frames:
+                    min_track=16 right_only=true
+      hamer         .npz: joints [n,21,3] and, or instead, joints_2d [n,21,2] px; truth: the same
+                    and, for joints_2d, confidence [n,21], box_px [n]
+
+    details=FILE.csv or .parquet adds the values per sample and per joint, PCK curves and medians.
 
     Example:
         python -m train evaluate run=runs/first store=build/freihand.zarr split=evaluation
@@ -93,11 +113,16 @@ def main(config: EvaluateConfig) -> int:
     """
     if config.out is not None and Path(config.out).expanduser().is_file():
         raise ValueError(f"out={config.out!r} is a file, expected a folder")
+    if config.details is not None:
+        require_details(config.details)
     if config.protocol is None:
         return _evaluate_run(config)
     report = _score_files(config, config.protocol)
     console = Console()
     show(report, console)
+    if config.details is not None and report.details is not None:
+        write_details(Path(config.details).expanduser(), report.details())
+        say(f"written: {config.details}")
     if config.out is not None:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
@@ -107,6 +132,23 @@ def main(config: EvaluateConfig) -> int:
 
 
 def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
+    """Score files.
+
+    Raises:
+        ValueError: If they cannot be scored; names the file of the predictions.
+    """
+    try:
+        return _scored(config, protocol)
+    except ValueError as error:
+        text = str(error)
+        if str(config.predictions) in text or (
+            str(config.truth) in text and "predict" not in text  # the truth itself is wrong
+        ):
+            raise
+        raise ValueError(f"predictions={config.predictions!r}: {error}") from error
+
+
+def _scored(config: EvaluateConfig, protocol: Protocol) -> Report:
     assert config.predictions is not None
     assert config.truth is not None
     predictions = existing(config.predictions, "predictions")
@@ -114,26 +156,30 @@ def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
     if protocol is Protocol.interhand26m:
         depth = existing(config.root_depth, "root_depth") if config.root_depth else None
         return interhand26m.score(predictions, truth, strict=config.strict, root_depth=depth)
+    if protocol is Protocol.world:
+        rules = world.Rules(min_track=config.min_track, right_only=config.right_only)
+        return world.score(predictions, truth, strict=config.strict, rules=rules)
     return _SCORE[protocol](predictions, truth, strict=config.strict)
 
 
 def _evaluate_run(config: EvaluateConfig) -> int:
     assert config.run is not None
-    run, device = Path(config.run), choose_device(config.device)
-    payload = read_checkpoint(run, config.checkpoint, say=say)
-    trained = config_of(payload)
-    mano = required_mano(trained.model, config.mano or trained.mano)
-    pipeline = evaluation_pipeline(trained.pipeline, config)
-    mean_pose = mean_of(payload)
-    dtype = backbone_dtype(trained.precision, device)
-    model = build_model(trained, mano, joint_sets_of(pipeline), load_weights=False).to(device)
-    model.load_state_dict(payload["ema"])
-    model.eval()
+    assert config.store is not None
+    run_dir = Path(config.run)
+    store_path = existing(config.store, "store").absolute()
+    config = replace(config, store=str(store_path))
+    run = load_run(
+        run_dir,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        mano=config.mano,
+        joint_sets=frozenset([JointSet[read_attributes(store_path).joint_set]]),
+    )
+    model, mano, device, dtype = run.model, run.mano, run.device, run.dtype
+    pipeline = evaluation_pipeline(run.config.pipeline, config)
 
     with contextlib.closing(open_store(pipeline.store)) as store:
         config = replace(config, split=own_split(store, config.split))
-        if synthetic := is_synthetic(store.attributes):
-            say(f"synthetic: {terms_of(store.attributes)[SYNTHETIC]}")
         crop = on_store.crop_source(store, config.split, pipeline.view.kind)
         provided = provided_by(model, pipeline, dtype)
         collected = _collected(store, pipeline, config, provided, mano)
@@ -141,10 +187,12 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         collected_mean = None
         if collected is not None and collected.scenes is not None:
             collected_mean = _collected(store, pipeline, config, provided, mano)
-        groups = label_groups(trained.model.family)
+        groups = label_groups(run.config.model.family)
         loader = Loader(pipeline, device=device, training=False, groups=groups)
-        ours, baseline = ScoreAccumulator(), ScoreAccumulator()
-        out = Path(config.out or run / f"evaluate-{config.split}")
+        ours, baselines = ScoreAccumulator(), Baselines()
+        name = f"evaluate-{store_path.stem}-{loader.content_sha256[:8]}-{config.split}"
+        errors = None if config.details is None else HandErrors()
+        out = Path(config.out or run_dir / name)
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         for i, windows in enumerate(batches):
@@ -158,54 +206,70 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                 if hands.vertices is not None and model.mano is not None:
                     truth = decode_labels(model.mano, batch).vertices
                 add_scores(ours, hands, batch, truth)
-                add_scores(baseline, _mean_prediction(mean_pose, batch), batch, truth)
+                baselines.add(model, run.mean_pose, batch, truth)
+                if errors is not None:
+                    errors.update(hands, batch)
                 if collected is not None:
                     collect(collected, prediction, batch, truth)
-                if collected_mean is not None:
-                    collect(collected_mean, predict_mean(model, mean_pose, batch), batch, None)
+                start = predict_mean(model, run.mean_pose, batch)
+                if collected_mean is not None and start is not None:
+                    collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
-                write_picture(out / "predictions.png", sheet)
+                write = partial(write_picture, out / "predictions.png", sheet)
+                BestEffort(say)("the picture", write)
         context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
         report = None if collected is None else on_store.official_report(collected, context)
         mean_report = (
             None if collected_mean is None else on_store.official_report(collected_mean, context)
         )
 
-        scores = mean_scores = None
+        scores: HandScores | None = None
+        beside: dict[str, HandScores] = {}
         if collected is None or _has_scores(ours):
-            scores, mean_scores = ours.summary(), baseline.summary()
+            scores, beside = ours.summary(), baselines.scores()
         record: dict[str, Any] = {
             "protocol": PROTOCOL,
-            "store": str(pipeline.store),
+            "store": pipeline.store,
             "store_sha256": loader.content_sha256,
             "split": config.split,
             "crop": crop,
-            "synthetic": synthetic,
+            "synthetic": store.attributes.is_synthetic,
             "camera": CAMERA,
             "checkpoint": config.checkpoint.name,
-            "step": int(payload["step"]),
+            "step": run.step,
             "model": None if scores is None else asdict(scores),
-            "mean_pose": None if mean_scores is None else asdict(mean_scores),
+            **{n: asdict(beside[n]) if n in beside else None for n in ("mean_pose", "untrained")},
             "official": as_json(report) if isinstance(report, Report) else None,
             "official_mean": as_json(mean_report) if isinstance(mean_report, Report) else None,
             "official_lacks": report if isinstance(report, str) else None,
         }
-        write_json(out / "scores.json", record)
         console = Console()
         num_hands = 0 if scores is None else scores.num_hands
         say(
             f"{pipeline.store} split={config.split}: {num_hands} hands; crop: {crop}; camera: "
-            f"{CAMERA}; step {payload['step']}\n{PROTOCOL}\npictures: {out / 'predictions.png'}",
+            f"{CAMERA}; step {run.step}\n{PROTOCOL}\nscores and pictures: {out}",
         )
-        if scores is not None and mean_scores is not None:
-            console.print(table(scores, mean_scores))
+        if scores is not None:
+            console.print(table(scores, beside))
         else:
             say("no hand of the split has three labelled joints: no score by this protocol")
         if isinstance(report, Report):
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
+        write_json(out / "scores.json", record)
+        if errors is not None and config.details is not None:
+            official = report.details if isinstance(report, Report) else None
+            more = [] if official is None else official()
+            named = [replace(one, name=f"official/{one.name}") for one in more]
+            write_details(Path(config.details).expanduser(), [*errors.details(), *named])
+            say(f"written: {config.details}")
+        if store.attributes.is_synthetic:
+            say(
+                f"{pipeline.store} is synthetic, rendered by make-sample: these scores test the "
+                f"software and say nothing about {store.attributes.dataset}"
+            )
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
             collected.protocol.export(collected, Path(config.export).expanduser())
@@ -251,9 +315,8 @@ def _collected(
                 f"{store.attributes.dataset!r}{mesh}; there is one for {on_store.choices()}"
             )
         return None
-    takes_folder = "object.rotmat" in protocol.requires
-    if takes_folder and config.export and Path(config.export).expanduser().is_file():
-        raise ValueError(f"export={config.export!r} is a file, expected a folder")
+    if config.export:
+        require_fitting(config.export, protocol.endings)
     truth = existing(config.truth, "truth") if config.truth else None
     rows = split_rows(store, pipeline.split, pipeline.subset)
     view = build_view(store, rows, pipeline.view, pipeline.cache.size_px, training=False)
@@ -264,6 +327,26 @@ def _collected(
     if lacking is not None and config.export:
         raise ValueError(f"export: {lacking}")
     return collected
+
+
+def require_fitting(export: str, endings: tuple[str, ...]) -> None:
+    """Reject a name that another format than the exported one has.
+
+    Raises:
+        ValueError: With the expected endings.
+    """
+    path = Path(export).expanduser()
+    if not endings:
+        if path.is_file() or path.suffix.lower() in _ARCHIVES:
+            raise ValueError(f"export={export!r} is a file, expected a folder")
+        return
+    if path.is_dir():
+        raise ValueError(f"export={export!r} is a folder, expected a file ({' or '.join(endings)})")
+    if path.suffix and path.suffix.lower() not in endings:
+        raise ValueError(
+            f"export={export!r}: the predictions are written as {' or '.join(endings)}, got "
+            f"{path.suffix!r}"
+        )
 
 
 def evaluation_pipeline(trained: PipelineConfig, config: EvaluateConfig) -> PipelineConfig:
@@ -286,17 +369,6 @@ def window_stride(length: int, config: EvaluateConfig) -> int:
     return config.window_stride or max(1, length // 3)
 
 
-def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:
-    """Return the mean pose, in front of the camera, for every sample."""
-    place = torch.tensor([0.0, 0.0, 0.5], device=batch.image.device)
-    joints = mean.joints_rel.to(place.device) + place
-    vertices = None if mean.vertices_rel is None else mean.vertices_rel.to(place.device) + place
-    return HandPrediction(
-        joints_3d=joints.expand(len(batch), *joints.shape),
-        vertices=None if vertices is None else vertices.expand(len(batch), *vertices.shape),
-    )
-
-
 _ROWS: Final = (
     ("MPJPE mm", "mpjpe_mm", 2),
     ("PA-MPJPE mm", "pa_mpjpe_mm", 2),
@@ -309,15 +381,17 @@ _ROWS: Final = (
 )
 
 
-def table(scores: HandScores, mean_scores: HandScores) -> Table:
-    """Return a table of the scores, those of the mean pose and their ratio."""
+def table(scores: HandScores, beside: dict[str, HandScores]) -> Table:
+    """Return a table of the scores, those of the baselines and the ratio to the better of them."""
     sheet = Table()
-    for name in ("metric", "model", "mean pose", "ratio"):
+    for name in ("metric", "model", *(name.replace("_", " ") for name in beside), "ratio"):
         sheet.add_column(name, justify="left" if name == "metric" else "right")
     for label, key, digits in _ROWS:
-        value, base = getattr(scores, key), getattr(mean_scores, key)
-        if value is None or base is None:
+        value = getattr(scores, key)
+        known = [getattr(one, key) for one in beside.values()]
+        if value is None or None in known:
             continue
-        ratio = f"{value / base:.2f}" if base else "-"
-        sheet.add_row(label, f"{value:.{digits}f}", f"{base:.{digits}f}", ratio)
+        best = min(known) if key.endswith("_mm") else max(known)
+        ratio = f"{value / best:.2f}" if best else "-"
+        sheet.add_row(label, *(f"{number:.{digits}f}" for number in (value, *known)), ratio)
     return sheet

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.mano.layer import ManoLayer
+from model.mean_pose import MeanPose
+from model.network import Network
 from model.prediction import HandPrediction, hands_of
 from pipeline.batch import Batch
 from pipeline.config import Boundary, PipelineConfig, WindowConfig
@@ -20,7 +22,7 @@ from train.device.distributed import ALONE, Ranks, all_gather
 from train.evaluate.metrics.errors import ErrorSums
 from train.evaluate.metrics.hand import HandScores, HandSums, ScoreAccumulator
 from train.step.mesh import decode_labels
-from train.step.step import predict
+from train.step.step import predict, predict_mean
 
 
 def validation_pipeline(config: RunConfig) -> PipelineConfig:
@@ -72,6 +74,47 @@ def score(
     return scores.summary()
 
 
+@dataclass(slots=True)
+class Baselines:
+    """Scores that need no training, of the same samples as a network's."""
+
+    mean_pose: ScoreAccumulator = field(default_factory=ScoreAccumulator)
+    """Mean of the training joints and meshes; it shrinks where hands are seen from all sides."""
+    untrained: ScoreAccumulator = field(default_factory=ScoreAccumulator)
+    """What the untrained network predicts: with MANO always a whole hand."""
+
+    def add(self, model: Network, mean: MeanPose, batch: Batch, truth: Tensor | None) -> None:
+        """Add a batch of single frames; ``truth`` is the mesh of its labels."""
+        add_scores(self.mean_pose, _mean_prediction(mean, batch), batch, truth)
+        start = predict_mean(model, mean, batch)
+        if start is not None:
+            add_scores(self.untrained, hands_of(start), batch, truth)
+
+    def scores(self) -> dict[str, HandScores]:
+        """Return the scores by name, without that of a network that has no such start."""
+        found = {"mean_pose": self.mean_pose, "untrained": self.untrained}
+        return {name: one.summary() for name, one in found.items() if one.sums is not None}
+
+
+def score_baselines(
+    model: Network, mean: MeanPose, loader: Loader, ranks: Ranks = ALONE
+) -> dict[str, HandScores]:
+    """Return the scores of the mean pose and of the untrained network on a loader's samples.
+
+    Raises:
+        ValueError: If no hand of the split can be scored.
+    """
+    baselines = Baselines()
+    for windows in loader.label_batches():
+        with torch.inference_mode():
+            batch = windows.frames()
+            truth = None if model.mano is None else decode_labels(model.mano, batch).vertices
+            baselines.add(model, mean, batch, truth)
+    for one in (baselines.mean_pose, baselines.untrained):
+        one.sums = _over_ranks(one.sums, ranks)
+    return baselines.scores()
+
+
 def add_scores(
     scores: ScoreAccumulator, prediction: HandPrediction, batch: Batch, truth: Tensor | None
 ) -> None:
@@ -96,6 +139,17 @@ def add_scores(
 def as_scalars(scores: HandScores) -> dict[str, float]:
     """Return the scores by name, prefixed ``validation/``; those without a hand are left out."""
     return {f"validation/{k}": float(v) for k, v in asdict(scores).items() if v is not None}
+
+
+def _mean_prediction(mean: MeanPose, batch: Batch) -> HandPrediction:
+    """Return the mean pose, in front of the camera, for every sample."""
+    place = torch.tensor([0.0, 0.0, 0.5], device=batch.image.device)
+    joints = mean.joints_rel.to(place.device) + place
+    vertices = None if mean.vertices_rel is None else mean.vertices_rel.to(place.device) + place
+    return HandPrediction(
+        joints_3d=joints.expand(len(batch), *joints.shape),
+        vertices=None if vertices is None else vertices.expand(len(batch), *vertices.shape),
+    )
 
 
 def metric_of(scores: HandScores, config: ValidationConfig) -> float:
@@ -163,10 +217,10 @@ def _added(a: HandSums, b: HandSums) -> HandSums:
 def _mapped(a: Any, b: Any, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
     """Combine two sums with ``function``, number by number; thresholds are unchanged."""
     columns = {}
-    for field in fields(a):
-        x, y = getattr(a, field.name), getattr(b, field.name)
+    for name in (column.name for column in fields(a)):
+        x, y = getattr(a, name), getattr(b, name)
         if isinstance(x, ErrorSums):
-            columns[field.name] = _mapped(x, y, function)
+            columns[name] = _mapped(x, y, function)
         else:
-            columns[field.name] = x.cpu() if field.name == "thresholds" else function(x, y)
+            columns[name] = x.cpu() if name == "thresholds" else function(x, y)
     return dataclasses.replace(a, **columns)

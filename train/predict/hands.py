@@ -9,7 +9,7 @@ they differ by 3.5 mm on average.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.geometry.camera import camera_after_affine, input_rotation, project
 from model.geometry.crop import compose, invert, square_crop_affine
 from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
 from model.hand import JointSet
-from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
+from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.network import Network
 from model.prediction import HandPrediction, hands_of
 from model.pretrained import (
@@ -39,12 +40,19 @@ from pipeline.decode.codec import Codec, Pixels
 from pipeline.gather.augment import identity, input_affine
 from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
-from train.config import PredictConfig
+from train.config import Device, Precision, PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.inputs import HandBox, InputImage, square_of
+from train.predict.boxes import HandBox, hand_box, square_of, whole_image
+from train.predict.cameras import Cameras, checked_camera
+from train.predict.inputs import InputImage, Skipped, find_source, frames
 from train.predict.outputs import Hand
+from train.state.load import mano_of_run
 from train.state.weights import FOLDER as WEIGHTS
+from train.state.weights import weights_folder
 from train.step.step import predict
+
+Box = HandBox | Mapping[str, Any] | Sequence[float] | np.ndarray
+"""A hand's box as the caller gives it; four numbers are those of a right hand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +70,12 @@ class Crops:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
-    """A network and its input format."""
+    """A network and its input format.
+
+    predictor = Predictor.from_run("runs/first", device="cuda")
+    for hand in predictor(image, [[120, 80, 310, 290]]):
+        print(hand.side, hand.joints_3d)
+    """
 
     model: Network
     step: int
@@ -74,6 +87,69 @@ class Predictor:
     device: torch.device
     dtype: torch.dtype
     batch_size: int
+
+    @staticmethod
+    def from_run(
+        run: str | Path,
+        *,
+        device: Device | str = Device.auto,
+        mano: str | Path | None = None,
+        joint_set: str | None = None,
+        precision: Precision | str = Precision.auto,
+        batch_size: int = 32,
+    ) -> "Predictor":
+        """Load the weights of a run, or a folder of weights; as ``python -m train predict`` does.
+
+        Args:
+            run: Folder made by ``python -m train run``, or a folder of weights.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            mano: Folder of the MANO files; None takes the run's, else ``HANDLOOM_MANO``.
+            joint_set: What the 21 joints mean; None as in training.
+            precision: ``auto``, ``fp32`` or ``bf16``, of the backbone.
+            batch_size: Hands per batch.
+
+        Raises:
+            FileNotFoundError: If there are no weights, or MANO is not here.
+            ValueError: If weights and files do not fit.
+        """
+        config = PredictConfig(
+            run=str(run),
+            device=device,  # type: ignore[arg-type]  # enums are taken by name
+            mano=None if mano is None else str(mano),
+            joint_set=joint_set,
+            precision=precision,  # type: ignore[arg-type]
+            batch_size=batch_size,
+        )
+        return load_predictor(config, weights_folder(config.run))
+
+    def __call__(
+        self,
+        image: UInt8[np.ndarray, "h w 3"] | str | Path,
+        boxes: Iterable[Box] | None = None,
+        *,
+        intrinsics: Float64[np.ndarray, "3 3"] | None = None,
+        fov_deg: float = 60.0,
+    ) -> list[Hand]:
+        """Return the hands of an image, one per box, in the image's camera; metres, OpenCV axes.
+
+        Args:
+            image: RGB, or a path.
+            boxes: Tight around the 21 joints, pixels: ``[x0, y0, x1, y1]`` of a right hand, or
+                ``{"box_xyxy": [x0, y0, x1, y1], "side": "left"}``. None takes the whole image as
+                the crop of one right hand.
+            intrinsics: Of the image; None assumes ``fov_deg``.
+            fov_deg: Field of view of the longer side of the image.
+
+        Raises:
+            ValueError: If the image cannot be read or a box does not fit it.
+        """
+        frame = _frame_of(image)
+        cameras = Cameras(
+            K=None if intrinsics is None else checked_camera(intrinsics), fov_deg=fov_deg
+        )
+        hands = whole_image(None) if boxes is None else [_box_of(box) for box in boxes]
+        K = cameras.of(frame.name, frame.size_wh)
+        return list(predict_hands(self, [crop_of(frame, box, K, self.crops) for box in hands]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +191,7 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             f"meshes=true needs a network with a mesh; the weights in {folder} predict joints only "
             "(model.head=joints)"
         )
-    mano = _mano_of(config, folder) if has_mesh else None
+    mano = _mano_of(config, about.model, folder) if has_mesh else None
     joint_set = _joint_set(config.joint_set, about, mano)
     device = choose_device(config.device)
     return Predictor(
@@ -130,17 +206,33 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
     )
 
 
-def _mano_of(config: PredictConfig, folder: Path) -> ManoModels:
-    named = _config_of_run(folder).get("mano")
-    if not isinstance(named, str) or not Path(named).expanduser().is_dir():
-        named = None  # a path on another machine
-    found = find_mano(config.mano or named)
-    if found is None:
+def _frame_of(image: UInt8[np.ndarray, "h w 3"] | str | Path) -> InputImage:
+    """Return an image of the caller, decoded."""
+    if isinstance(image, str | Path):
+        (found,) = frames(find_source(str(image), 1))
+        if isinstance(found, Skipped):
+            raise ValueError(f"image={str(image)!r} {found.reason}")  # noqa: TRY004 - a file's
+        return found
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"the weights in {folder} predict MANO parameters and need the MANO files: pass "
-            "mano=FOLDER or set HANDLOOM_MANO; python -m preprocess import-mano makes the folder"
+            f"image must be RGB, uint8 [h, w, 3], got {image.dtype} {list(image.shape)}"
         )
-    return load_mano(found)
+    return InputImage(name="image", rgb=image)
+
+
+def _box_of(box: Box) -> HandBox:
+    if isinstance(box, HandBox):
+        return box
+    if isinstance(box, Mapping):
+        return hand_box({**box, "box_xyxy": np.asarray(box.get("box_xyxy")).tolist()})
+    return hand_box({"box_xyxy": np.asarray(box).tolist(), "side": "right"})
+
+
+def _mano_of(config: PredictConfig, model: ModelConfig, folder: Path) -> ManoModels:
+    named = _config_of_run(folder).get("mano")
+    found = mano_of_run(model, config.mano, named if isinstance(named, str) else None)
+    assert found is not None
+    return found
 
 
 def crops_of(folder: Path, spec: InputSpec) -> Crops:

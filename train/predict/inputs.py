@@ -1,12 +1,13 @@
-"""Inputs of ``train predict``: images, boxes, cameras; every error names its place.
+"""Images and videos of ``train predict``; every entry of a folder is read or named.
 
 Pixels are those of the decoded image. An EXIF orientation (and a video's rotation) is applied while
 decoding, as every viewer does: boxes, intrinsics and results refer to the upright image. Pixel
 (0, 0) is the centre of the top-left pixel.
 """
 
-import json
+import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,30 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 
 from pipeline.app.files import existing
-from train.config import Side
-from train.evaluate.protocols.files import read_json
+from train.predict.boxes import some
 
-IMAGE_SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES: Final = (
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+ANIMATED_SUFFIXES: Final = (".avif", ".gif", ".webp")
 VIDEO_SUFFIXES: Final = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-LARGEST_BOX: Final = 4
-"""Largest ratio of the longer sides of box and image; above, the box cannot be in its pixels."""
-_SHOWN: Final = 4
+UNREAD_SUFFIXES: Final = (
+    ".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jfif", ".jxl", ".nef",
+    ".orf", ".pfm", ".psd", ".raf", ".raw", ".rw2", ".svg",
+)  # fmt: skip
+"""Images that OpenCV, as it is packaged, does not decode to 8-bit colours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A skipped input or hand, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +51,14 @@ class InputMedia:
     total: int | None
     """Number of images; None where a video does not report it."""
     every: int
+    all_names: tuple[str, ...] = ()
+    """File names of a folder, also those that ``every`` leaves out."""
+    left_out: tuple[Skipped, ...] = ()
+    """Entries of a folder that may be meant, and are no image that can be read."""
+    others: tuple[str, ...] = ()
+    """Other entries of a folder."""
+    is_single: bool = False
+    """One image, whose folder is ``path``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,49 +74,6 @@ class InputImage:
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A skipped image or hand, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HandBox:
-    """Bounding box and side of a hand."""
-
-    is_right: bool
-    box_xyxy: tuple[float, float, float, float] | None
-    """Pixels; None: the whole image is the crop."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cameras:
-    """Intrinsics of every image."""
-
-    K: Float64[np.ndarray, "3 3"] | None = None
-    by_name: Mapping[str, Float64[np.ndarray, "3 3"]] | None = None
-    fov_deg: float = 60.0
-    """Field of view of the longer side, where neither is given."""
-
-    def of(self, name: str, size_wh: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
-        """Return the intrinsics of one image.
-
-        Raises:
-            ValueError: If the file has no entry for it.
-        """
-        if self.by_name is not None:
-            if name not in self.by_name:
-                raise ValueError(f"intrinsics has no matrix for {name!r}")
-            return self.by_name[name]
-        if self.K is not None:
-            return self.K
-        width, height = size_wh
-        focal = max(width, height) / 2 / math.tan(math.radians(self.fov_deg) / 2)
-        return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
-
-
 def find_source(path: str, every: int) -> InputMedia:
     """Return the images of a folder, one image, or a video.
 
@@ -104,26 +83,21 @@ def find_source(path: str, every: int) -> InputMedia:
     """
     found = existing(path, "images")
     if found.is_dir():
-        names = sorted(p.name for p in found.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not names:
-            raise FileNotFoundError(
-                f"images={path!r} holds no image ({' '.join(IMAGE_SUFFIXES)}); folders in it are "
-                "not searched"
-            )
-        taken = tuple(names[::every])
-        return InputMedia(path=found, names=taken, total=len(taken), every=1)
+        return _folder(found, path, every)
     suffix = found.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return InputMedia(path=found.parent, names=(found.name,), total=1, every=1)
-    if suffix not in VIDEO_SUFFIXES:
+    if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
         raise ValueError(
             f"images={path!r} must be a folder, an image ({' '.join(IMAGE_SUFFIXES)}) or a video "
             f"({' '.join(VIDEO_SUFFIXES)}), got {suffix or 'no ending'!r}"
         )
-    video = cv2.VideoCapture(str(found))
-    count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else -1
-    opened = video.isOpened() and video.grab()
-    video.release()
+    if not found.is_file():
+        raise ValueError(f"images={path!r} is no regular file, nor a folder")
+    if suffix in IMAGE_SUFFIXES:
+        name = found.name
+        return InputMedia(path=found.parent, names=(name,), total=1, every=1, is_single=True)
+    with _opened(found) as video:
+        count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else -1
+        opened = video.isOpened() and video.grab()
     if not opened:
         raise ValueError(
             f"images={path!r} cannot be read as a video: it is damaged or its codec is unknown to "
@@ -133,30 +107,98 @@ def find_source(path: str, every: int) -> InputMedia:
     return InputMedia(path=found, names=None, total=total, every=every)
 
 
-def frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
-    """Yield every image in order, or why it could not be read."""
-    if source.names is None:
-        yield from _video_frames(source)
-        return
-    for name in source.names:
-        try:
-            data = np.frombuffer((source.path / name).read_bytes(), np.uint8)
-            bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        except (OSError, cv2.error) as error:
-            yield Skipped(name=name, reason=f"cannot be read: {error}")
-            continue
-        if bgr is None:
-            yield Skipped(name=name, reason="cannot be decoded: damaged, empty or no image")
+def _folder(folder: Path, path: str, every: int) -> InputMedia:
+    names: list[str] = []
+    left_out: list[Skipped] = []
+    others: list[str] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        suffix = Path(entry.name).suffix.lower()
+        if entry.name.startswith("."):
+            others.append(entry.name)
+        elif entry.is_dir():
+            reason = "a folder in the folder: not searched; give it as images="
+            left_out.append(Skipped(name=entry.name, reason=reason))
+        elif suffix in VIDEO_SUFFIXES:
+            reason = "a video among images: give it as images="
+            left_out.append(Skipped(name=entry.name, reason=reason))
+        elif suffix in UNREAD_SUFFIXES:
+            reason = f"{suffix} cannot be decoded: convert it to .png or .jpg"
+            left_out.append(Skipped(name=entry.name, reason=reason))
+        elif suffix not in IMAGE_SUFFIXES:
+            others.append(entry.name)
+        elif entry.is_file():
+            names.append(entry.name)
         else:
-            yield InputImage(name=name, rgb=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8))
+            reason = "no regular file, or a link to nothing"
+            left_out.append(Skipped(name=entry.name, reason=reason))
+    if not names:
+        found = [one.name for one in left_out] + others
+        raise FileNotFoundError(
+            f"images={path!r} holds no image ({' '.join(IMAGE_SUFFIXES)}); folders in it are "
+            f"not searched; it holds {some(found)}"
+        )
+    taken = tuple(names[::every])
+    return InputMedia(
+        path=folder,
+        names=taken,
+        total=len(taken),
+        every=1,
+        all_names=tuple(names),
+        left_out=tuple(left_out),
+        others=tuple(others),
+    )
 
 
-def _video_frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
-    video = cv2.VideoCapture(str(source.path))
-    try:
+def frames(source: InputMedia, done: int = 0) -> Iterator[InputImage | Skipped]:
+    """Yield every image in order, or why it could not be read; the first ``done`` are left out."""
+    if source.names is None:
+        yield from _video_frames(source, done)
+        return
+    for name in source.names[done:]:
+        try:
+            yield _decoded(source.path / name)
+        except (OSError, ValueError, cv2.error) as error:
+            yield Skipped(name=name, reason=f"cannot be read: {error}")
+
+
+def _decoded(path: Path) -> InputImage | Skipped:
+    """Return the image in a file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        cv2.error: If the image is too large.
+    """
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    bgr = None
+    if len(data) and path.suffix.lower() in ANIMATED_SUFFIXES:
+        _, images = cv2.imdecodemulti(data, cv2.IMREAD_COLOR, None, (0, 2))
+        if len(images) > 1:
+            reason = "an animation: write it as a video, or as a folder of its frames"
+            return Skipped(name=path.name, reason=reason)
+        bgr = images[0] if images else None
+    elif len(data):
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if bgr is None:
+        return Skipped(name=path.name, reason="cannot be decoded: damaged, empty or no image")
+    return InputImage(name=path.name, rgb=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
+    """Open a video by its descriptor: OpenCV takes no name that is not UTF-8, and expands ``%``."""
+    with path.open("rb") as file:
+        video = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}")
+        try:
+            yield video
+        finally:
+            video.release()
+
+
+def _video_frames(source: InputMedia, done: int) -> Iterator[InputImage | Skipped]:
+    with _opened(source.path) as video:
         number = 0
         while video.grab():
-            if number % source.every == 0:
+            if number % source.every == 0 and number >= done * source.every:
                 read, bgr = video.retrieve()
                 if read:
                     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
@@ -164,141 +206,40 @@ def _video_frames(source: InputMedia) -> Iterator[InputImage | Skipped]:
                 else:
                     yield Skipped(name=str(number), reason="the frame cannot be decoded")
             number += 1
-    finally:
-        video.release()
 
 
-def square_of(
-    box: HandBox, size_wh: tuple[int, int], pad: float
-) -> tuple[tuple[float, float], float]:
-    """Return centre and side of the square crop, pixels; as ``pipeline.view.build_view`` does.
+def unanswered(
+    source: InputMedia, given: Mapping[str, Any], num_read: int, key: str
+) -> tuple[list[Skipped], str | None]:
+    """Return what a file names and no input is, and a sentence on the inputs that were not asked.
 
-    Raises:
-        ValueError: If the box does not fit this image.
+    Args:
+        source: The images.
+        given: Entries by name.
+        num_read: Number of images read, by which a video is as long as it is.
+        key: The option that gave the file.
     """
-    width, height = size_wh
-    if box.box_xyxy is None:
-        return ((width - 1) / 2, (height - 1) / 2), float(max(size_wh))
-    x0, y0, x1, y1 = box.box_xyxy
-    if x0 >= width - 0.5 or y0 >= height - 0.5 or x1 <= -0.5 or y1 <= -0.5:
-        raise ValueError(
-            f"box_xyxy {_shown(box.box_xyxy)} lies outside the image of {width} x {height} pixels"
+    if source.names is None:
+        taken = {str(number * source.every) for number in range(num_read)}
+        rest = [name for name in given if name not in taken]
+        not_asked = [n for n in rest if n.isdecimal() and int(n) % source.every]
+        reason = f"{key} names it, but the video has no such frame"
+    else:
+        taken = set(source.names)
+        named = taken.union(one.name for one in source.left_out)  # each with its own reason
+        rest = [name for name in given if name not in named]
+        known = set(source.all_names)
+        not_asked = [n for n in rest if n in known or source.is_single]
+        reason = f"{key} names it, but images= has no such file"
+    unasked = set(not_asked)
+    absent = [Skipped(name=name, reason=reason) for name in rest if name not in unasked]
+    remark = None
+    if not_asked:
+        remark = (
+            f"{len(not_asked)} entries of {key} are of inputs that were not asked for "
+            f"({some(not_asked)})"
         )
-    side = max(x1 - x0, y1 - y0)
-    if side > LARGEST_BOX * max(size_wh):
-        raise ValueError(
-            f"box_xyxy {_shown(box.box_xyxy)} is too large for the image of {width} x {height} "
-            "pixels; expected pixels of this image"
-        )
-    return ((x0 + x1) / 2, (y0 + y1) / 2), side * pad
-
-
-def whole_image(side: Side | None) -> tuple[HandBox, ...]:
-    """Return the hands of an image without boxes: the whole image is the crop."""
-    right, left = (HandBox(is_right=is_right, box_xyxy=None) for is_right in (True, False))
-    return {Side.left: (left,), Side.both: (right, left)}.get(side or Side.right, (right,))
-
-
-def read_boxes(path: str) -> dict[str, tuple[HandBox, ...]]:
-    """Return the hands of every image listed in a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not JSON or has another structure; names the places.
-    """
-    record = read_json(existing(path, "boxes"))
-    form = '{"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}'
-    if not isinstance(record, dict):
-        found = _json(record)
-        raise ValueError(f"boxes={path!r} must hold {form}, got {found}")  # noqa: TRY004 - a file's
-    problems: list[str] = []
-    boxes: dict[str, tuple[HandBox, ...]] = {}
-    for name, hands in record.items():
-        if not isinstance(hands, list):
-            problems.append(f"{name}: expected a list of hands, got {_json(hands)}")
-            continue
-        read = []
-        for i, hand in enumerate(hands):
-            try:
-                read.append(_hand_box(hand))
-            except ValueError as error:
-                problems.append(f"{name}, hand {i}: {error}")
-        boxes[name] = tuple(read)
-    if problems:
-        raise ValueError(
-            f"boxes={path!r} has {len(problems)} wrong entries, expected {form}: "
-            f"{'; '.join(problems[:_SHOWN])}"
-        )
-    return boxes
-
-
-def _hand_box(hand: Any) -> HandBox:
-    if not isinstance(hand, dict) or not {"box_xyxy", "side"} <= hand.keys():
-        raise ValueError(f"needs box_xyxy and side, got {_json(hand)}")
-    side, box = hand["side"], hand["box_xyxy"]
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be right or left, got {_json(side)}")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise ValueError(f"box_xyxy must be four finite numbers, got {_json(box)}")
-    x0, y0, x1, y1 = map(float, box)
-    if x1 <= x0 or y1 <= y0 or max(x1 - x0, y1 - y0) < 1:
-        raise ValueError(
-            f"box_xyxy must be [x0, y0, x1, y1] with x1 > x0 and y1 > y0, in pixels, got "
-            f"{_json(box)}"
-        )
-    return HandBox(is_right=side == "right", box_xyxy=(x0, y0, x1, y1))
-
-
-def read_cameras(text: str | None, fov_deg: float) -> Cameras:
-    """Parse ``intrinsics=``: four numbers or a JSON file.
-
-    Raises:
-        FileNotFoundError: If it is neither numbers nor a file.
-        ValueError: If a matrix is not a camera's intrinsics.
-    """
-    if text is None:
-        return Cameras(fov_deg=fov_deg)
-    numbers = _numbers(text)
-    if numbers is not None:
-        fx, fy, cx, cy = numbers
-        return Cameras(K=_checked([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], f"intrinsics={text!r}"))
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"intrinsics={text!r} must be four numbers fx,fy,cx,cy or a JSON file; there is no "
-            "such file"
-        )
-    record = read_json(path)
-    where = f"intrinsics={text!r}"
-    if isinstance(record, dict):
-        return Cameras(by_name={k: _checked(v, f"{where}, {k}") for k, v in record.items()})
-    return Cameras(K=_checked(record, where))
-
-
-def _numbers(text: str) -> list[float] | None:
-    try:
-        numbers = [float(word) for word in text.strip("[]() ").split(",")]
-    except ValueError:
-        return None
-    return numbers if len(numbers) == 4 else None
-
-
-def _checked(matrix: Any, where: str) -> Float64[np.ndarray, "3 3"]:
-    try:
-        K = np.asarray(matrix, dtype=np.float64)
-    except (ValueError, TypeError):
-        K = np.empty(0)
-    if K.shape != (3, 3):
-        found = f"shape {list(K.shape)}" if K.size else _json(matrix)
-        raise ValueError(
-            f"{where}: expected one 3x3 matrix, or a dict of them by image name, got {found}"
-        )
-    if not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0 or (K[2] != (0, 0, 1)).any():
-        raise ValueError(
-            f"{where}: expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive focal lengths "
-            f"in pixels, got {K.tolist()}"
-        )
-    return K
+    return absent, remark
 
 
 def check_names(
@@ -321,36 +262,17 @@ def check_names(
             return None
         raise ValueError(
             f"{key}: a video's frames are named by their numbers, 0 for the first; got "
-            f"{_some(given)}"
+            f"{some(given)}"
         )
     missing = [name for name in names if name not in given]
     if missing and (each or len(missing) == len(names)):
         raise ValueError(
-            f"{key} has no entry for {len(missing)} of {len(names)} images ({_some(missing)}); its "
-            f"names are {_some(given)}; expected file names without folder"
+            f"{key} has no entry for {len(missing)} of {len(names)} images ({some(missing)}); its "
+            f"names are {some(given)}; expected file names without folder"
         )
     if missing:
         return (
             f"{len(missing)} of {len(names)} images have no entry in {key} and so no hands "
-            f"({_some(missing)})"
+            f"({some(missing)})"
         )
     return None
-
-
-def _some(names: Any) -> str:
-    names = list(names)
-    more = ", ..." if len(names) > _SHOWN else ""
-    return (", ".join(repr(name) for name in names[:_SHOWN]) or "none") + more
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _json(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _shown(box: tuple[float, ...]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in box) + "]"

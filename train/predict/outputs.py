@@ -1,11 +1,12 @@
-"""Outputs of ``train predict``: predictions.json, meshes, pictures.
+"""Outputs of ``train predict``: records, meshes, pictures.
 
 Everything is in the camera of the original image: metres, OpenCV axes (x right, y down, z forward);
 a left hand is output as a left hand, even if its crop was mirrored.
 """
 
-import json
+import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,8 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from model.draw import draw_skeleton
 from model.hand import JOINT_NAMES
 from pipeline.app.files import replace_file
-from train.predict.inputs import HandBox, InputImage
+from train.predict.boxes import HandBox
+from train.predict.inputs import IMAGE_SUFFIXES
 
 FORMAT: Final = "handloom-predict-1"
 UNITS: Final = {
@@ -31,6 +33,8 @@ UNITS: Final = {
     "K": "[3, 3] intrinsics of the image, pixels",
     "orientation": "pixels of the upright image: an EXIF orientation was applied",
 }
+_LONGEST_NAME: Final = 180
+"""Bytes of a picture's file name: file systems take 255, and temporary files are longer."""
 _OUTLINE_RGB: Final = (255, 255, 255)
 
 
@@ -71,19 +75,9 @@ def hand_record(hand: Hand) -> dict[str, Any]:
     return record
 
 
-def write_predictions(
-    path: Path, about: dict[str, Any], images: dict[str, Any], skipped: list[dict[str, Any]]
-) -> None:
-    """Write predictions.json: shared metadata, then a line per image."""
-    head = {"format": FORMAT, **about, "joint_names": list(JOINT_NAMES), "units": UNITS}
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    lines.append(f'"skipped": {json.dumps(skipped)}')
-    rows = [
-        f"{json.dumps(name)}: {json.dumps(record, allow_nan=False)}"
-        for name, record in images.items()
-    ]
-    lines.append('"images": {\n' + ",\n".join(rows) + "\n}")
-    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+def head_of(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the shared metadata of predictions.json."""
+    return {"format": FORMAT, **about, "joint_names": list(JOINT_NAMES), "units": UNITS}
 
 
 def faces_of(faces: Int64[np.ndarray, "1538 3"], *, is_right: bool) -> Int64[np.ndarray, "1538 3"]:
@@ -99,30 +93,32 @@ def write_obj(path: Path, hand: Hand, faces: Int64[np.ndarray, "1538 3"]) -> Non
     turned = faces_of(faces, is_right=hand.box.is_right) + 1
     rows += [f"f {a} {b} {c}" for a, b, c in turned.tolist()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(rows) + "\n", encoding="ascii")
+    replace_file(path, ("\n".join(rows) + "\n").encode("ascii"), durable=False)
 
 
 def picture_name(name: str, *, is_video: bool) -> str:
     """Return the file name of an image's picture, unique per image."""
     if is_video:
         return f"{int(name):06d}.jpg"
-    return name if Path(name).suffix.lower() in (".jpg", ".jpeg") else f"{name}.jpg"
+    path = Path(name)
+    if path.suffix.lower() not in (".jpg", ".jpeg") or Path(path.stem).suffix in IMAGE_SUFFIXES:
+        name = f"{name}.jpg"
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{os.fsdecode(encoded[: _LONGEST_NAME - 30])}-{digest}.jpg"
 
 
-def draw_hands(
-    frame: InputImage, hands: list[Hand], faces: Int64[np.ndarray, "1538 3"] | None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image overlaid with mesh outlines and skeletons."""
-    canvas = frame.rgb.copy()
-    for hand in hands:
-        x0, _, x1, _ = hand.square_xyxy
-        thickness = max(1, round(min(x1 - x0, max(frame.size_wh)) / 120))
-        if faces is not None and hand.vertices_2d is not None:
-            _draw_outline(canvas, hand.vertices_2d, faces, thickness)
-        draw_skeleton(
-            canvas, hand.joints_2d, np.isfinite(hand.joints_2d).all(-1), thickness=thickness
-        )
-    return canvas
+def draw_hand(
+    canvas: UInt8[np.ndarray, "h w 3"], hand: Hand, faces: Int64[np.ndarray, "1538 3"] | None
+) -> None:
+    """Draw the mesh outline and the skeleton of a hand over its image, in place."""
+    x0, _, x1, _ = hand.square_xyxy
+    thickness = max(1, round(min(x1 - x0, max(canvas.shape[:2])) / 120))
+    if faces is not None and hand.vertices_2d is not None:
+        _draw_outline(canvas, hand.vertices_2d, faces, thickness)
+    draw_skeleton(canvas, hand.joints_2d, np.isfinite(hand.joints_2d).all(-1), thickness=thickness)
 
 
 def _draw_outline(

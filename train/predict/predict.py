@@ -2,20 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 from rich.console import Console
 
-from model.draw import write_picture
+from pipeline.app.pictures import write_picture
 from pipeline.app.progress import show_progress
-from pipeline.app.words import say
+from pipeline.app.words import printable, say
 from pipeline.decode.read_ahead import read_ahead
 from train.config import PredictConfig, Side
+from train.predict.boxes import HandBox, by_frame, read_boxes, some, whole_image
+from train.predict.cameras import Cameras, read_cameras
 from train.predict.hands import (
     Crop,
     Predictor,
@@ -24,41 +26,42 @@ from train.predict.hands import (
     predict_hands,
 )
 from train.predict.inputs import (
-    Cameras,
-    HandBox,
     InputImage,
     InputMedia,
     Skipped,
     check_names,
     find_source,
     frames,
-    read_boxes,
-    read_cameras,
-    whole_image,
+    unanswered,
 )
-from train.predict.outputs import (
-    Hand,
-    draw_hands,
-    hand_record,
-    picture_name,
-    write_obj,
-    write_predictions,
-)
+from train.predict.lines import Lines, open_lines, what_of, write_final
+from train.predict.outputs import Hand, draw_hand, hand_record, head_of, picture_name, write_obj
 from train.state.weights import weights_folder
 
 READ_AHEAD: Final = 2
 """Images decoded ahead of the network."""
 MOST_HELD_BYTES: Final = 1 << 29
 """Memory of images that wait until their batch is full."""
+MOST_SAID: Final = 20
+"""Skipped inputs that are printed; all are in predictions.json."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """One image and its hand crops."""
+class Begin:
+    """An image, before its hands."""
 
     frame: InputImage
     K: Float64[np.ndarray, "3 3"]
-    crops: list[Crop]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """An input is answered: an image after its hands, or one that was skipped."""
+
+    name: str
+
+
+Event = Begin | Crop | Skipped | Done
 
 
 def main(config: PredictConfig) -> int:
@@ -70,9 +73,11 @@ def main(config: PredictConfig) -> int:
 
     Writes predictions.json (joints and MANO parameters in the camera of each image), pictures/ and,
     with meshes=true, meshes/*.obj. An EXIF orientation is applied: boxes, intrinsics and results
-    refer to the upright image. Pixel (0, 0) is the centre of the top-left pixel.
+    refer to the upright image. Pixel (0, 0) is the centre of the top-left pixel. Results are kept
+    as they come, in predictions.jsonl: after a kill, the same command goes on.
 
-    Exit code 1: an image or a hand was skipped and reported; all others were processed.
+    Exit code 1: an input (an image, a hand, a folder or video among the images, a box of an absent
+    image) was skipped and named; all others were processed.
 
     Example:
         python -m train predict run=runs/first images=photos boxes=boxes.json meshes=true
@@ -81,19 +86,22 @@ def main(config: PredictConfig) -> int:
     """
     console = Console()
     source = find_source(config.images, config.every)
+    out = _out_folder(config, source)
     boxes = None if config.boxes is None else read_boxes(config.boxes)
     cameras = read_cameras(config.intrinsics, config.fov_deg)
+    if source.names is None:
+        boxes = None if boxes is None else by_frame(boxes, f"boxes={config.boxes!r}")
+        cameras = cameras.by_frame(f"intrinsics={config.intrinsics!r}")
     remarks = _remarks(config, source, boxes, cameras)
     folder = weights_folder(config.run)
-    out = _out_folder(config, source)
     predictor = load_predictor(config, folder)
-    if config.joint_set is None and len(predictor.crops.spec.joint_sets) > 1:
-        names = ", ".join(s.name for s in predictor.crops.spec.joint_sets)
+    crops = predictor.crops
+    if config.joint_set is None and len(crops.spec.joint_sets) > 1:
+        names = ", ".join(s.name for s in crops.spec.joint_sets)
         remarks.append(
             f"trained on several joint sets ({names}): joints are given as "
             f"{predictor.joint_set.name}; joint_set= chooses"
         )
-    crops = predictor.crops
     if not crops.is_known:
         remarks.append(
             f"{folder} lies in no run whose manifest.json says how its crops were cached: taken as "
@@ -102,48 +110,154 @@ def main(config: PredictConfig) -> int:
     for remark in remarks:
         say(remark, console)
 
-    images: dict[str, dict[str, Any]] = {}
-    skipped: list[Skipped] = []
     begin = time.perf_counter()
-    with show_progress("predict", console, unit="images") as report:
-        done = 0
-
-        def advance(num: int) -> None:
-            nonlocal done
-            done += num
-            report(done, source.total)
-
-        def skip(what: Skipped) -> None:
-            skipped.append(what)
-            say(f"skipped: {_named(source, what.name)}: {what.reason}", console)
-
-        for chunk in _chunks(source, boxes, cameras, config, predictor, skip, advance):
-            hands = predict_hands(predictor, [crop for work in chunk for crop in work.crops])
-            for work in chunk:
-                found = [next(hands) for _ in work.crops]
-                images[work.frame.name] = _write_image(
-                    out, work, found, config, predictor, is_video=source.names is None
-                )
-    seconds = time.perf_counter() - begin
-    assumed = f"assumed: {config.fov_deg:g} degrees over the longer side"
-    about = {
-        "images_from": config.images,
-        "weights": str(folder),
-        "step": predictor.step,
-        "joint_set": predictor.joint_set.name,
-        "cached_crop": f"{crops.cache_px} px, margin {crops.margin:g}",
-        "crop": "whole image" if boxes is None else f"boxes={config.boxes}",
-        "camera": assumed if config.intrinsics is None else f"intrinsics={config.intrinsics}",
-    }
-    path = out / "predictions.json"
-    out.mkdir(parents=True, exist_ok=True)
-    write_predictions(path, about, images, [asdict(one) for one in skipped])
-    num_hands = sum(len(record["hands"]) for record in images.values())
+    what = what_of(config, source, folder)
+    with open_lines(out, what, lambda text: say(text, console)) as lines:
+        skipped = _Skips(source, console)
+        results = _Results(out, lines, config, predictor, is_video=source.names is None)
+        already = lines.num_done
+        with show_progress("predict", console, unit="images", already=already) as report:
+            for part in _batched(
+                _events(source, already, boxes, cameras, config.side, predictor),
+                config.batch_size,
+            ):
+                hands = predict_hands(predictor, [one for one in part if isinstance(one, Crop)])
+                for event in part:
+                    if isinstance(event, Skipped):
+                        skipped.say(event)
+                    results.take(event, hands)
+                report(lines.num_done, source.total, f"{lines.num_hands} hands")
+        left_out = _left_out(source, out, boxes, config, cameras, lines, console)
+        for one in left_out:
+            skipped.say(one)
+        skipped.end()
+        assumed = f"assumed: {config.fov_deg:g} degrees over the longer side"
+        about = {
+            "images_from": config.images,
+            "weights": str(folder),
+            "step": predictor.step,
+            "joint_set": predictor.joint_set.name,
+            "cached_crop": f"{crops.cache_px} px, margin {crops.margin:g}",
+            "crop": "whole image" if boxes is None else f"boxes={config.boxes}",
+            "camera": assumed if config.intrinsics is None else f"intrinsics={config.intrinsics}",
+        }
+        path = out / "predictions.json"
+        num_skipped = write_final(path, lines, head_of(about), [asdict(one) for one in left_out])
+        lines.path.unlink()
     say(
-        f"hands: {num_hands}, images: {len(images)}, skipped: {len(skipped)}; {seconds:.1f} s on "
-        f"{predictor.device}; written: {path}",
+        f"hands: {lines.num_hands}, images: {lines.num_images}, skipped: {num_skipped}; "
+        f"{time.perf_counter() - begin:.1f} s on {predictor.device}; written: {path}",
+        console,
     )
-    return 1 if skipped else 0
+    return 1 if num_skipped else 0
+
+
+class _Skips:
+    """Prints what is skipped, up to a number of lines."""
+
+    def __init__(self, source: InputMedia, console: Console) -> None:
+        self._source, self._console = source, console
+        self._count = 0
+
+    def say(self, one: Skipped) -> None:
+        """Print one, if not too many were."""
+        self._count += 1
+        if self._count <= MOST_SAID:
+            where = printable(_named(self._source, one.name))
+            say(f"skipped: {where}: {one.reason}", self._console)
+
+    def end(self) -> None:
+        """Say how many were not printed."""
+        if self._count > MOST_SAID:
+            say(f"skipped: {self._count - MOST_SAID} more, see predictions.json", self._console)
+
+
+class _Results:
+    """Writes what comes of the events, one image after another."""
+
+    def __init__(
+        self,
+        out: Path,
+        lines: Lines,
+        config: PredictConfig,
+        predictor: Predictor,
+        *,
+        is_video: bool,
+    ) -> None:
+        self._out, self._lines, self._config = out, lines, config
+        self._predictor, self._is_video = predictor, is_video
+        self._canvas: UInt8[np.ndarray, "h w 3"] | None = None
+        self._picture = ""
+        self._num_hands = 0
+
+    def take(self, event: Event, hands: Iterator[Hand]) -> None:
+        """Write what an event says; the hand of a crop is the next of ``hands``."""
+        if isinstance(event, Begin):
+            self._begin(event)
+        elif isinstance(event, Crop):
+            self._add(next(hands))
+        elif isinstance(event, Skipped):
+            self._lines.add("skipped", asdict(event))
+        else:
+            if self._canvas is not None:
+                write_picture(self._out / "pictures" / self._picture, self._canvas)
+            self._canvas = None
+            self._lines.add("done", event.name)
+
+    def _begin(self, event: Begin) -> None:
+        width, height = event.frame.size_wh
+        self._num_hands = 0
+        self._picture = picture_name(event.frame.name, is_video=self._is_video)
+        self._canvas = event.frame.rgb.copy() if self._config.pictures else None
+        record = {
+            "name": event.frame.name,
+            "width": width,
+            "height": height,
+            "K": event.K.tolist(),
+            "picture": f"pictures/{self._picture}" if self._config.pictures else None,
+        }
+        self._lines.add("image", record)
+
+    def _add(self, hand: Hand) -> None:
+        record, faces = hand_record(hand), self._predictor.faces
+        if self._config.meshes:
+            assert faces is not None
+            stem = self._picture.removesuffix(".jpg")
+            record["mesh"] = f"meshes/{stem}-{self._num_hands}-{hand.side}.obj"
+            write_obj(self._out / record["mesh"], hand, faces)
+        if self._canvas is not None:
+            draw_hand(self._canvas, hand, faces)
+        self._lines.add("hand", record)
+        self._num_hands += 1
+
+
+def _left_out(
+    source: InputMedia,
+    out: Path,
+    boxes: Mapping[str, Any] | None,
+    config: PredictConfig,
+    cameras: Cameras,
+    lines: Lines,
+    console: Console,
+) -> list[Skipped]:
+    """Return what was asked for and is no image: entries of the folder, boxes, intrinsics."""
+    resolved = out.resolve()
+    found = [
+        one
+        for one in source.left_out
+        if not resolved.is_relative_to((source.path / one.name).resolve())  # our own results
+    ]
+    for key, given in (("boxes", boxes), ("intrinsics", cameras.by_name)):
+        if given is not None:
+            name = f"{key}={getattr(config, key)!r}"
+            absent, remark = unanswered(source, given, lines.num_done, name)
+            found += absent
+            if absent:
+                names = some(one.name for one in absent)
+                say(f"{name} names {len(absent)} inputs that do not exist ({names})", console)
+            if remark is not None:
+                say(remark, console)
+    return found
 
 
 def _remarks(
@@ -154,6 +268,11 @@ def _remarks(
 ) -> list[str]:
     """Return warnings about the input, a line each; reject inputs that do not fit."""
     remarks: list[str | None] = []
+    if source.others:
+        remarks.append(
+            f"{len(source.others)} other files of images={config.images!r} are no images "
+            f"({some(source.others)})"
+        )
     if boxes is None:
         side = (config.side or Side.right).name
         hands = "a right and a left hand" if config.side is Side.both else f"one {side} hand"
@@ -189,77 +308,51 @@ def _out_folder(config: PredictConfig, source: InputMedia) -> Path:
     return out
 
 
-def _chunks(
+def _events(
     source: InputMedia,
+    already: int,
     boxes: Mapping[str, tuple[HandBox, ...]] | None,
     cameras: Cameras,
-    config: PredictConfig,
+    side: Side | None,
     predictor: Predictor,
-    skip: Callable[[Skipped], None],
-    advance: Callable[[int], None],
-) -> Iterator[list[Work]]:
-    """Yield lists of images whose hands fill a batch, or that reach the memory budget."""
-    everywhere = whole_image(config.side)
-    chunk: list[Work] = []
-    with contextlib.closing(read_ahead(frames(source), READ_AHEAD)) as images:
+) -> Iterator[Event]:
+    """Yield what is to be done, in order, after the first ``already`` inputs."""
+    everywhere = whole_image(side)
+    with contextlib.closing(read_ahead(frames(source, already), READ_AHEAD)) as images:
         for frame in images:
             if isinstance(frame, Skipped):
-                skip(frame)
-                advance(1)
+                yield frame
+                yield Done(name=frame.name)
                 continue
-            hands = everywhere if boxes is None else boxes.get(frame.name, ())
             try:
                 K = cameras.of(frame.name, frame.size_wh)
             except ValueError as error:
-                skip(Skipped(name=frame.name, reason=str(error)))
-                advance(1)
+                yield Skipped(name=frame.name, reason=str(error))
+                yield Done(name=frame.name)
                 continue
-            crops = []
+            yield Begin(frame=frame, K=K)
+            hands = everywhere if boxes is None else boxes.get(frame.name, ())
             for i, box in enumerate(hands):
                 try:
-                    crops.append(crop_of(frame, box, K, predictor.crops))
+                    yield crop_of(frame, box, K, predictor.crops)
                 except ValueError as error:
-                    skip(Skipped(name=frame.name, reason=f"hand {i}: {error}"))
-            chunk.append(Work(frame=frame, K=K, crops=crops))
-            held = sum(work.frame.rgb.nbytes for work in chunk)
-            if sum(len(w.crops) for w in chunk) >= config.batch_size or held > MOST_HELD_BYTES:
-                yield chunk
-                advance(len(chunk))
-                chunk = []
-    if chunk:
-        yield chunk
-        advance(len(chunk))
+                    yield Skipped(name=frame.name, reason=f"hand {i}: {error}")
+            yield Done(name=frame.name)
 
 
-def _write_image(
-    out: Path,
-    work: Work,
-    hands: list[Hand],
-    config: PredictConfig,
-    predictor: Predictor,
-    *,
-    is_video: bool,
-) -> dict[str, Any]:
-    """Write the picture and meshes of one image; return its JSON record."""
-    name = picture_name(work.frame.name, is_video=is_video)
-    width, height = work.frame.size_wh
-    records = [hand_record(hand) for hand in hands]
-    if config.meshes:
-        assert predictor.faces is not None
-        for i, (hand, record) in enumerate(zip(hands, records, strict=True)):
-            record["mesh"] = f"meshes/{name.removesuffix('.jpg')}-{i}-{hand.side}.obj"
-            write_obj(out / record["mesh"], hand, predictor.faces)
-    picture = None
-    if config.pictures:
-        picture = f"pictures/{name}"
-        write_picture(out / picture, draw_hands(work.frame, hands, predictor.faces))
-    return {
-        "width": width,
-        "height": height,
-        "K": work.K.tolist(),
-        "picture": picture,
-        "hands": records,
-    }
+def _batched(events: Iterator[Event], batch_size: int) -> Iterator[list[Event]]:
+    """Yield lists of events whose hands fill a batch, or whose images reach the memory budget."""
+    part: list[Event] = []
+    num_hands = held = 0
+    for event in events:
+        part.append(event)
+        num_hands += isinstance(event, Crop)
+        held += event.frame.rgb.nbytes if isinstance(event, Begin) else 0
+        if num_hands == batch_size or held > MOST_HELD_BYTES:
+            yield part
+            part, num_hands, held = [], 0, 0
+    if part:
+        yield part
 
 
 def _named(source: InputMedia, name: str) -> str:

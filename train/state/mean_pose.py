@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from model.geometry.align import procrustes
 from model.geometry.camera import place_in_crop
-from model.geometry.rotation import rotmat_to_rot6d
-from model.hand import ROOT
+from model.geometry.rotation import rot6d_to_rotmat, rotmat_to_rot6d
+from model.hand import NUM_BETAS, RIGHT, ROOT, JointSet
 from model.mano.layer import regress_joints
 from model.mean_pose import MeanPose
 from model.network import Network
+from model.parts.hand_decoder import HandDecoder
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from train.device.distributed import ALONE, Ranks, all_gather
@@ -65,18 +67,43 @@ def measure_mean_pose(loader: Loader, model: Network, ranks: Ranks = ALONE) -> M
             f"split {loader.config.split!r} of {loader.config.store} has no hand with a valid "
             "wrist; nothing to train on"
         )
+    theta = whole.mean("theta_rot6d")
+    if theta is None and model.decoder is not None:
+        theta = _theta_of_joints(model.decoder, joints)
     state = [whole.mean(name) for name in ("object_rot6d", "object_arti", "object_place")]
     missing = [torch.tensor([1.0, 0, 0, 0, 1, 0]), torch.zeros(1), torch.zeros(3)]
     known = [none if one is None else one for one, none in zip(state, missing, strict=True)]
     return MeanPose(
         joints_rel=joints,
         vertices_rel=whole.mean("vertices_rel"),
-        theta_rot6d=whole.mean("theta_rot6d"),
+        theta_rot6d=theta,
         beta=whole.mean("beta"),
         place=place,
         object_state=torch.cat(known) if model.has_object else None,
         num_hands=int(whole.count["place"].sum()),
     )
+
+
+def _theta_of_joints(
+    decoder: HandDecoder, joints_rel: Float[Tensor, "h 21 3"]
+) -> Float[Tensor, "h 96"] | None:
+    """Return MANO's mean pose, rotated to the mean joints; None without MANO.
+
+    The start of a network that learns MANO parameters from joints alone.
+    """
+    if decoder.mano is None or decoder.rest_rot6d is None:
+        return None
+    num_hands = len(joints_rel)
+    rest = decoder.rest_rot6d[:num_hands]
+    theta = rot6d_to_rotmat(rest.view(num_hands, -1, 6))
+    side = torch.arange(num_hands, device=rest.device) == RIGHT
+    beta = torch.zeros(num_hands, NUM_BETAS, device=rest.device)
+    vertices, skeleton = decoder.mano(theta, beta, None, side)
+    sets = torch.full((num_hands,), int(JointSet.smplx), device=rest.device)
+    joints = regress_joints(vertices, skeleton, decoder.regressors, sets, side)
+    _, R, _ = procrustes(joints.double(), joints_rel.to(rest.device).double(), reflection=False)
+    theta[:, 0] = R.float() @ theta[:, 0]
+    return rotmat_to_rot6d(theta).flatten(1).cpu()
 
 
 def _added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

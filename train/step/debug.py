@@ -7,12 +7,15 @@ The weights come out as from ``train_step``: what is looked at beside it changes
 """
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Final, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.app.files import replace_file
+from pipeline.app.words import sentence
 from pipeline.batch import TENSORS, Batch
 from pipeline.loader import Loader
 from train.config import RunConfig
@@ -131,14 +134,20 @@ class DebugStep:
             DivergedError: Always.
         """
         path = self._folder / f"batch-{state.step:07d}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: getattr(batch, name).cpu() for name in TENSORS}, path)
+        content = io.BytesIO()
+        torch.save({name: getattr(batch, name).cpu() for name in TENSORS}, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content.getbuffer())
+            kept = f"is in {path}: torch.load gives the fields of pipeline.batch.Batch by name"
+        except OSError as error:
+            kept = f"was not written: {sentence(error)}"
         named = f"samples {ids[:_SHOWN]}" if ids else "no sample alone"
         if ids:
             named += f" (first: {self._loader.describe(ids[0])})"
         raise DivergedError(
             f"debug: in step {state.step} {what}, of {named}; no weight was changed by it. "
-            f"The batch is in {path}: torch.load gives the fields of pipeline.batch.Batch by name"
+            f"The batch {kept}"
         )
 
 

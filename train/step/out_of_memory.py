@@ -12,7 +12,8 @@ same collectives however many parts it has. A rank that ran out of memory before
 average tries again while the others wait for it in the averaging, as for any slow rank; they need
 not be told, and a step in which nothing happens costs nothing. At the next checkpoint one
 all-reduce gives all of them the largest number of parts. A rank that ran out of memory in the
-middle of the averaging cannot take back what it gave: the run ends with a sentence.
+middle of the averaging cannot take back what it gave: the run ends with a sentence. So it does with
+``sync_bn``, where every part waits for the other ranks.
 """
 
 from collections.abc import Callable

@@ -26,6 +26,7 @@ from train.device.distributed import (
     any_,
     average_,
     has_begun_to_average,
+    has_shared_statistics,
     parallel,
     without_averaging,
 )
@@ -200,8 +201,8 @@ def predict(model: nn.Module, windows: Batch, dtype: torch.dtype) -> Prediction:
         return prediction
 
 
-def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction:
-    """Return the mean of a training set for every image of a batch of single frames."""
+def predict_mean(model: Network, mean: MeanPose, batch: Batch) -> Prediction | None:
+    """Return what the untrained network predicts for a batch of single frames; None if unknown."""
     return model.predict_mean(mean, inputs_of(batch, batch.image))
 
 
@@ -276,11 +277,14 @@ def take_more_parts(state: TrainState, batch_size: int) -> None:
         NoMemoryError: If there is no other way to take it.
     """
     parts = more_parts(state.accumulate, batch_size, state.step)
-    if state.ranks.world > 1 and (not state.has_stepped or has_begun_to_average(state.net)):
+    waits = has_shared_statistics(state.model)  # every part of it does
+    if state.ranks.world > 1 and (
+        not state.has_stepped or waits or has_begun_to_average(state.net)
+    ):
+        what = "BatchNorm's statistics were shared" if waits else "gradients were being averaged"
         raise NoMemoryError(
-            f"rank {state.ranks.rank} ran out of memory in step {state.step} while gradients were "
-            f"being averaged; give the same command with accumulate={parts}: the run goes on from "
-            "its last checkpoint"
+            f"rank {state.ranks.rank} ran out of memory in step {state.step} while {what}; give "
+            f"the same command with accumulate={parts}: the run goes on from its last checkpoint"
         )
     state.accumulate = parts
     state.optimizer.zero_grad(set_to_none=True)

@@ -7,9 +7,10 @@ Fractions are 0..1. Per device: ``tflops``, ``mfu``, ``gpu_util``, ``sm_active``
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ import torch
 from pipeline.stats import Lap, StageClock, share
 from train.config import RunConfig
 from train.step.step import TrainState
+from train.watch.best_effort import BestEffort
 from train.watch.flops import FlopCount, peak_tflops
-from train.watch.nvml import DeviceMeter
+
+if TYPE_CHECKING:
+    from train.watch.nvml import DeviceMeter
 
 WAITING: Final = 0.1
 """Fraction of the time spent on data from which data is the bottleneck."""
@@ -28,17 +32,22 @@ SPARSE: Final = 0.5
 """Fraction of active SMs below which the kernels are too small for the device."""
 UNEVEN: Final = 2.0
 """p99 of the step over its median from which steps are called uneven."""
+_NVML: Final = "NVML"
 
 
 class Meters:
-    """Accumulates between two log points; use as a context manager."""
+    """Accumulates between two log points; use as a context manager.
 
-    def __init__(self, state: TrainState, config: RunConfig) -> None:
+    NVML and the count of FLOPs may fail: their values are then absent.
+    """
+
+    def __init__(self, state: TrainState, config: RunConfig, attempt: BestEffort) -> None:
         self._state, self._input_px = state, config.pipeline.input_px
+        self._attempt = attempt
         self._device = state.clock.device
         self._clock = StageClock(self._device)
-        self._meter = DeviceMeter(self._device)
-        self._is_warm = False
+        self._meter = self._attempt(_NVML, self._open_meter)
+        self._is_warm = self._has_counted = False
         self._flops: FlopCount | None = None
         self._peak: float | None = None
         if self._device.type == "cuda":
@@ -54,7 +63,8 @@ class Meters:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._meter.close()
+        if self._meter is not None:
+            self._attempt(_NVML, self._meter.close)
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time the body as ``data`` or ``step``."""
@@ -81,29 +91,42 @@ class Meters:
             return {}
         seconds = time.perf_counter() - self._mark
         laps = self._clock.read()
+        meter = self._meter
+        read = None if meter is None else self._attempt(_NVML, partial(meter.read, seconds))
         rate = self._seen / seconds
         values = {
             "samples_per_s": self._state.ranks.world * rate,
             "step_ms": 1000 * seconds / self._steps,
             **_step_times(laps),
-            **self._meter.read(seconds),
+            **(read or {}),
             **self._memory(),
         }
         if "power_w" in values:
             values["j_per_sample"] = values["power_w"] / rate
-        if self._flops is None:
-            self._flops = FlopCount(self._state.ema, self._input_px, self._state.ema.num_hands)
-        values["tflops"] = 1e-12 * rate * self._flops.of_a_step(self._state.model)
-        if self._peak is not None:
-            values["mfu"] = values["tflops"] / self._peak
+        if not self._has_counted:
+            self._has_counted = True
+            self._flops = self._attempt("counting FLOPs", self._count)
+        if self._flops is not None:
+            values["tflops"] = 1e-12 * rate * self._flops.of_a_step(self._state.model)
+            if self._peak is not None:
+                values["mfu"] = values["tflops"] / self._peak
         self.skip()
         return values
 
     def skip(self) -> None:
         """Restart the interval: the time since the last reading was not training."""
         self._clock.drop()
-        self._meter.begin()
+        if self._meter is not None:
+            self._attempt(_NVML, self._meter.begin)
         self._seen, self._steps, self._mark = 0, 0, time.perf_counter()
+
+    def _open_meter(self) -> "DeviceMeter":
+        from train.watch.nvml import DeviceMeter  # its library may be missing or broken
+
+        return DeviceMeter(self._device)
+
+    def _count(self) -> FlopCount:
+        return FlopCount(self._state.ema, self._input_px, self._state.ema.num_hands)
 
     def _memory(self) -> dict[str, float]:
         values = {}

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.store.schema import FLAG_MEANINGS, StoreAttributes
-from pipeline.store.terms import terms_of
 from preprocess.builder.report.facts import RejectedRow, Residuals, StoreFacts
 from preprocess.labels.quality import LEFT_REFIT_LIMIT_M, MANO_RESIDUAL_LIMIT_M
 
@@ -58,7 +57,6 @@ def page(
     """
     text = _template().render(
         a=attributes,
-        terms=terms_of(attributes),
         facts=facts,
         splits=_splits(attributes),
         num_shards=-(-attributes.num_rows // attributes.shard_rows),

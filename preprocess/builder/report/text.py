@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.store.schema import StoreAttributes
-from pipeline.store.terms import terms_of
 from preprocess.images.images import BadImage
 
 
@@ -69,7 +68,7 @@ def report_text(report: BuildReport) -> str:
     for name, count in a.flag_counts.items():
         first = ", ".join(map(str, report.first_rows[name]))
         lines.append(f"  {name:<20} {count:>10}  {first}".rstrip())
-    lines += ["", *_notes(report), "", *(f"  {key}: {text}" for key, text in terms_of(a).items())]
+    lines += ["", *_notes(report), "", f"  licence: {a.licence}", f"  cite: {a.citation}"]
     if warnings := _warnings(report):
         lines += ["", *(f"  {line}" for line in warnings)]
     return "\n".join(lines)

@@ -26,7 +26,14 @@ from jaxtyping import Float64, Int64
 
 from model.hand import JointSet
 from model.mano.files import ManoModels
-from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, SourceError
+from preprocess.records import (
+    SYNTHETIC_FILE,
+    DatasetSource,
+    LabelJob,
+    ObjectFile,
+    Rows,
+    SourceError,
+)
 from preprocess.sources.annotations import require
 from preprocess.sources.dexycb.check import cross_check
 from preprocess.sources.dexycb.files import (
@@ -43,7 +50,6 @@ from preprocess.sources.dexycb.files import (
 from preprocess.sources.dexycb.labels import Recording, View, read_picture, read_views
 from preprocess.sources.inventory import Inventory, first_names
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
-from preprocess.synthetic import is_marked
 
 SUBJECTS: Final = (
     "20200709-subject-01", "20200813-subject-02", "20200820-subject-03", "20200903-subject-04",
@@ -227,7 +233,7 @@ def _notes(found: Sequence[_Found], metas: Sequence[Meta], inventory: Inventory)
             "s0 and s3 go by the place of a sequence among those found, so they are not the "
             f"official ones where a subject has other than {SEQUENCES_PER_SUBJECT} sequences"
         )
-    if others and not is_marked(inventory.root):
+    if others and not (inventory.root / SYNTHETIC_FILE).is_file():
         inventory.warnings.append(
             f"{len(others)} of {len(per_subject)} subjects have other than "
             f"{SEQUENCES_PER_SUBJECT} sequences ({first_names(sorted(others))}), and the splits s0 "

@@ -2,7 +2,10 @@
 
 import ctypes
 import dataclasses
+import hashlib
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.app.compiler import make_cc_one_program
 from pipeline.decode.codec import Codec, Pixels
 from pipeline.gather import cpu as gather_native
 from pipeline.gather.augment import identity
@@ -188,17 +192,117 @@ def test_it_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert gather_native.available()
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_compiler_the_reference_does_the_work(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, caplog: pytest.LogCaptureFixture
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("PATH", str(fresh))
     index = torch.tensor([1, 0])
     params, pixels = random_params(index, [1, 1]), cached(CROPS, Codec.rgb)
     ours = gather(pixels, index, params, IMAGENET)
     assert torch.equal(ours, gather_eager(pixels, index, params, IMAGENET))
-    assert sum("plain torch, which is slower" in message for message in caplog.messages) == 1
+    (said,) = caplog.messages
+    assert "six times slower (found no C compiler" in said
+    assert "apt install gcc" in said
     assert not list(fresh.rglob("*.so"))
+
+
+@pytest.mark.parametrize("compiler", ["gcc -pthread", "ccache gcc", "'/opt/my gcc/gcc' -O2"])
+def test_a_compiler_may_be_a_command_line(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = fresh / "bin"
+    commands.mkdir()
+    for name in ("ccache", "gcc"):
+        (commands / name).write_text(f"#!/bin/sh\necho {name} >> {fresh}/asked\n{REAL[name]}\n")
+        (commands / name).chmod(0o755)
+    spaced = fresh / "my gcc"
+    spaced.symlink_to(commands)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    monkeypatch.setenv("CC", compiler.replace("/opt/my gcc", str(spaced)))
+    assert gather_native.available()
+    asked = (fresh / "asked").read_text().split()
+    assert asked == (["ccache", "gcc"] if "ccache" in compiler else ["gcc"])
+    assert not caplog.messages
+
+
+REAL = {"ccache": 'exec "$@"', "gcc": f'exec {shutil.which("gcc")} "$@"'}
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        (
+            "no-such-compiler -O2",
+            "there is no program 'no-such-compiler'; another compiler is used",
+        ),
+        ("false", "the gather is not compiled by false: .*the next one is tried"),
+        ("true", "the gather is not compiled by true: .*the next one is tried"),
+        ("gcc 'half", "the gather is not compiled by gcc .*the next one is tried"),
+    ],
+)
+def test_a_compiler_that_fails_is_named_and_another_used(
+    fresh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert gather_native.available()
+    assert re.search(message, caplog.text)
+    assert list(fresh.rglob("*.so"))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000, -1])
+def test_a_damaged_library_is_compiled_again(fresh: Path, kept: int) -> None:
+    assert gather_native.available()
+    (library,) = fresh.rglob("gather-*.so")
+    whole = library.read_bytes()
+    library.unlink()  # the mapped file stays as it is
+    library.write_bytes(whole[:kept])
+    forget_builds()
+    assert gather_native.available()
+    assert library.read_bytes()[-32:] == hashlib.sha256(library.read_bytes()[:-32]).digest()
+    index = torch.tensor([1, 0])
+    params, pixels = random_params(index, [1, 1]), cached(CROPS, Codec.rgb)
+    native(pixels, index, params, IMAGENET)
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fresh / "handloom").write_text("in the way")
+    assert gather_native.available()
+    forget_builds()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert gather_native.available()
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_triton_is_given_a_single_program(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (None, "gcc", shutil.which("gcc")):
+        if given is None:
+            monkeypatch.delenv("CC", raising=False)
+        else:
+            monkeypatch.setenv("CC", given)
+        make_cc_one_program()
+        assert os.environ.get("CC") == given
+    monkeypatch.setenv("CC", "gcc -DVALUE='a b'")
+    make_cc_one_program()
+    program = os.environ["CC"]
+    asked = subprocess.run(
+        [program, "-E", "-P", "-"], input="VALUE", capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.split() == ["a", "b"]
+    make_cc_one_program()
+    assert os.environ["CC"] == program
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    make_cc_one_program()
+    assert "CC" not in os.environ
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

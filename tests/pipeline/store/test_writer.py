@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,15 @@ from pipeline.store.errors import StoreError, StoreUnfinishedError
 from pipeline.store.reader import open_store, read_attributes
 from pipeline.store.schema import INNER_CHUNK_BYTES
 from pipeline.store.shard import shard_path
-from pipeline.store.writer import create_store, finish_store, write_image_shard, write_rows
+from pipeline.store.writer import (
+    MEMBERS,
+    create_store,
+    finish_store,
+    foreign_files,
+    remove_store,
+    write_image_shard,
+    write_rows,
+)
 from tests.pipeline.stores import (
     fill_shard,
     toy_attributes,
@@ -58,8 +67,9 @@ def test_a_new_store_is_unfinished_whatever_the_attributes_say(tmp_path: Path) -
         read_attributes(path)
 
 
-def test_create_store_refuses_an_existing_path(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"{tmp_path} exists; remove it or choose another path"):
+def test_create_store_refuses_a_store(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(StoreError, match=f"{tmp_path} holds a store or part of one; remove it or"):
         create_store(tmp_path, toy_attributes(3, 2), {})
 
 
@@ -194,9 +204,47 @@ def test_a_crash_in_create_store_leaves_nothing_at_the_path(tmp_path: Path) -> N
     path = tmp_path / "toy.zarr"
     with crash_at("rename"):
         create_store(path, toy_attributes(3, 2), {})
-    assert not path.exists()
+    with pytest.raises(StoreError, match="no store at"):
+        open_store(path)
+    assert foreign_files(path) == []
+    remove_store(path)
     create_store(path, toy_attributes(3, 2), {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.zarr"]
+    assert sorted(entry.name for entry in path.iterdir()) == sorted(MEMBERS)
+
+
+@pytest.mark.parametrize("renames", range(1, 6))
+def test_a_removal_stopped_at_any_rename_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    path = tmp_path / "toy.zarr"
+    toy_store(path, [10, 20, 30], 2)
+    rename, left = Path.rename, [renames]
+
+    def counted(file: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return rename(file, target)
+
+    def refuse(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted)
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            remove_store(path)
+    (path / "thesis.txt").touch()
+    assert not (path / "zarr.json").exists()
+    assert foreign_files(path) == ["thesis.txt"]
+    remove_store(path)
+    assert [entry.name for entry in path.iterdir()] == ["thesis.txt"]
+
+
+def test_folders_with_the_names_of_ours_are_foreign_without_proof(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    assert foreign_files(tmp_path) == ["labels"]
 
 
 def test_a_crash_before_the_rename_leaves_the_old_shard(tmp_path: Path) -> None:
@@ -221,7 +269,7 @@ def test_a_crash_in_finish_store_leaves_an_unfinished_store(tmp_path: Path) -> N
     create_store(path, attributes, {})
     for shard in range(2):
         fill_shard(path, shard, toy_jpegs([10, 20, 30]), attributes)
-    (path / "labels" / "K" / "c.0.5f.partial").write_bytes(b"left by a killed zarr-python")
+    (path / "labels" / "K" / f"c.0.{5:032x}.partial").write_bytes(b"left by a killed zarr-python")
     with crash_at("replace"):
         finish_store(path, attributes)
     with pytest.raises(StoreUnfinishedError):

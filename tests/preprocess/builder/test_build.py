@@ -23,11 +23,13 @@ from pipeline.store.schema import FLAGS, LABELS
 from preprocess import make_sample
 from preprocess.builder.build import build, main
 from preprocess.builder.plan import StorePlan, make_plan
+from preprocess.builder.report.page import PAGE_FILE
 from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
-from preprocess.records import DatasetSource, SourceError
+from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
 from preprocess.sample.generate import write_sample
+from preprocess.show.show import describe
 from preprocess.sources.registry import open_source
 from tests.preprocess.builder.fatal import Fatal
 from tests.preprocess.datasets import (
@@ -187,14 +189,7 @@ def test_the_rendered_sample_builds(tmp_path: Path) -> None:
     assert report.attributes.num_rows == 5
     assert report.max_residual_m < 1e-6
     assert not any(report.attributes.flag_counts.values())
-    assert report.attributes.extra["synthetic"] is True
-    text = report_text(report)
-    assert "synthetic: rendered by make-sample in the format of freihand: it is not that" in text
-    for word in ("licence:", "cite:", "research only", "ICCV", "warning", "130240"):
-        assert word not in text
-    page = (report.report_page).read_text()
-    assert "rendered by make-sample" in page
-    assert "research only" not in page
+    assert "warning" not in report_text(report)
 
 
 @pytest.mark.parametrize("mano", ["mano", "mano_shipped"])
@@ -427,7 +422,9 @@ def test_foreign_files_are_never_removed(truth: FreihandTruth, tmp_path: Path) -
     out.mkdir()
     (out / "thesis.txt").write_text("years")
     for overwrite in (False, True):
-        with pytest.raises(StoreError, match=r"folder with other files, not a store"):
+        with pytest.raises(
+            StoreError, match=r"folder with other files \(thesis.txt\), not a store"
+        ):
             build(config(truth, out=str(out), overwrite=overwrite), console=QUIET)
     zarr.create_group(tmp_path / "other.zarr", attributes={"mine": 1})
     with pytest.raises(StoreError, match=r"is no Handloom store"):
@@ -500,11 +497,39 @@ def test_the_report_names_counts_and_licence(
     )
 
 
+def test_a_synthetic_store_says_so_instead_of_the_real_licence_and_citation(
+    truth: FreihandTruth, tmp_path: Path
+) -> None:
+    (truth.root / SYNTHETIC_FILE).touch()
+    out = tmp_path / "synthetic.zarr"
+    report = build(config(truth, out=str(out)))
+    store = open_store(out)
+    assert store.attributes.is_synthetic
+    assert store.attributes.extra["synthetic"] is True
+    page = (out / PAGE_FILE).read_text()
+    for text in (report_text(report), describe(store), page):
+        assert "synthetic, rendered by make-sample: not freihand" in text
+        for real in ("research only", "ICCV 2019", "130,240", "130240"):
+            assert real not in text
+    store.close()
+    (truth.root / SYNTHETIC_FILE).unlink()
+    again = build(config(truth))
+    assert not again.attributes.is_synthetic
+    assert "licence: FreiHAND: research only" in report_text(again)
+
+
+def test_make_sample_leaves_the_file_that_says_synthetic(interhand_sample: Path) -> None:
+    source = open_source("interhand26m", interhand_sample, None)
+    assert source.synthetic
+    assert source.official_counts == {}
+    assert "make-sample dataset=interhand26m" in (interhand_sample / SYNTHETIC_FILE).read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("shard_rows", 0, "shard_rows must be at least 1, got 0"),
-        ("workers", -1, "workers must be at least 0, got -1"),
+        ("workers", -1, "workers must be at least 0 and at most 4096, got -1"),
         ("out", "", "out must not be empty, got ''"),
     ],
 )

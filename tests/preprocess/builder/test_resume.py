@@ -20,12 +20,16 @@ import pytest
 from rich.console import Console
 
 from pipeline.app.files import PARTIAL
+from pipeline.app.lock import locked
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import open_store
+from pipeline.store.schema import LOCK
 from pipeline.store.shard import shard_path
+from pipeline.store.writer import MEMBERS
 from preprocess.builder import executor, journal
 from preprocess.builder.build import build
 from preprocess.builder.shard import ShardResult, ShardTask, run_shard
+from preprocess.builder.tasks import make_tasks
 from preprocess.config import BuildConfig
 from preprocess.records import SourceError
 from tests.preprocess.builder.test_build import config, file_hashes, image_of
@@ -224,11 +228,65 @@ def test_two_builds_of_one_store_do_not_meet(
 ) -> None:
     out = stopped(truth, monkeypatch, 2)
     with (
-        journal.locked(out),
-        pytest.raises(StoreError, match=r"another build is writing .*store.zarr"),
+        locked(out / LOCK, "", instead=""),
+        pytest.raises(OSError, match=r"another build is writing .*store.zarr \(process \d+ on "),
     ):
         build(in_four(truth), console=QUIET)
     build(in_four(truth), console=QUIET)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_build_that_begins_while_another_is_planned_is_refused(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    """Both see an empty folder; without a lock the second would take the first one's files away."""
+    second = in_four(truth, overwrite=overwrite)
+
+    def meanwhile(*arguments: Any) -> Any:
+        with pytest.raises(OSError, match="another build is writing"):
+            build(second, console=QUIET)
+        return make_tasks(*arguments)
+
+    monkeypatch.setattr("preprocess.builder.build.make_tasks", meanwhile)
+    report = build(in_four(truth), console=QUIET)
+    assert open_store(report.path).num_rows == report.attributes.num_rows
+
+
+def test_a_finished_store_is_not_replaced_by_other_settings_after_a_kill(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "remove", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(in_four(truth), console=QUIET)
+    with pytest.raises(StoreError, match="holds a finished store; pass overwrite=true"):
+        build(config(truth, shard_rows=7), console=QUIET)
+    assert open_store(Path(in_four(truth).out)).attributes.shard_rows == 4
+
+
+def _interrupt(_: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_nothing_beside_the_store_is_touched(truth: FreihandTruth) -> None:
+    out = Path(in_four(truth).out)
+    neighbours = [out.with_name(out.name + end) for end in (".old", ".partial", ".tmp", ".bak")]
+    for neighbour in neighbours:
+        neighbour.mkdir()
+        (neighbour / "last week").touch()
+    before = sorted(out.parent.iterdir())
+    for overwrite in (False, True):
+        build(in_four(truth, overwrite=overwrite), console=QUIET)
+    assert sorted(out.parent.iterdir()) == sorted([*before, out])
+    assert all((neighbour / "last week").exists() for neighbour in neighbours)
+
+
+def test_files_of_the_user_in_a_store_are_named_and_kept(truth: FreihandTruth) -> None:
+    out = build(in_four(truth), console=QUIET).path
+    (out / "notes.txt").touch()
+    with pytest.raises(StoreError, match=r"other files in a store \(notes.txt\); move them away"):
+        build(in_four(truth, overwrite=True), console=QUIET)
+    assert open_store(out).num_rows == 14
 
 
 def test_a_store_that_is_being_removed_does_not_look_like_one(
@@ -245,9 +303,10 @@ def test_a_store_that_is_being_removed_does_not_look_like_one(
         patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(in_four(truth, overwrite=True), console=QUIET)
-    assert not out.exists()
+    with pytest.raises(StoreError, match="no store at"):
+        open_store(out)
     build(in_four(truth), console=QUIET)
-    assert sorted(path.name for path in out.parent.glob("store.zarr*")) == ["store.zarr"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(MEMBERS)
 
 
 # --- disks ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from preprocess.builder.build import build
 from preprocess.builder.verify import main, verify
 from preprocess.config import BuildConfig, OnBadImage, VerifyConfig
 from preprocess.records import SourceError
+from tests.pipeline.stores import relist
 from tests.preprocess.datasets import write_freihand, write_interhand, write_mano
 
 QUIET = Console(quiet=True)
@@ -125,11 +126,15 @@ def test_a_truncated_shard_is_a_problem(built: tuple[Path, Path]) -> None:
     assert str(file) in problem
 
 
-def change(store: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
+def change(
+    store: Path, name: str, edit: Callable[[np.ndarray], None], *, listed: bool = True
+) -> None:
     array = zarr.open_array(store / name, mode="r+")
     values = np.asarray(array[...])
     edit(values)
     array[...] = values
+    if listed:
+        relist(store)
 
 
 def set_at(index: object, value: object) -> Callable[[np.ndarray], None]:
@@ -262,3 +267,22 @@ def test_the_report_shows_at_most_twenty_problems(
     assert "problem 19" in out
     assert "problem 20" not in out
     assert "and 5 more" in out
+
+
+def test_a_rewritten_store_gets_a_new_list_if_its_content_is_the_same(
+    built: tuple[Path, Path],
+) -> None:
+    _, store = built
+    folder = store / "labels" / "K"
+    values = np.asarray(zarr.open_array(folder, mode="r")[...])
+    shutil.rmtree(folder)
+    zarr.create_array(folder, shape=values.shape, chunks=(5, 3, 3), dtype="float32")[...] = values
+    (problem,) = problems(store)
+    assert f"verify-cache store={store} relist=true" in problem
+    report = verify(VerifyConfig(store=str(store), relist=True), console=Console(quiet=True))
+    assert (report.problems, report.notes) == ([], ["the list of its files was written anew"])
+    assert problems(store) == []
+    change(store, "labels/beta_raw", set_at((0, 0, 0), 5.0), listed=False)
+    report = verify(VerifyConfig(store=str(store), relist=True), console=Console(quiet=True))
+    assert "content_sha256 is" in report.problems[0]
+    assert problems(store) != []

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import pickle
 from functools import partial
 from pathlib import Path
@@ -81,7 +80,6 @@ def test_progress_and_summary(tmp_path: Path) -> None:
     assert summary.num_images == {"training": 4, "evaluation": 2}
     assert (summary.mano / "MANO_LEFT.npz").is_file()
     assert (summary.mano_shipped / "MANO_LEFT.npz").is_file()
-    assert json.loads((tmp_path / "out" / "synthetic.json").read_text())["synthetic"] is True
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,25 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.conftest import SampleStore
-from tests.train.device.two_ranks import command, gradients_and_weights
+from tests.train.device.two_ranks import command, gradients_and_weights, shared_statistics
 from tests.train.forked import as_rank, start
 from tests.train.test_run import config, log_of
 from train.config import RunConfig
-from train.device.distributed import ALONE, Ranks, joined_ranks, parallel
+from train.device.distributed import (
+    ALONE,
+    Ranks,
+    has_shared_statistics,
+    joined_ranks,
+    parallel,
+    require_same_statistics,
+    with_shared_statistics,
+)
 from train.run import main as run
 from train.state.checkpoint import read_checkpoint
+from train.step.out_of_memory import NoMemoryError
+from train.step.step import take_more_parts
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LEARNS_WITHIN_S = 120
 
 
@@ -132,8 +144,62 @@ def test_gradients_and_weights_of_two_ranks(freihand: SampleStore, tmp_path: Pat
 def test_batch_norm_in_training_mode_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert parallel(model, ALONE) is model
-    with pytest.raises(ValueError, match=r"1 BatchNorms \(first: 1\).*freezes them"):
+    with pytest.raises(ValueError, match=r"1 BatchNorms \(first: 1\).*sync_bn=true.*freezes them"):
         parallel(model, Ranks(rank=0, world=2))
+
+
+def test_statistics_are_shared_by_torchs_own_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs only; names, weights and timm's activations stay, and nothing is refused any more."""
+    import timm
+
+    two = Ranks(rank=0, world=2)
+    model = timm.create_model("test_resnet", num_classes=0)
+    before = model.state_dict()
+    assert with_shared_statistics(model, ALONE) is model
+    with pytest.raises(ValueError, match="sync_bn=true needs GPUs"):
+        with_shared_statistics(model, two)
+    image = torch.rand(2, 3, 32, 32)
+    expected = model.eval()(image)
+    monkeypatch.setattr(nn.Module, "parameters", lambda _: iter([SimpleNamespace(device=CUDA)]))
+    shared = with_shared_statistics(model, two)
+    monkeypatch.undo()
+    assert has_shared_statistics(shared)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
+    assert shared.state_dict().keys() == before.keys()
+    assert torch.equal(shared.eval()(image), expected)
+    require_same_statistics(shared, {name for name, _ in shared.named_parameters()}, two)
+
+
+def test_a_run_that_would_share_them_on_cpus_is_refused(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    words = words_of(config(freihand, tmp_path), freihand, tmp_path / "run")
+    said = tmp_path / "said"
+    assert two_ranks_train([*words, "sync_bn=true"], said) == [2, 2]
+    assert "sync_bn=true needs GPUs" in said.read_text()
+
+
+@pytest.mark.gpu
+def test_shared_statistics_of_two_ranks_are_those_of_one(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    for world in (1, 2):
+        said, out = tmp_path / f"{world} said", tmp_path / f"{world}.pt"
+        ends = ranks_end(world, said, shared_statistics, str(freihand.store), out)
+        assert ends == [0] * world, said.read_text()
+    one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rank_that_shares_statistics_does_not_try_again_alone() -> None:
+    """The others would wait for ever in the statistics of a part that they do not have."""
+    state: Any = SimpleNamespace(
+        accumulate=1, step=3, has_stepped=True, net=None, ranks=Ranks(rank=1, world=2),
+        model=nn.Sequential(nn.SyncBatchNorm(4)),
+    )  # fmt: skip
+    with pytest.raises(NoMemoryError, match=r"rank 1 .*statistics were shared.*accumulate=2"):
+        take_more_parts(state, 8)
 
 
 def test_half_an_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

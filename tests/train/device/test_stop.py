@@ -8,7 +8,7 @@ import pytest
 
 from train.device import stop as stopping
 from train.device.distributed import Ranks
-from train.device.stop import ASK_EVERY, Stop, stop_on_signal
+from train.device.stop import ASK_EVERY, KINDS, Stop, stop_on_signal
 
 
 def test_a_signal_asks_once() -> None:
@@ -19,6 +19,27 @@ def test_a_signal_asks_once() -> None:
         assert stop.asked_by_any(1)
         assert stop.name == "SIGTERM"
         assert signal.getsignal(signal.SIGTERM) == before  # the next one acts as usual
+
+
+@pytest.mark.parametrize("first", ["SIGHUP", "SIGUSR1"])
+def test_warnings_of_a_terminal_or_a_batch_system_ask_and_never_kill(first: str) -> None:
+    before = {kind: signal.getsignal(kind) for kind in KINDS}
+    with stop_on_signal() as stop:
+        for kind in (first, first, "SIGTERM", "SIGHUP", "SIGUSR1"):
+            os.kill(os.getpid(), signal.Signals[kind])
+        assert (stop.asked, stop.name) == (True, first)
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    assert {kind: signal.getsignal(kind) for kind in KINDS} == before
+
+
+def test_nohup_is_respected() -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 def test_ranks_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import CacheConfig, PipelineConfig
 from pipeline.loader import Loader
 from train.__main__ import COMMANDS
 from train.config import OptimConfig, Precision, RunConfig
-from train.device.distributed import Ranks, joined_ranks, most_of
+from train.device.distributed import Ranks, joined_ranks, most_of, with_shared_statistics
 from train.step.out_of_memory import NoMemoryError
 from train.step.stages import resolve_stages
 from train.step.step import TrainState, build_state, enter_stage, train_step
@@ -31,7 +31,7 @@ class Toy(Network):
         super().__init__(input_px=32, num_hands=1)
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 5, stride=4),
-            nn.BatchNorm2d(8) if kind == "frozen" else nn.GroupNorm(2, 8),
+            nn.GroupNorm(2, 8) if kind == "vit" else nn.BatchNorm2d(8),
             nn.GELU(),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
@@ -150,6 +150,30 @@ def gradients_and_weights(store: str, out: Path) -> int:
         found["weights short"] = short_of_memory(config, store, ranks)
         if ranks.is_first:
             torch.save(found, out)
+    return 0
+
+
+def shared_statistics(store: str, out: Path) -> int:
+    """Take a step with BatchNorm in training mode; the ranks share one GPU, so gloo joins them."""
+    cuda = torch.device("cuda", 0)
+    config = RunConfig(
+        steps=1,
+        precision=Precision.fp32,
+        compile=False,
+        pipeline=PipelineConfig(
+            store=store, batch_size=16, input_px=32, cache=CacheConfig(size_px=40)
+        ),
+    )
+    (stage,) = resolve_stages(config, lambda _: 1)
+    with joined_ranks(CPU) as ranks:
+        torch.manual_seed(3)
+        net = with_shared_statistics(Toy("norm").to(cuda), ranks)
+        state = build_state(net, config, 16 // ranks.world, ranks)
+        enter_stage(state, stage, config)
+        batches = iter(Loader(config.pipeline, device=cuda, rank=ranks.rank, world=ranks.world))
+        train_step(state, next(batches), config, stage)
+        if ranks.is_first:
+            torch.save(net.state_dict(), out)
     return 0
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.app.cli import compose
 from pipeline.loader import Loader
-from tests.conftest import SampleStore
+from tests.conftest import SampleStore, scores_file
 from tests.train.state.test_checkpoint import config
 from tests.train.test_run import log_of
 from train.config import CheckpointChoice, EvaluateConfig, RunConfig
@@ -37,11 +37,35 @@ def test_scores_are_those_of_evaluate(
 
     scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store), mano=str(freihand.mano))
     assert evaluate(scored) == 0
-    scores = json.loads((tmp_path / "evaluate-evaluation" / "scores.json").read_text())
+    scores = json.loads(scores_file(tmp_path).read_text())
+    assert scores["synthetic"] is True
+    words_out = " ".join(capsys.readouterr().out.split())
+    assert "is synthetic, rendered by make-sample: these scores test the software" in words_out
     for name in ("pa_mpjpe_mm", "mpjpe_mm", "mpvpe_mm", "auc_j"):
         assert scores["model"][name] == pytest.approx(rows[-1][f"validation/{name}"], rel=1e-6)
-    assert scores["synthetic"] is True
-    assert "synthetic: rendered by make-sample in the format of freihand" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head", ["mano", "joints"])
+def test_the_untrained_network_is_scored_beside_the_mean_pose(
+    freihand: SampleStore, tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mean of joints shrinks where hands are seen from all sides; a decoded hand does not."""
+    words = ["validation.split=evaluation", "steps=1", "optim.lr=1e-9", f"model.head={head}"]
+    assert run(config(freihand, tmp_path, *words)) == 0
+    (row,) = [row for row in log_of(tmp_path) if "validation/pa_mpjpe_mm" in row]
+    start = row["validation/pa_mpjpe_mm_untrained"]
+    assert row["validation/pa_mpjpe_mm"] == pytest.approx(start, rel=0.02)
+    mean = row["validation/pa_mpjpe_mm_mean_pose"]
+    same = mean == pytest.approx(start, rel=1e-4)
+    assert same == (head == "joints")
+    assert f"to beat: validation pa_mpjpe_mm {mean:.2f} (mean pose), " in capsys.readouterr().out
+
+    scored = EvaluateConfig(run=str(tmp_path), store=str(freihand.store), mano=str(freihand.mano))
+    assert evaluate(scored) == 0
+    scores = json.loads(scores_file(tmp_path).read_text())
+    assert scores["untrained"]["pa_mpjpe_mm"] == pytest.approx(start, rel=1e-6)
+    assert scores["mean_pose"]["pa_mpjpe_mm"] == pytest.approx(mean, rel=1e-6)
+    assert "untrained" in capsys.readouterr().out
 
 
 def test_validation_changes_no_training(freihand: SampleStore, tmp_path: Path) -> None:

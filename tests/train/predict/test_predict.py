@@ -1,6 +1,5 @@
 """One's own images: the same hands as ``train evaluate`` finds, left hands left, problems named."""
 
-import dataclasses
 import json
 import struct
 from collections.abc import Callable
@@ -13,14 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from model.hand import JOINT_NAMES, JointSet
-from model.mano.files import ManoModels, load_mano, mano_forward
+from model.mano.files import mano_forward
 from model.prediction import HandPrediction, hands_of
-from model.pretrained import InputSpec, PretrainedConfig, load_pretrained, save_pretrained
-from model.regressor.config import Head, RegressorConfig
-from model.regressor.net import HandRegressor
+from model.pretrained import InputSpec, load_pretrained
 from pipeline.app.cli import compose, front_door
 from pipeline.batch import Batch
 from pipeline.config import CacheConfig, PipelineConfig, ViewConfig
@@ -28,115 +24,29 @@ from pipeline.loader import Loader
 from pipeline.store.reader import open_store
 from preprocess.sample.hand.mesh import write_mano
 from tests.pipeline.hand_store import frame, hand_store, jpeg
-from train.__main__ import COMMANDS
-from train.config import Device, Precision, PredictConfig, Side
-from train.predict.hands import crop_of, crops_of, hands_in_image, resized
-from train.predict.inputs import (
-    Cameras,
-    HandBox,
-    InputImage,
-    find_source,
-    frames,
-    read_boxes,
-    read_cameras,
-    square_of,
+from tests.train.predict.networks import (
+    MEAN,
+    PX,
+    STD,
+    Trained,
+    a_box,
+    config,
+    predicted,
+    save_network,
+    write_image,
+    write_json,
+    write_manifest,
 )
+from train.__main__ import COMMANDS
+from train.config import PredictConfig, Side
+from train.predict.boxes import HandBox, read_boxes, square_of
+from train.predict.cameras import Cameras, read_cameras
+from train.predict.hands import Predictor, crop_of, crops_of, hands_in_image, resized
+from train.predict.inputs import InputImage, find_source, frames
 from train.predict.predict import main
 from train.step.step import predict
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-PX = 32
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    run: Path
-    mano_folder: Path
-    mano: ManoModels
-
-
-def save_network(
-    folder: Path,
-    mano: ManoModels | None,
-    *,
-    pad: float = 1.5,
-    mirror_left: bool = True,
-    head: Head = Head.mano,
-) -> None:
-    """A network with random weights whose prediction depends on the image by centimetres."""
-    torch.manual_seed(0)
-    config = RegressorConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
-    model = HandRegressor(
-        config, input_px=PX, mano=mano, right_only=mirror_left, load_weights=False
-    )
-    last = model.mlp[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.normal_(last.weight, std=0.05)
-    values = model.base
-    if head is Head.mano:
-        values[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
-    spec = InputSpec(
-        input_px=PX, mean=MEAN, std=STD, mirror_left=mirror_left, pad=pad,
-        joint_sets=(JointSet.smplx,),
-    )  # fmt: skip
-    sha256 = "" if mano is None else mano.sha256
-    about = PretrainedConfig(model=config, inputs=spec, mano_sha256=sha256, step=7)
-    save_pretrained(model, folder, about)
-
-
-def write_manifest(run: Path, mano: Path, *, margin: float, cache_px: int) -> None:
-    pipeline = {"view": {"margin": margin}, "cache": {"size_px": cache_px}}
-    record = {"config": {"mano": str(mano), "pipeline": pipeline}}
-    (run / "manifest.json").write_text(json.dumps(record))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
-    write_mano(folder / "mano")
-    mano = load_mano(folder / "mano")
-    save_network(folder / "run" / "weights", mano)
-    write_manifest(folder / "run", folder / "mano", margin=1.25, cache_px=40)
-    return Trained(run=folder / "run", mano_folder=folder / "mano", mano=mano)
-
-
-@pytest.fixture(scope="module")
-def joints_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("joints") / "run"
-    save_network(run / "weights", None, head=Head.joints)
-    return run
-
-
-@pytest.fixture(autouse=True)
-def no_mano_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HANDLOOM_MANO", raising=False)
-
-
-def config(run: Path, images: Path, **options: Any) -> PredictConfig:
-    fixed: dict[str, Any] = {"device": Device.cpu, "precision": Precision.fp32}
-    out = options.pop("out", run.parent / "out")
-    return PredictConfig(run=str(run), images=str(images), out=str(out), **fixed, **options)
-
-
-def predicted(run: Path, images: Path, out: Path, *, code: int = 0, **options: Any) -> Any:
-    """Run the command; return predictions.json."""
-    assert main(config(run, images, out=out, **options)) == code
-    return json.loads((out / "predictions.json").read_text())
-
-
-def write_image(path: Path, rgb: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), rgb[..., ::-1])
-
-
-def write_json(path: Path, record: Any) -> str:
-    path.write_text(json.dumps(record))
-    return str(path)
-
-
-def a_box(side: str = "right", xyxy: tuple[float, ...] = (30, 20, 90, 70)) -> dict[str, Any]:
-    return {"box_xyxy": list(xyxy), "side": side}
 
 
 def only_hand(record: Any) -> Any:
@@ -396,6 +306,42 @@ def test_a_folder_is_done_but_for_what_is_broken(
     assert np.abs(picture[..., ::-1].astype(int) - frame(1)).max() > 60, "nothing was drawn"
 
 
+def test_python_gives_what_the_command_does(trained: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "photos" / "a.png"
+    write_image(path, frame(3))
+    boxes = [a_box("left"), a_box(xyxy=(10, 12, 60, 80))]
+    options: dict[str, Any] = {
+        "boxes": write_json(tmp_path / "b.json", {"a.png": boxes}),
+        "pictures": False,
+    }
+    expected = predicted(trained.run, path.parent, tmp_path / "out", **options)
+    predictor = Predictor.from_run(trained.run, device="cpu", precision="fp32")
+    ours = [predictor(path, boxes), predictor(frame(3), [boxes[0], np.array([10, 12, 60, 80])])]
+    record = expected["images"]["a.png"]["hands"]
+    for hands in ours:
+        assert [hand.side for hand in hands] == ["left", "right"]
+        for hand, told in zip(hands, record, strict=True):
+            np.testing.assert_allclose(hand.joints_3d, told["joints_3d"], atol=1e-6)
+            assert hand.theta == pytest.approx(told["theta"], abs=1e-6)
+    K = np.array([[400.0, 0, 60], [0, 400, 50], [0, 0, 1]])
+    (near,), (far,) = (predictor(path, boxes[:1], intrinsics=K * (f, f, 1)) for f in (1, 2))
+    assert far.joints_3d[0, 2] == pytest.approx(2 * near.joints_3d[0, 2], rel=1e-3)
+    (whole,) = predictor(path)
+    assert whole.box == HandBox(is_right=True, box_xyxy=None)
+    for image, wrong, message in (
+        (frame(3) / 255, None, r"image must be RGB, uint8 \[h, w, 3\], got float64"),
+        (frame(3)[..., 0], None, r"image must be RGB"),
+        (path, [[1, 2, 3]], "box_xyxy must be four finite numbers"),
+        (path, [{"side": "left"}], "box_xyxy"),
+        (path, [[900, 900, 990, 990]], "outside the image"),
+        (tmp_path / "b.json", None, "must be a folder, an image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor(image, wrong)
+    with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, got 'gpu'"):
+        Predictor.from_run(trained.run, device="gpu")
+
+
 def test_the_record_has_this_form(trained: Trained, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", frame(0))
     record = predicted(trained.run, tmp_path / "a.png", tmp_path / "out")
@@ -536,7 +482,7 @@ def test_forms_of_intrinsics(tmp_path: Path) -> None:
     [
         ("1,2,3", r"must be four numbers fx,fy,cx,cy or a JSON file; there is no such file"),
         ("-5,5,3,3", r"positive focal lengths in pixels, got \[\[-5.0"),
-        ([[[1, 0, 0], [0, 1, 0], [0, 0, 1]]] * 2, r"expected one 3x3 matrix.* shape \[2, 3, 3\]"),
+        ([[[1, 0, 0], [0, 1, 0], [0, 0, 1]]] * 2, r"expected one 3x3 matrix.* got \[\[\[1, 0"),
         ({"a.jpg": [1, 2]}, r"a.jpg: expected one 3x3 matrix"),
         ("{", r"is no JSON"),
         ([[1, 0, 0], [0, 1, 0], [0, 1, 1]], r"expected \[\[fx, s, cx\]"),
@@ -651,7 +597,7 @@ def broken_video(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (folder_without_images, r"holds no image \(.bmp .jpeg .jpg .* folders in it are not"),
+        (folder_without_images, r"holds no image \(.avif .* folders in it are not"),
         (text_file, r"must be a folder, an image .* or a video .* got '.txt'"),
         (broken_video, r"cannot be read as a video"),
         (lambda path: path / "nowhere", r"images='.*nowhere' does not exist"),

@@ -139,6 +139,16 @@ def test_a_loss_that_is_not_finite_is_named_with_its_samples(
     assert torch.equal(again.image, batches[1].image)
 
 
+def test_a_batch_that_cannot_be_written_does_not_hide_the_fault(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    state, settings, stage, batches, step = begun(freihand, tmp_path, "debug=true")
+    (tmp_path / "debug").touch()
+    expected = r"the loss is not finite in joints_abs.* The batch was not written: File exists"
+    with pytest.raises(DivergedError, match=expected):
+        step(state, poisoned(batches[0]), settings, stage)
+
+
 @pytest.mark.filterwarnings("ignore:Error detected in")  # torch shows where it was computed
 def test_a_gradient_that_is_not_finite_is_named_with_its_samples(
     freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """Rates, step times, arithmetic, NVML; the numbers come from the test's own clock and GPU."""
 
 import mmap
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from model.network import Inputs
 from train.device.distributed import Ranks
+from train.watch.best_effort import BestEffort
 from train.watch.flops import FlopCount, peak_tflops
 from train.watch.meters import Meters, bottleneck, own_host_bytes
 from train.watch.nvml import DeviceMeter
@@ -89,7 +91,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def started(state: Any = None) -> Meters:
     """Meters after their first step, which does not count."""
-    meters = Meters(state or fake_state(), CONFIG)
+    meters = Meters(state or fake_state(), CONFIG, BestEffort(print))
     meters.add(8)
     return meters
 
@@ -135,7 +137,7 @@ def test_readings_do_not_overlap_and_skipped_time_counts_nowhere(clock: Clock) -
 
 
 def test_the_first_step_compiles_and_does_not_count(clock: Clock) -> None:
-    with Meters(fake_state(), CONFIG) as meters:
+    with Meters(fake_state(), CONFIG, BestEffort(print)) as meters:
         step(meters, clock, 9.0, 90.0)
         assert meters.read() == {}
         step(meters, clock, 0.5, 0.5)
@@ -460,3 +462,23 @@ def test_the_bottleneck_is_named(values: dict[str, float], words: tuple[str, ...
     assert sentence.startswith("bottleneck: ")
     assert all(word in sentence for word in words), sentence
     assert ("uneven" in sentence) == (values["step_p99_ms"] > 20)
+
+
+def test_broken_measuring_costs_its_values_and_one_warning_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setitem(sys.modules, "train.watch.nvml", None)  # its import fails
+    monkeypatch.setattr("train.watch.meters.FlopCount", lambda *_: 1 // 0)
+    with Meters(fake_state(), CONFIG, BestEffort(said.append)) as meters:
+        for _ in range(3):
+            meters.add(2)
+            with meters.stage("step"):
+                pass
+            values = meters.read()
+    assert "samples_per_s" in values
+    assert not {"tflops", "gpu_util"} & values.keys()
+    assert [line.split(" failed")[0] for line in said] == [
+        "warning: NVML",
+        "warning: counting FLOPs",
+    ]

@@ -244,7 +244,8 @@ def score_field(
     _require_same_shape("field.object_to_right", true.object_to_right, truth)
     for kind, distances in (("predicted", pred), ("true", true)):
         for name, values in _parts(distances).items():
-            require_finite(f"{kind} {name}", values[whole > 0][..., None], what="frames")
+            scored = (whole > 0)[:, None].expand(values.shape)
+            require_finite(f"{kind} {name}", values[..., None], scored, what="frames")
 
     scores = {}
     for way, names, weight in (
@@ -267,6 +268,8 @@ class ArcticAccumulator:
 
     totals: dict[str, float] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    parts: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+    """Every value that was added; NaN = not scored."""
 
     def update(self, values: dict[str, Float64[Tensor, " _"]]) -> None:
         """Add what ``score_pose`` or ``score_field`` returned. Waits for the device."""
@@ -274,6 +277,7 @@ class ArcticAccumulator:
             seen = value[~value.isnan()]
             self.totals[name] = self.totals.get(name, 0.0) + float(seen.sum())
             self.counts[name] = self.counts.get(name, 0) + len(seen)
+            self.parts.setdefault(name, []).append(value.cpu())
 
     def summary(self) -> dict[str, float | None]:
         """Return the mean of every score; None where no value was scored.
@@ -354,5 +358,6 @@ def _require_finite_pose(kind: str, pose: ArcticPose, whole: Tensor, hands: Tens
             weight = hands[RIGHT]
         elif name.endswith("_left"):
             weight = hands[LEFT]
-        scored = values[weight > 0][:, None].flatten(1)
-        require_finite(f"{kind} {name}", scored[..., None], what="frames")
+        flat = values[:, None].flatten(1)
+        scored = (weight > 0)[:, None].expand(flat.shape)
+        require_finite(f"{kind} {name}", flat[..., None], scored, what="frames")

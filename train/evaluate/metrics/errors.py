@@ -150,9 +150,12 @@ def require_finite(
     finite = points.isfinite().all(-1)
     if valid is not None:
         finite = finite | ~valid
-    num_bad = int((~finite.all(-1)).sum())
-    if num_bad:
-        raise ValueError(f"{name}: {num_bad} of {len(points)} scored {what} are not finite")
+    bad = (~finite.all(-1)).nonzero()[:, 0]
+    if len(bad):
+        num = len(points) if valid is None else int(valid.any(-1).sum())
+        raise ValueError(
+            f"{name}: {len(bad)} of {num} scored {what} are not finite (first: {int(bad[0])})"
+        )
 
 
 def _seen(sums: ErrorSums) -> Tensor:

@@ -72,10 +72,16 @@ class WorldScores:
 class _Mean:
     total: float = 0.0
     count: int = 0
+    parts: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor) -> None:
         self.total += float(values.sum())
         self.count += values.numel()
+        self.parts.append(values.flatten().cpu())
+
+    def values(self) -> Float64[Tensor, " n"]:
+        """Return every value that was added."""
+        return torch.cat(self.parts) if self.parts else torch.zeros(0, dtype=torch.float64)
 
     def value(self) -> float | None:
         return self.total / self.count if self.count else None
@@ -175,6 +181,18 @@ class WorldAccumulator:
             ate_mm=self.ate.value(),
             ate_s_mm=self.ate_s.value(),
         )
+
+    def means(self) -> dict[str, _Mean]:
+        """Return what the scores are the means of, by their names."""
+        return {
+            "w_mpjpe_mm": self.w_mpjpe,
+            "wa_mpjpe_mm": self.wa_mpjpe,
+            "pa_mpjpe_mm": self.pa_mpjpe,
+            "accel_m_s2": self.accel,
+            "rte_percent": self.rte,
+            "ate_mm": self.ate,
+            "ate_s_mm": self.ate_s,
+        }
 
     def _moved_error_mm(self, fit: tuple[Tensor, Tensor], mine: Tensor, true: Tensor) -> Tensor:
         """Return the joint error ``[c, frames]`` of chunks aligned by fitting ``[c, n, 3]``."""

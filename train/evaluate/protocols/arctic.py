@@ -10,6 +10,7 @@ vertices_left`` [f, 778, 3], ``object_vertices`` [f, v, 3], ``arti_rad`` [f]. Fo
 ``is_valid right_valid left_valid`` [f], ``part_ids`` [v] (1 top, 2 bottom), ``diameter_m`` [].
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,13 @@ from train.evaluate.metrics.arctic import (
     score_field,
     score_pose,
 )
-from train.evaluate.protocols.checks import likely_causes, require_count, require_unit
+from train.evaluate.protocols.checks import (
+    likely_causes,
+    require_count,
+    require_hand_size,
+    require_unit,
+)
+from train.evaluate.protocols.details import Detail
 from train.evaluate.protocols.files import read_npz
 from train.evaluate.protocols.report import PAIRED, Report, Row
 
@@ -110,15 +117,19 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
         num_frames += len(true["is_valid"])
         for name, value in pred.items():
             _fits(name, value, true, theirs, ours)
+        try:
+            if has_pose:
+                scores.update(score_pose(_pose(pred), target, strict=strict))
+            if has_field:
+                scores.update(score_field(_field(pred), target, strict=strict))
+        except ValueError as error:
+            raise ValueError(f"{theirs}: {error}") from error
         if has_pose:
-            scores.update(score_pose(_pose(pred), target, strict=strict))
             warnings += [
                 f"{theirs.name}, {side} hand: {cause}"
                 for side in ("right", "left")
                 for cause in _causes(pred, true, side)
             ]
-        if has_field:
-            scores.update(score_field(_field(pred), target, strict=strict))
     return report_of(
         scores.summary(),
         strict=strict,
@@ -127,6 +138,7 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
         crop=PAIRED,
         camera=PAIRED,
         warnings=tuple(warnings),
+        parts=scores.parts,
     )
 
 
@@ -139,8 +151,12 @@ def report_of(
     crop: str,
     camera: str,
     warnings: tuple[str, ...] = (),
+    parts: Mapping[str, list[Tensor]] | None = None,
 ) -> Report:
-    """Return the report of ``ArcticAccumulator.summary``; each view of a sequence counts as one."""
+    """Return the report of ``ArcticAccumulator.summary``; each view of a sequence counts as one.
+
+    ``parts`` are the accumulator's, for the details: values in the order of sequences and frames.
+    """
     return Report(
         protocol="arctic",
         definition=DEFINITION,
@@ -157,7 +173,15 @@ def report_of(
         scores={"num_sequences": num_sequences, **found},
         official=dict(found),
         warnings=warnings,
+        details=None if parts is None else lambda: _details(parts),
     )
+
+
+def _details(parts: Mapping[str, list[Tensor]]) -> list[Detail]:
+    return [
+        Detail(name=name, errors=torch.cat(values).double().numpy()[:, None])
+        for name, values in parts.items()
+    ]
 
 
 def _pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
@@ -226,6 +250,10 @@ def _median(values: np.ndarray) -> float:
 def _check_truth(true: dict[str, np.ndarray], path: Path) -> None:
     """Reject an implausible ground truth."""
     require_count("frames", len(true["is_valid"]), len(true["is_valid"]), str(path))
+    for side in ("right", "left"):
+        seen = true[f"{side}_valid"] * true["is_valid"] > 0
+        name = f"{path}, joints_{side}"
+        require_hand_size(name, true[f"joints_{side}"][seen], per_metre=1)
     if not 0 < float(true["diameter_m"]) < _MOST_DIAMETER_M:
         raise ValueError(
             f"{path}: diameter_m is {float(true['diameter_m']):g}, expected metres between 0 and "

@@ -37,6 +37,7 @@ from train.evaluate.metrics.arctic import (
 )
 from train.evaluate.protocols.arctic import report_of
 from train.evaluate.protocols.collected import Collected, ReportContext
+from train.evaluate.protocols.files import write_npz
 from train.evaluate.protocols.report import Report
 
 SPLITS = ("p1_val", "p2_val")
@@ -95,6 +96,7 @@ def report(collected: Collected, context: ReportContext) -> Report | str:
         crop=context.crop,
         camera=context.camera,
         warnings=_warnings(collected),
+        parts=scores.parts,
     )
 
 
@@ -131,11 +133,10 @@ def export(collected: Collected, path: Path) -> None:
 
 
 def _write(path: Path, pose: ArcticPose, more: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         field.name: getattr(pose, field.name).float().numpy() for field in dataclasses.fields(pose)
     }
-    np.savez(path, allow_pickle=False, **arrays, **more)
+    write_npz(path, **arrays, **more)
 
 
 def _as_fitted(mano: ManoModels) -> ManoModels:

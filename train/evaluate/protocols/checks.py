@@ -27,6 +27,8 @@ _STANDARD_FROM: Final[dict[JointOrder, tuple[int, ...]]] = {
     "MANO": STANDARD_FROM_MANO21,
     "InterHand2.6M": STANDARD_FROM_INTERHAND,
 }
+_HAND_M: Final = 0.055
+"""Root mean square distance of a hand's joints from their centre, metres: 0.04 to 0.07."""
 _UNIT_OF_METRES: Final = {1.0: "metres", 100.0: "centimetres", 1000.0: "millimetres"}
 
 
@@ -78,12 +80,20 @@ def require_unit(name: str, pred: Points, truth: Points, *, per_metre: float) ->
     require_length(name, _sizes(pred), _sizes(truth), per_metre=per_metre)
 
 
+def require_hand_size(name: str, points: Points, *, per_metre: float) -> None:
+    """Reject hands, such as those of a truth, that are of another unit; as ``require_unit``."""
+    sizes = _sizes(points)
+    expected = np.full(len(sizes), _HAND_M * per_metre)
+    require_length(name, sizes, expected, per_metre=per_metre, reference="a hand")
+
+
 def require_length(
     name: str,
     pred: Float[np.ndarray, " n"],
     truth: Float[np.ndarray, " n"],
     *,
     per_metre: float,
+    reference: str = "the truth",
 ) -> None:
     """Reject lengths whose median indicates another unit; as ``require_unit``."""
     pred, truth = pred[np.isfinite(pred)], truth[np.isfinite(truth)]
@@ -96,7 +106,7 @@ def require_length(
         if factor != 1 and 0.5 < ratio / factor < 2:
             advice = f"divide by {factor:g}" if factor > 1 else f"multiply by {1 / factor:g}"
             raise ValueError(
-                f"{name} look like {unit}: they are {ratio:.4g} times as large as the truth, and "
+                f"{name} look like {unit}: they are {ratio:.4g} times as large as {reference}, and "
                 f"this format holds {_UNIT_OF_METRES[per_metre]}; {advice}"
             )
 
@@ -117,8 +127,37 @@ def likely_causes(pred: Points, truth: Points, *, order: JointOrder, opengl: boo
     picked = np.unique(np.linspace(0, len(pred) - 1, min(len(pred), _MOST_SAMPLES)).round())
     few = torch.from_numpy(pred[picked.astype(int)]).double()
     true = torch.from_numpy(truth[picked.astype(int)]).double()
-    messages = (_axes(few, true, opengl=opengl), _order(few, true, order), _mirror(few, true))
+    messages = (
+        _relative(few, true, order),
+        _axes(few, true, opengl=opengl),
+        _order(few, true, order),
+        _mirror(few, true),
+    )
     return [message for message in messages if message]
+
+
+def coincident(name: str, points: Points) -> list[str]:
+    """Return a sentence if points of some samples are all zero or the same: no prediction."""
+    count = int((points == points[:, :1]).all((1, 2)).sum())
+    sentence = (
+        f"the {name} of {count} of {len(points)} samples are zeros, or one and the same point: "
+        "scores of them say nothing"
+    )
+    return [sentence] if count else []
+
+
+def _relative(pred: Tensor, truth: Tensor, order: JointOrder) -> str | None:
+    """Flag joints relative to one of them, where the truth is in the camera."""
+    size = float((truth - truth.mean(1, keepdim=True)).norm(dim=-1).mean())
+    at_origin = (pred.norm(dim=-1).amax(0) < 1e-3 * size) & (truth.norm(dim=-1).amin(0) > size)
+    found = at_origin.nonzero()[:, 0].tolist()
+    if not 1 <= len(found) < pred.shape[1]:
+        return None
+    named = "the wrist" if found[0] == _STANDARD_FROM[order][0] else f"joint {found[0]}"
+    return (
+        f"in every sample {named} is predicted at (0, 0, 0): the joints look relative to it, this "
+        "format has camera coordinates; only scores after an alignment mean something"
+    )
 
 
 def _axes(pred: Tensor, truth: Tensor, *, opengl: bool) -> str | None:

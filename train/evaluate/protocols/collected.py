@@ -53,6 +53,8 @@ class SplitProtocol:
     """The report, or the sentence that says what it lacks."""
     export: Callable[["Collected", Path], None]
     """Writes the predictions as the official tool reads them."""
+    endings: tuple[str, ...]
+    """Endings of the exported file; none: a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ Millimetres, camera frame, standard joint order. A line of a result file is the 
 in the toolkit's dataset, then 63 numbers, all separated by commas.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -11,9 +12,18 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from pipeline.app.files import replacing
 from pipeline.pickles import load_pickle
+from train.evaluate.metrics.align import align_proper, align_w_scale
 from train.evaluate.metrics.dexycb import DexycbAccumulator, official
-from train.evaluate.protocols.checks import likely_causes, require_finite, require_unit
+from train.evaluate.protocols.checks import (
+    coincident,
+    likely_causes,
+    require_finite,
+    require_hand_size,
+    require_unit,
+)
+from train.evaluate.protocols.details import Detail, joint_details
 from train.evaluate.protocols.files import batches, read_npz
 from train.evaluate.protocols.report import PAIRED, Report, Row
 
@@ -57,7 +67,14 @@ def score(predictions: Path, truth: Path, *, strict: bool) -> Report:
             "the order of the toolkit, from 0"
         )
     picked = joints[[place[i] for i in true_index]]
-    return report(picked, true_joints, strict=strict)
+    bad = np.flatnonzero(~np.isfinite(picked).all((1, 2)))
+    if len(bad):
+        raise ValueError(
+            f"{predictions}: {len(bad)} of {len(picked)} images with a hand hold NaN or infinity "
+            f"(first: image {true_index[bad[0]]})"
+        )
+    require_hand_size(f"{truth}, joints", true_joints, per_metre=1000)
+    return report(picked, true_joints, strict=strict, samples=true_index)
 
 
 def report(
@@ -67,8 +84,9 @@ def report(
     strict: bool,
     crop: str = PAIRED,
     camera: str = PAIRED,
+    samples: Sequence[int] | None = None,
 ) -> Report:
-    """Score corresponding joints, mm; see ``score``."""
+    """Score corresponding joints, mm; see ``score``. ``samples`` are their numbers in details."""
     require_finite("predicted joints", joints)
     require_unit("predicted joints", joints, true_joints, per_metre=1000)
     scores = DexycbAccumulator(strict=strict)
@@ -100,8 +118,24 @@ def report(
         ),
         scores=asdict(found),
         official=official(found),
-        warnings=tuple(likely_causes(joints, true_joints, order="standard", opengl=False)),
+        warnings=(
+            *likely_causes(joints, true_joints, order="standard", opengl=False),
+            *coincident("predicted joints", joints),
+        ),
+        details=lambda: _details(joints, true_joints, samples, strict=strict),
     )
+
+
+def _details(
+    joints: Joints, true_joints: Joints, samples: Sequence[int] | None, *, strict: bool
+) -> list[Detail]:
+    align = align_proper if strict else align_w_scale
+    names = {"mpjpe_mm": None, "pa_mpjpe_mm": align}
+    relative = (joints - joints[:, :1], true_joints - true_joints[:, :1])
+    return [
+        *joint_details(joints, true_joints, names, per_metre=1000, samples=samples),
+        *joint_details(*relative, {"rr_mpjpe_mm": None}, per_metre=1000, samples=samples),
+    ]
 
 
 def read_results(path: Path) -> Indexed:
@@ -190,8 +224,8 @@ def _read_annotation(path: Path) -> Indexed:
 
 
 def write_results(path: Path, index: Int64[np.ndarray, " n"], joints_mm: Joints) -> None:
-    """Write a result text in the official format."""
+    """Write a result text in the official format, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as write:
         for i, row in zip(index.tolist(), joints_mm.reshape(len(joints_mm), -1), strict=True):
-            file.write(",".join([str(i), *(f"{value:.6f}" for value in row)]) + "\n")
+            write((",".join([str(i), *(f"{value:.6f}" for value in row)]) + "\n").encode())

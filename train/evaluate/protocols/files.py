@@ -3,9 +3,12 @@
 Shape legend: n = samples, k = points.
 """
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from pipeline.app.files import replace_file, replacing
 from pipeline.app.words import nearest
 from pipeline.pickles import load_npy
 from pipeline.zips import open_zip, read_member
@@ -185,10 +189,51 @@ def batches(*arrays: np.ndarray, size: int) -> Iterator[tuple[Tensor, ...]]:
 def write_two_lists(
     path: Path, joints: Float64[np.ndarray, "n 21 3"], vertices: Float64[np.ndarray, "n k 3"]
 ) -> None:
-    """Write ``[joints, vertices]`` in the format of FreiHAND's and HO-3D's servers."""
+    """Write ``[joints, vertices]`` in the format of FreiHAND's and HO-3D's servers, atomically.
+
+    A path that ends in .zip becomes a zip of pred.json, as they are uploaded.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        json.dump([joints.tolist(), vertices.tolist()], file)
+    with replacing(path) as write:
+        if path.suffix.lower() != ".zip":
+            _write_lists(write, joints, vertices)
+            return
+        stream: Any = SimpleNamespace(write=_counted(write), flush=lambda: None)
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            member = zipfile.ZipInfo(PREDICTION_FILE)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as file:
+                _write_lists(file.write, joints, vertices)
+
+
+def _write_lists(write: Callable[[bytes], Any], *lists: np.ndarray) -> None:
+    """Write the JSON that ``json.dump`` would, a sample at a time."""
+    before = b"["
+    for points in lists:
+        write(before + b"[")
+        for i, sample in enumerate(points):
+            write((b", " if i else b"") + json.dumps(sample.tolist()).encode())
+        write(b"]")
+        before = b", "
+    write(b"]")
+
+
+def _counted(write: Callable[[Any], None]) -> Callable[[Any], int]:
+    """Return a stream's ``write``, which says how many bytes it wrote."""
+
+    def counted(data: Any) -> int:
+        write(data)
+        return len(data)
+
+    return counted
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as an uncompressed .npz, atomically; create the folder if needed."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getbuffer())
 
 
 def _length(value: Any) -> str:

@@ -10,13 +10,17 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64
 
+from train.evaluate.metrics.align import align_proper, align_w_scale
 from train.evaluate.metrics.freihand import FreihandAccumulator, FreihandScores, official
 from train.evaluate.protocols.checks import (
+    coincident,
     likely_causes,
     require_count,
     require_finite,
+    require_hand_size,
     require_unit,
 )
+from train.evaluate.protocols.details import Detail, joint_details
 from train.evaluate.protocols.files import (
     as_points,
     batches,
@@ -79,6 +83,7 @@ def report(
         scores.update(*batch)
     found = scores.summary()
     warnings = likely_causes(joints, true_joints, order="standard", opengl=False)
+    warnings += coincident("predicted joints", joints) + coincident("predicted vertices", vertices)
     if len(joints) != OFFICIAL_COUNT:
         warnings.append(f"{len(joints)} samples; the official evaluation has {OFFICIAL_COUNT}")
     return Report(
@@ -93,7 +98,20 @@ def report(
         scores=asdict(found),
         official=official(found),
         warnings=tuple(warnings),
+        details=lambda: details(joints, vertices, true_joints, true_vertices, strict=strict),
     )
+
+
+def details(
+    joints: Points, vertices: Points, true_joints: Points, true_vertices: Points, *, strict: bool
+) -> list[Detail]:
+    """Return the errors of joints and, where the vertices correspond, of the mesh."""
+    align = align_proper if strict else align_w_scale
+    found = joint_details(joints, true_joints, {"mpjpe_mm": None, "pa_mpjpe_mm": align})
+    if vertices.shape == true_vertices.shape:
+        names = {"mpvpe_mm": None, "pa_mpvpe_mm": align}
+        found += joint_details(vertices, true_vertices, names)
+    return found
 
 
 def check(
@@ -108,6 +126,7 @@ def check(
         require_finite(name, pred)
         require_finite(f"{source}, {name.split()[-1]}", true, "the file is not the public truth")
         require_unit(name, pred, true, per_metre=1)
+    require_hand_size(f"{source}, joints", true_joints, per_metre=1)
 
 
 def rows(scores: FreihandScores) -> tuple[Row, ...]:

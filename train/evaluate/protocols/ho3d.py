@@ -11,9 +11,11 @@ from typing import Final
 import numpy as np
 
 from model.hand import STANDARD_FROM_MANO21
+from train.evaluate.metrics.align import align_scale_translation
 from train.evaluate.metrics.ho3d import Ho3dAccumulator, official
 from train.evaluate.protocols import freihand
-from train.evaluate.protocols.checks import likely_causes
+from train.evaluate.protocols.checks import coincident, likely_causes
+from train.evaluate.protocols.details import joint_details
 from train.evaluate.protocols.files import batches, prediction_file, read_two_lists
 from train.evaluate.protocols.freihand import CHUNK, Points
 from train.evaluate.protocols.report import PAIRED, Report, Row
@@ -64,6 +66,7 @@ def report(
         scores.update(*batch)
     found = scores.summary()
     warnings = likely_causes(joints, true_joints, order="MANO", opengl=True)
+    warnings += coincident("predicted joints", joints) + coincident("predicted vertices", vertices)
     version = OFFICIAL_COUNTS.get(len(joints))
     if version is None:
         counts = " or ".join(f"{n:,} ({v})" for n, v in OFFICIAL_COUNTS.items())
@@ -84,6 +87,10 @@ def report(
         scores=asdict(found),
         official=official(found),
         warnings=tuple(warnings),
+        details=lambda: [
+            *joint_details(joints, true_joints, {"st_mpjpe_mm": align_scale_translation}),
+            *freihand.details(joints, vertices, true_joints, true_vertices, strict=strict),
+        ],
     )
 
 

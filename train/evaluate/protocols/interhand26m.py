@@ -26,9 +26,11 @@ from train.evaluate.protocols.checks import (
     likely_causes,
     require_count,
     require_finite,
+    require_hand_size,
     require_length,
     require_unit,
 )
+from train.evaluate.protocols.details import AUC_MAX_MM, Detail
 from train.evaluate.protocols.files import batches, keys_of, read_json, read_npz
 from train.evaluate.protocols.report import PAIRED, Report, Row
 
@@ -123,7 +125,7 @@ def report(
     joints = np.where(scored[..., None], pred.joints_mm, 0)
     is_pair = (true.hand_type == HAND_TYPES.index("interacting")) & wrists.all(1)
     between = np.where(is_pair[:, None], pred.left_from_right_mm, 0)
-    require_finite("predicted joints", joints)
+    require_finite("predicted joints (joints_mm, or lifted from joint_coord)", joints)
     require_finite("left_from_right_mm", between)
     require_finite("hand_type", np.where(true.hand_type_valid[:, None], pred.hand_type, 0))
     warnings = _readings(pred.joints_mm, true)
@@ -132,6 +134,7 @@ def report(
         seen = true.joint_valid[:, points].all(1)
         if seen.any():
             theirs, ours = pred.joints_mm[seen, points], true.joints_mm[seen, points]
+            require_hand_size(f"true joints ({hand} hand)", ours, per_metre=1000)
             require_unit(f"predicted joints ({hand} hand)", theirs, ours, per_metre=1000)
             causes = likely_causes(theirs, ours, order="InterHand2.6M", opengl=False)
             warnings += [f"{hand} hand: {cause}" for cause in causes]
@@ -173,7 +176,29 @@ def report(
         scores=asdict(found),
         official=official(found),
         warnings=tuple(warnings),
+        details=lambda: _details(joints, between, true, scored, is_pair),
     )
+
+
+def _details(
+    joints: np.ndarray,
+    between: np.ndarray,
+    true: Truth,
+    scored: Bool[np.ndarray, "n 42"],
+    is_pair: Bool[np.ndarray, " n"],
+) -> list[Detail]:
+    """Return the errors relative to each hand's wrist, and those of the left wrist."""
+
+    def relative(points: np.ndarray) -> np.ndarray:
+        return np.asarray(points - np.repeat(points[:, [RIGHT_WRIST, LEFT_WRIST]], 21, axis=1))
+
+    errors = np.linalg.norm(relative(joints) - relative(true.joints_mm), axis=-1)
+    apart = true.joints_mm[:, LEFT_WRIST] - true.joints_mm[:, RIGHT_WRIST]
+    wrist = np.linalg.norm(between - apart, axis=-1)[:, None]
+    return [
+        Detail(name="mpjpe_mm", errors=np.where(scored, errors, np.nan), max_error=AUC_MAX_MM),
+        Detail(name="mrrpe_mm", errors=np.where(is_pair[:, None], wrist, np.nan)),
+    ]
 
 
 def _readings(joints: np.ndarray, true: Truth) -> list[str]:

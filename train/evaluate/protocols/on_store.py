@@ -24,7 +24,7 @@ from train.evaluate.protocols.collected import (
     SplitProtocol,
     unpredicted,
 )
-from train.evaluate.protocols.files import write_two_lists
+from train.evaluate.protocols.files import write_npz, write_two_lists
 from train.evaluate.protocols.freihand import Points
 from train.evaluate.protocols.report import Report
 
@@ -147,6 +147,7 @@ def _dexycb_report(collected: Collected, context: ReportContext) -> Report | str
         strict=context.strict,
         crop=context.crop,
         camera=context.camera,
+        samples=place.tolist(),
     )
 
 
@@ -179,9 +180,7 @@ def _interhand_report(collected: Collected, context: ReportContext) -> Report:
 
 def _export_interhand(collected: Collected, path: Path) -> None:
     pred = _interhand_predictions(collected)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez(file, joints_mm=pred.joints_mm, hand_type=pred.hand_type)
+    write_npz(path, joints_mm=pred.joints_mm, hand_type=pred.hand_type)
 
 
 def _interhand_predictions(collected: Collected) -> interhand26m.Predictions:
@@ -234,6 +233,7 @@ PROTOCOLS: Final = {
         wanted=_right_hand,
         report=_mesh_report,
         export=_export_meshes,
+        endings=(".json", ".zip"),
     ),
     "ho3d": SplitProtocol(
         splits=("evaluation",),
@@ -245,6 +245,7 @@ PROTOCOLS: Final = {
         wanted=_right_hand,
         report=_mesh_report,
         export=_export_meshes,
+        endings=(".json", ".zip"),
     ),
     "dexycb": SplitProtocol(
         splits=tuple(f"s{setup}_{part}" for setup in range(4) for part in ("val", "test")),
@@ -252,6 +253,7 @@ PROTOCOLS: Final = {
         wanted=_labelled_hands,
         report=_dexycb_report,
         export=_export_dexycb,
+        endings=(".txt",),
     ),
     "interhand26m": SplitProtocol(
         splits=("val", "test"),
@@ -260,6 +262,7 @@ PROTOCOLS: Final = {
         wanted=_no_hand,
         report=_interhand_report,
         export=_export_interhand,
+        endings=(".npz",),
     ),
     "arctic": SplitProtocol(
         splits=arctic_store.SPLITS,
@@ -268,6 +271,7 @@ PROTOCOLS: Final = {
         wanted=arctic_store.wanted,
         report=arctic_store.report,
         export=arctic_store.export,
+        endings=(),
     ),
 }
 """Protocols by the dataset of a store."""

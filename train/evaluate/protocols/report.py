@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from pipeline.app.files import replace_file
 from pipeline.app.words import say
+from train.evaluate.protocols.details import Detail
 
 PAIRED: Final = "none: the predictions came as a file"
 
@@ -49,10 +51,12 @@ class Report:
     """The same scores under the names and in the units of the official tool."""
     warnings: tuple[str, ...] = ()
     """Suspected problems of the input, each with its likely cause."""
+    details: Callable[[], list[Detail]] | None = None
+    """Computes the values behind the scores; None where there are none."""
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return the report as plain JSON values; a number that is not finite becomes null."""
+    """Return the report as plain JSON values, for ``write_json``."""
     return {
         "protocol": report.protocol,
         "definition": report.definition,
@@ -62,16 +66,21 @@ def as_json(report: Report) -> dict[str, Any]:
         "crop": report.crop,
         "camera": report.camera,
         "warnings": list(report.warnings),
-        "scores": _finite(report.scores),
+        "scores": report.scores,
         # The official tool's names are reserved for the official scores.
-        "official": None if report.strict else _finite(report.official),
+        "official": None if report.strict else report.official,
     }
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record atomically, creating the folder if needed."""
+    """Write a record atomically, creating the folder if needed.
+
+    JSON has no numbers for infinity and 0 / 0: they become "Infinity", "-Infinity" and "NaN", which
+    ``float`` reads.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    text = json.dumps(_writable(record), indent=2, allow_nan=False)
+    replace_file(path, (text + "\n").encode())
 
 
 def show(report: Report, console: Console, mean: Report | None = None) -> None:
@@ -102,9 +111,11 @@ def _cell(row: Row) -> str:
     return "-" if row.value is None else f"{row.value:.{row.digits}f}"
 
 
-def _finite(value: Any) -> Any:
+def _writable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return json.dumps(value)
     return value

@@ -33,7 +33,7 @@ from preprocess.builder.report.page import PAGE_FILE, byte_text, page, share
 from preprocess.builder.report.text import BuildReport, counts_line, report_text
 from preprocess.labels.quality import flag_counts
 from tests.pipeline.hand_store import hand_store
-from tests.pipeline.stores import toy_attributes
+from tests.pipeline.stores import relist, toy_attributes
 from tests.preprocess.objects.object_store import BOX, object_store
 
 NASTY = '<script>alert("1")</script>\'"><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}'
@@ -209,17 +209,6 @@ def test_the_page_says_what_the_store_is() -> None:
         "jpeg_processes baseline 3999",
     ):
         assert words in text, words
-
-
-def test_a_synthetic_store_says_so_in_the_place_of_its_terms() -> None:
-    marked = attributes(extra=attributes().extra | {"synthetic": True})
-    for text in (
-        Parsed(render(attributes=marked)).text,
-        report_text(build_report(attributes=marked)),
-    ):
-        assert "rendered by make-sample in the format of toy: it is not that dataset" in text
-        assert "research only" not in text
-        assert "Someone, 2020" not in text
 
 
 def test_splits_that_differ_are_marked_in_words() -> None:
@@ -418,6 +407,7 @@ def test_flagged_rows_are_found_with_their_names(
     odd = np.array([FLAGS["no_label"] * (row % 2) + FLAGS["image_missing"] * (row == 4)
                     for row in range(12)], np.uint32)  # fmt: skip
     zarr.open_array(path / "labels" / "quality", mode="r+")[:] = odd
+    relist(path)
     store = open_store(path)
     images = [f"rgb/{row}.jpg" for row in range(12)]
     found = rejected_rows(store, images, {4: "is missing", 1: "of another flag"})

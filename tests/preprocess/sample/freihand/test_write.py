@@ -34,10 +34,10 @@ def test_tree_is_the_official_one(root: Path) -> None:
     names = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
     fields = ("K", "mano", "xyz", "scale", "verts")
     assert names == {
+        "SYNTHETIC.txt",
         *(f"training/rgb/{i:08d}.jpg" for i in range(4 * NUM)),
         *(f"training/mask/{i:08d}.jpg" for i in range(NUM)),
         *(f"evaluation/rgb/{i:08d}.jpg" for i in range(NUM_EVAL)),
-        "synthetic.json",
         *(f"{split}_{field}.json" for split in ("training", "evaluation") for field in fields),
         *(
             f"{folder}/{name}"

@@ -86,7 +86,10 @@ def test_an_image_without_a_prediction_is_named(
         (",".join(["0.5"] * 64), "line 1: expected an image index"),
         (",".join(["0", *["x"] * 63]), "line 1"),
         ("", "is empty"),
-        (",".join(["0", *["nan"] * 63]), "predicted joints: 1 of 1 samples hold NaN"),
+        (
+            ",".join(["0", *["nan"] * 63]),
+            "results.txt: 1 of 1 images with a hand hold NaN .*first: image 0",
+        ),
     ],
 )
 def test_a_broken_result_file_is_one_sentence(
@@ -103,6 +106,17 @@ def test_metres_are_refused(tmp_path: Path, truth_mm: np.ndarray, guess_mm: np.n
     dexycb.write_results(tmp_path / "results.txt", np.arange(NUM), guess_mm / 1000)
     with pytest.raises(ValueError, match=r"look like metres.*holds millimetres; multiply by 1000"):
         dexycb.score(tmp_path / "results.txt", truth, strict=False)
+
+
+def test_a_truth_in_metres_is_refused(
+    tmp_path: Path, truth_mm: np.ndarray, guess_mm: np.ndarray
+) -> None:
+    """Predictions in the same unit would look right beside it."""
+    index = np.arange(NUM)
+    np.savez(tmp_path / "truth.npz", index=index, joints_mm=truth_mm / 1000)
+    dexycb.write_results(tmp_path / "results.txt", index, guess_mm / 1000)
+    with pytest.raises(ValueError, match=r"truth\.npz, joints look like metres.* as large as a "):
+        dexycb.score(tmp_path / "results.txt", tmp_path / "truth.npz", strict=False)
 
 
 def test_a_hostile_annotation_is_refused(tmp_path: Path, guess_mm: np.ndarray) -> None:

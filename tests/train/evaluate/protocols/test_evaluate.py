@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.train.evaluate.protocols.hands import near, points
 from tests.train.test_run import config
 from train.config import EvaluateConfig
 from train.evaluate.evaluate import main as evaluate
+from train.evaluate.evaluate import require_fitting
 from train.evaluate.protocols.files import write_two_lists
 from train.run import main as run
 
@@ -36,6 +38,8 @@ def composed(*words: str) -> EvaluateConfig:
         (["run=r", "store=s", "protocol=world", "predictions=p", "truth=t"], "got run and store"),
         (["protocol=freihand", "predictions=p", "truth=t", "export=x"], "give run=... store=..."),
         (["run=r", "store=s", "root_depth=x"], "belongs to protocol=interhand26m"),
+        (["run=r", "store=s", "min_track=16"], "belong to protocol=world"),
+        (["protocol=freihnad"], "did you mean 'freihand'"),
     ],
 )
 def test_half_a_form_is_refused(words: list[str], expected: str) -> None:
@@ -115,6 +119,24 @@ def test_an_interhand_run_is_scored_officially_and_its_export_scores_the_same(
 def test_an_export_without_a_format_is_refused(freihand: SampleStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no official protocol for split=train of dataset 'freih"):
         scored(freihand, tmp_path, "train", f"export={tmp_path / 'x'}")
+
+
+@pytest.mark.parametrize(
+    ("export", "endings", "expected"),
+    [
+        ("pred.txt", (".json", ".zip"), "written as .json or .zip, got '.txt'"),
+        ("results.zip", (".txt",), "written as .txt, got '.zip'"),
+        (".", (".npz",), "is a folder, expected a file"),
+        ("clips.zip", (), "is a file, expected a folder"),
+    ],
+)
+def test_an_export_of_another_format_is_refused(
+    export: str, endings: tuple[str, ...], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        require_fitting(export, endings)
+    require_fitting("PRED.ZIP", (".json", ".zip"))
+    require_fitting("results", (".txt",))
 
 
 def whole_hands(row: int, values: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """FreiHAND's and HO-3D's files: scores equal the loops, bad files say what is wrong."""
 
 import json
+import resource
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,46 @@ def test_a_foreign_joint_order_is_flagged(files: Files) -> None:
     else:
         joints, theirs = files.joints[:, MANO21_FROM_STANDARD], "MANO"
     assert f"look to be in {theirs} order" in warnings(files, joints)
+
+
+@pytest.mark.parametrize(("joint", "named"), [(0, "the wrist"), (9, "joint 9")])
+def test_root_relative_joints_are_flagged(files: Files, joint: int, named: str) -> None:
+    found = warnings(files, files.joints - files.joints[:, joint, None])
+    assert f"in every sample {named} is predicted at (0, 0, 0): the joints look relative" in found
+
+
+def test_meshes_that_are_zeros_are_flagged(files: Files) -> None:
+    vertices = files.vertices.copy()
+    vertices[1:3] = 0
+    path = written(files, files.joints, vertices)
+    found = " | ".join(files.protocol.score(path, files.truth, strict=False).warnings)
+    assert "the predicted vertices of 2 of 5 samples are zeros" in found
+
+
+def test_a_zip_is_written_to_be_uploaded(files: Files) -> None:
+    path = files.folder / "upload.zip"
+    write_two_lists(path, files.joints, files.vertices)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["pred.json"]
+        text = archive.read("pred.json").decode()
+    assert text == json.dumps([files.joints.tolist(), files.vertices.tolist()])
+    expected = files.protocol.score(written(files, files.joints), files.truth, strict=False)
+    assert files.protocol.score(path, files.truth, strict=False).official == expected.official
+
+
+@pytest.mark.parametrize("name", ["pred.json", "pred.zip"])
+def test_a_full_disk_leaves_the_export_of_before(files: Files, name: str) -> None:
+    path = files.folder / name
+    path.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: .*{name}"):
+            write_two_lists(path, files.joints, files.vertices)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before"
+    assert not list(files.folder.glob("*.partial"))
 
 
 def test_mirrored_hands_are_flagged(files: Files) -> None:

@@ -78,6 +78,48 @@ def test_a_prediction_may_carry_its_own_segments_and_cameras_may_be_absent(tmp_p
     assert found["ate_mm"] is None
 
 
+def test_the_rules_of_hawor_are_named_and_switched(tmp_path: Path) -> None:
+    pred, truth = motion(5)
+    truth["is_right"] = np.repeat([1, 1, 0], LENGTHS)
+    for name, arrays in (("pred", pred), ("truth", truth)):
+        save_npz(tmp_path / f"{name}.npz", arrays)
+    paths = tmp_path / "pred.npz", tmp_path / "truth.npz"
+    default = world.score(*paths, strict=False)
+    said = "Scored: hands of both sides in tracks of at least 1 frames; 0 of 3 tracks left out."
+    assert said in default.definition
+    assert "min_track=16 right_only=true" in default.quirks[-1]
+    right = world.score(*paths, strict=False, rules=world.Rules(right_only=True))
+    assert right.scores["num_frames"] == sum(LENGTHS[:2])
+    hawor = world.score(*paths, strict=False, rules=world.HAWOR)
+    assert (hawor.scores["num_segments"], hawor.scores["num_left_out"]) == (1, 2)
+    assert hawor.scores["rules"] == {"min_track": 16, "right_only": True}
+    assert "min_track" not in " ".join(hawor.quirks)
+
+    rows = slice(LENGTHS[0], sum(LENGTHS[:2]))
+    alone = {k: v[rows] for k, v in truth.items() if not k.startswith("camera")}
+    mine = {k: v[rows] for k, v in pred.items() if not k.startswith("camera")}
+    assert score(tmp_path, mine, alone)["w_mpjpe_mm"] == hawor.scores["w_mpjpe_mm"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "rules", "expected"),
+    [
+        (None, world.HAWOR, r"right_only=true needs is_right \[f\]"),
+        (np.arange(113) % 2, world.HAWOR, "expected 0 or 1, the same in a whole segment"),
+        (np.zeros(113), world.HAWOR, r"leave none of 3 tracks; the longest has 103 frames"),
+        (None, world.Rules(min_track=104), r"leave none of 3 tracks"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_one_sentence(
+    tmp_path: Path, sides: np.ndarray | None, rules: world.Rules, expected: str
+) -> None:
+    pred, truth = motion(6)
+    save_npz(tmp_path / "pred.npz", pred)
+    save_npz(tmp_path / "truth.npz", truth if sides is None else {**truth, "is_right": sides})
+    with pytest.raises(ValueError, match=expected):
+        world.score(tmp_path / "pred.npz", tmp_path / "truth.npz", strict=False, rules=rules)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
