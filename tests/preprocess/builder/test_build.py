@@ -347,6 +347,10 @@ def test_a_pipe_or_a_folder_with_the_name_of_an_image_is_a_missing_image(
     report = build(config(truth, on_bad_image=OnBadImage.flag), console=QUIET)
     assert report.attributes.flag_counts["image_missing"] == 2
     assert "00000004.jpg is no regular file; " in bad_images_line(report)
+    names = "training/rgb/00000004.jpg, training/rgb/00000005.jpg/"
+    assert report_text(report).endswith(
+        f"2 of 14 files and folders were passed over for their names or kinds: {names}"
+    )
 
 
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:

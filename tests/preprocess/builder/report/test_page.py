@@ -305,6 +305,15 @@ def test_notes_of_any_shape_are_shown() -> None:
     assert "1200" not in parsed.text
 
 
+def test_warnings_of_the_source_stand_at_the_top() -> None:
+    names = [f"s01/box_use_{i:02d}" for i in range(40)]
+    missing = {"sequences of the protocols not in images": {"count": 40, "names": names}}
+    notes = {"missing": missing, "warnings": ["40 of 339 sequences <b> are not in images"]}
+    text = Parsed(render(notes=notes)).text
+    assert text.index("40 of 339 sequences <b> are not in images") < text.index("Terms")
+    assert "s01/box_use_39" in text
+
+
 def test_flagged_rows_are_listed_with_the_total() -> None:
     few = [rejected(5, "image_truncated", reason="is cut off")]
     many = [rejected(row, "no_label") for row in range(3)]
