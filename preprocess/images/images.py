@@ -5,6 +5,7 @@ recode decodes, crops and encodes (``preprocess.images.recode``). Peak memory is
 one image.
 """
 
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -258,6 +259,9 @@ def _recoder(work: ImageWork) -> _Convert:
 
 def _read(path: Path) -> bytes | ImageProblem:
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a FIFO would block
+            return ImageProblem(flag="image_missing", reason="is no regular file")
         return path.read_bytes()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"

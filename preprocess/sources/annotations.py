@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,17 +22,42 @@ def require(dataset: str, root: Path, files: Iterable[str], folders: Iterable[st
         SourceError: If ``root`` is not a folder, or files or folders below it are missing; lists
             everything that is missing.
     """
-    if not root.is_dir():
-        found = "is not a folder" if root.exists() else "does not exist"
+    try:
+        if not root.is_dir():
+            found = "is not a folder" if root.exists() else "does not exist"
+            raise SourceError(
+                f"{dataset}: root={str(root)!r} {found}; expected the folder of the unpacked "
+                "dataset"
+            )
+        missing = [name for name in files if not (root / name).is_file()]
+        missing += [f"{name}/" for name in folders if not (root / name).is_dir()]
+    except OSError as error:  # a folder on the way that may not be entered
         raise SourceError(
-            f"{dataset}: root={str(root)!r} {found}; expected the folder of the unpacked dataset"
-        )
-    missing = [name for name in files if not (root / name).is_file()]
-    missing += [f"{name}/" for name in folders if not (root / name).is_dir()]
+            f"{dataset}: cannot look into {error.filename or root} ({error.strerror}); make it "
+            "readable"
+        ) from error
     if missing:
         raise SourceError(
             f"{dataset}: {root} has no {', '.join(missing)}; expected the official layout, "
             "unpack the missing parts or point root= at the right folder"
+        )
+
+
+def check_regular(dataset: str, path: Path) -> None:
+    """Check before opening it that a path is no FIFO, which would block.
+
+    A folder passes, as does what does not exist: opening it names the reason.
+
+    Raises:
+        SourceError: If it is a FIFO, socket or device, or a link to one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SourceError(
+            f"{dataset}: {path} is a FIFO, socket or device, expected a file; unpack it again"
         )
 
 
@@ -123,6 +149,7 @@ def _as_numbers(row: Any) -> Float[np.ndarray, "..."] | None:
 
 
 def _read_text(dataset: str, path: Path) -> str:
+    check_regular(dataset, path)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -41,7 +41,7 @@ class BuildReport:
 
 
 def report_text(report: BuildReport) -> str:
-    """Format the report as text: counts, flags, MANO, objects, speed, licence."""
+    """Format the report as text: counts, flags, MANO, objects, speed, licence, warnings."""
     a = report.attributes
     if not report.fresh_rows:
         speed = "all shards were already written"
@@ -69,7 +69,28 @@ def report_text(report: BuildReport) -> str:
         first = ", ".join(map(str, report.first_rows[name]))
         lines.append(f"  {name:<20} {count:>10}  {first}".rstrip())
     lines += ["", *_notes(report), "", f"  licence: {a.licence}", f"  cite: {a.citation}"]
+    if warnings := _warnings(report):
+        lines += ["", *(f"  {line}" for line in warnings)]
     return "\n".join(lines)
+
+
+def _warnings(report: BuildReport) -> list[str]:
+    notes = report.attributes.extra.get("notes", {})
+    source = [f"warning: {sentence}" for sentence in notes.get("warnings", [])]
+    lines = [bad_images_line(report), counts_line(report.attributes), *source]
+    return [line for line in lines if line]
+
+
+def counts_line(attributes: StoreAttributes) -> str:
+    """Return one line that names the splits without their official count; empty if none."""
+    found, official = attributes.found_counts, attributes.official_counts
+    differ = [name for name, count in official.items() if found.get(name, 0) != count]
+    if not differ:
+        return ""
+    shown = ", ".join(f"{name} has {found.get(name, 0):,} of {official[name]:,}" for name in differ)
+    return (
+        f"warning: {len(differ)} of {len(official)} splits differ from the official counts: {shown}"
+    )
 
 
 def bad_images_line(report: BuildReport) -> str:
@@ -111,8 +132,6 @@ def _notes(report: BuildReport) -> list[str]:
         lines.append(f"  objects: {seen} of {len(names)} seen (most rows: {shown})")
     lines.append(f"  content sha256: {a.content_sha256}")
     lines.append(f"  page: {report.report_page}")
-    if line := bad_images_line(report):
-        lines.append(f"  {line}")
     return lines
 
 

@@ -31,8 +31,8 @@ _MAX_STEPS: Final = 50_000_000
 def checked_files(root: Path) -> list[Path]:
     """Return the official files that are present."""
     splits = [root / "splits" / f"{p}_{s}.npy" for p in ("p1", "p2") for s in ("train", "val")]
-    found = sorted((root / "processed_seqs").glob("s??/*.npy"))
-    return [*found, *(path for path in splits if path.is_file())]
+    processed = sorted((root / "processed_seqs").glob("s??/[!.]*.npy"))
+    return [path for path in (*processed, *splits) if path.is_file()]
 
 
 def cross_check(

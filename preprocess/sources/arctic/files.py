@@ -15,7 +15,8 @@ from jaxtyping import Float64
 
 from pipeline.pickles import load_npy
 from preprocess.records import Lens, SourceError
-from preprocess.sources.annotations import read_json
+from preprocess.sources.annotations import check_regular, read_json
+from preprocess.sources.inventory import Inventory
 
 NAME: Final = "arctic"
 VIEWS: Final = 9
@@ -30,9 +31,18 @@ IMAGE_FOLDERS: Final = ("images", "cropped_images")
 CROPPED: Final = IMAGE_FOLDERS[1]
 SIDES: Final = ("right", "left")
 """By slot."""
-SEQUENCE: Final = re.compile(r"([a-z]+)_(use|grab)_\d\d")
+SEQUENCE: Final = re.compile(rf"({'|'.join(OBJECTS)})_(use|grab)_.+")
+"""Folder of a sequence; some official names end in ``_retake`` or ``_retake2``."""
+MANO_FILE: Final = ".mano.npy"
 _SUBJECT: Final = re.compile(r"s\d\d")
+_BACKGROUNDS: Final = "backgrounds"
+"""Official folder beside the subjects of ``images``, without sequences."""
+_VIEW: Final = re.compile(r"[0-8]")
+_IMAGE: Final = re.compile(r"[0-9]{5}\.jpg")
+_RAW_FILE: Final = re.compile(rf"{SEQUENCE.pattern}\.(mano|object|smplx|egocam\.dist)\.npy")
 _ROTATION_TOLERANCE: Final = 1e-3
+_MAX_OFFSET: Final = 99_999
+"""Largest number that the name of an image holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,29 +78,27 @@ class Rig:
     """Number of the image file that shows the first captured frame."""
 
 
-def list_sequences(root: Path) -> dict[str, set[str]]:
-    """Return the sequences of each subject that has labels, by ``raw_seqs``.
+def list_labelled(inventory: Inventory) -> set[str]:
+    """Return the sequences (``sXX/<name>``) that have labels, by ``raw_seqs``.
 
     Raises:
         SourceError: If a folder cannot be listed.
     """
-    folder = root / "raw_seqs"
-    found: dict[str, set[str]] = {}
-    for subject in _names(folder):
-        if _SUBJECT.fullmatch(subject) and (folder / subject).is_dir():
-            files = _names(folder / subject)
-            ending = ".mano.npy"
-            names = {f.removesuffix(ending) for f in files if f.endswith(ending)}
-            found[subject] = {name for name in names if SEQUENCE.fullmatch(name)}
-    return found
+    return {
+        f"{subject}/{file.removesuffix(MANO_FILE)}"
+        for subject in inventory.folders("raw_seqs", _SUBJECT.fullmatch)
+        for file in inventory.files(f"raw_seqs/{subject}", _RAW_FILE.fullmatch)
+        if file.endswith(MANO_FILE)
+    }
 
 
-def list_image_sequences(root: Path) -> dict[str, list[str]]:
+def list_pictured(inventory: Inventory) -> dict[str, list[str]]:
     """Return the sequences (``sXX/<name>``) in each existing folder of ``IMAGE_FOLDERS``, sorted.
 
     Raises:
         SourceError: If neither folder exists or one cannot be listed.
     """
+    root = inventory.root
     there = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     if not there:
         raise SourceError(
@@ -100,26 +108,27 @@ def list_image_sequences(root: Path) -> dict[str, list[str]]:
     return {
         name: [
             f"{subject}/{sequence}"
-            for subject in _names(root / name)
-            if _SUBJECT.fullmatch(subject) and (root / name / subject).is_dir()
-            for sequence in _names(root / name / subject)
-            if SEQUENCE.fullmatch(sequence)
+            for subject in inventory.folders(name, _SUBJECT.fullmatch, is_known=_BACKGROUNDS.__eq__)
+            for sequence in inventory.folders(f"{name}/{subject}", SEQUENCE.fullmatch)
         ]
         for name in there
     }
 
 
-def count_images(folder: Path) -> int:
-    """Return the largest number of images in any view of a sequence's ``folder``."""
-    views = [view for view in map(str, range(VIEWS)) if (folder / view).is_dir()]
-    return max((sum(n.endswith(".jpg") for n in _names(folder / v)) for v in views), default=0)
+def largest_file_number(inventory: Inventory, folder: str) -> int:
+    """Return the largest number of an image in any view of a sequence's ``folder``; -1 = none.
 
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise SourceError(f"{NAME}: cannot list {folder} ({error.strerror})") from error
+    Raises:
+        SourceError: If a folder cannot be listed.
+    """
+    return max(
+        (
+            int(file[:-4])
+            for view in inventory.folders(folder, _VIEW.fullmatch)
+            for file in inventory.files(f"{folder}/{view}", _IMAGE.fullmatch)
+        ),
+        default=-1,
+    )
 
 
 # --- meta -----------------------------------------------------------------------------------------
@@ -140,15 +149,24 @@ def read_rigs(root: Path) -> dict[str, Rig]:
         where = f"{path}: {subject}"
         if not isinstance(entry, Mapping):
             raise SourceError(f"{NAME}: {where} must be an object; download it again")
-        offset = entry.get("ioi_offset")
-        if not isinstance(offset, int) or isinstance(offset, bool):
-            raise SourceError(f"{NAME}: {where}.ioi_offset must be a whole number, got {offset!r}")
+        offset = _whole_number(entry.get("ioi_offset"), f"{where}.ioi_offset")
         T = finite_array(entry.get("world2cam"), (VIEWS - 1, 4, 4), f"{where}.world2cam")
         _require_rigid(T, f"{where}.world2cam")
         K = finite_array(entry.get("intris_mat"), (VIEWS - 1, 3, 3), f"{where}.intris_mat")
         size = finite_array(entry.get("image_size"), (VIEWS, 2), f"{where}.image_size")
         rigs[subject] = Rig(T_cam_from_world=T, K=K, image_size_wh=size, ioi_offset=offset)
     return rigs
+
+
+def _whole_number(value: Any, where: str) -> int:
+    """Return a number of images; JSON may write it as 3.0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value % 1 != 0 or abs(value) > _MAX_OFFSET:
+        raise SourceError(
+            f"{NAME}: {where} must be a whole number, got {value!r:.40}, expected at most "
+            f"{_MAX_OFFSET}; download meta again"
+        )
+    return int(value)
 
 
 def read_protocol(root: Path, protocol: str) -> dict[str, list[str]] | None:
@@ -264,6 +282,7 @@ def _path(root: Path, sequence: str, kind: str) -> Path:
 
 
 def _load(path: Path) -> np.ndarray:
+    check_regular(NAME, path)
     try:
         return load_npy(path, name=str(path))
     except OSError as error:

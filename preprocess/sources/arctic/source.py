@@ -40,15 +40,16 @@ from preprocess.sources.arctic.files import (
     OBJECTS,
     VIEWS,
     Rig,
-    count_images,
-    list_image_sequences,
-    list_sequences,
+    largest_file_number,
+    list_labelled,
+    list_pictured,
     read_lens,
     read_num_frames,
     read_protocol,
     read_rigs,
 )
 from preprocess.sources.arctic.labels import View, read_views
+from preprocess.sources.inventory import Inventory
 
 BORDER: Final = 10
 """Frames at either end of a sequence that are not in the official set."""
@@ -62,7 +63,13 @@ SUBSETS: Final = {
 }
 OFFICIAL_COUNTS: Final = {
     "p1_train": 1_496_400, "p1_val": 201_624, "p2_train": 187_050, "p2_val": 25_203,
+} | {
+    f"{protocol}_{subset}{split}": size
+    for protocol in VIEWS_OF
+    for split, sizes in SUBSETS.items()
+    for subset, size in sizes.items()
 }  # fmt: skip
+"""Of all 339 sequences; the number of test images is not published."""
 LICENCE: Final = "ARCTIC: non-commercial scientific research, no redistribution"
 CITATION: Final = (
     "Fan, Taheri, Tzionas, Kocabas, Kaufmann, Black, Hilliges: ARCTIC: A Dataset for Dexterous "
@@ -94,15 +101,10 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     require(NAME, root, ["meta/misc.json"], ["raw_seqs", "meta/object_vtemplates"])
     rigs = read_rigs(root)
     protocols = {name: read_protocol(root, name) for name in VIEWS_OF}
-    pictured = list_image_sequences(root)
+    inventory = Inventory(dataset=NAME, root=root)
+    pictured = list_pictured(inventory)
     folder = next((name for name, sequences in pictured.items() if sequences), next(iter(pictured)))
-    found = _find(root, folder, pictured[folder], protocols["p1"])
-    missing = sorted({f.name.split("/")[0] for f in found} - rigs.keys())
-    if missing:
-        raise SourceError(
-            f"{NAME}: {root / 'meta' / 'misc.json'} has no cameras of {', '.join(missing)}; "
-            "download meta again"
-        )
+    found = _find(inventory, folder, pictured[folder], protocols, rigs)
     lenses = {f.name: read_lens(root, f.name) for f in found if f.has_labels}
     in_files = lenses
     if folder == CROPPED:
@@ -127,7 +129,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         cross_check=functools.partial(cross_check, root, files, rigs, lenses, mano, rows, splits)
         if files
         else None,
-        notes=_notes(found, protocols, folder, pictured),
+        notes=_notes(found, protocols, folder, pictured) | inventory.notes(),
     )
 
 
@@ -135,38 +137,48 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
 
 
 def _find(
-    root: Path,
+    inventory: Inventory,
     folder: str,
     pictured: Sequence[str],
-    protocol: Mapping[str, Sequence[str]] | None,
+    protocols: Mapping[str, Mapping[str, Sequence[str]] | None],
+    rigs: Mapping[str, Rig],
 ) -> list[_Found]:
     """Return the sequences in the order of the first protocol, then the others by name."""
-    labelled = {f"{s}/{name}" for s, names in list_sequences(root).items() for name in names}
-    there = list(pictured)
-    if not there:
+    root = inventory.root
+    labelled = list_labelled(inventory)
+    if not pictured:
         raise SourceError(
             f"{NAME}: {root / folder} holds no sequence such as s01/box_use_01; unpack the "
             f"images, or point root= at the folder that holds {folder}, raw_seqs and meta"
         )
-    if unknown := sorted({n for n in there if n.split("/")[1].split("_")[0] not in OBJECTS}):
+    if no_rig := sorted({name.split("/")[0] for name in pictured} - rigs.keys()):
         raise SourceError(
-            f"{NAME}: {root / folder} has {unknown[0]}, whose object is none of "
-            f"{', '.join(OBJECTS)}"
+            f"{NAME}: {root / 'meta' / 'misc.json'} has no cameras of {', '.join(no_rig)}; "
+            "download meta again"
         )
-    listed = [] if protocol is None else [n for part in protocol.values() for n in part]
+    listed = dict.fromkeys(
+        name for lists in protocols.values() if lists for part in lists.values() for name in part
+    )
+    inventory.expect("sequences of the protocols", listed, folder, pictured)
+    inventory.expect("sequences of raw_seqs", labelled - listed.keys(), folder, pictured)
+    if listed:
+        inventory.expect("sequences with images", pictured, "splits_json", listed)
+    public = [name for name in pictured if not name.startswith(f"{TEST_SUBJECT}/")]
+    inventory.expect("sequences with images and public labels", public, "raw_seqs", labelled)
     place = {name: i for i, name in enumerate(listed)}
-    there.sort(key=lambda name: (place.get(name, len(place)), name))
     return [
         _Found(
             name=name,
             num_frames=(
                 read_num_frames(root, name)
                 if name in labelled
-                else count_images(root / folder / name)
+                else largest_file_number(inventory, f"{folder}/{name}")
+                - rigs[name.split("/")[0]].ioi_offset
+                + 1
             ),
             has_labels=name in labelled,
         )
-        for name in there
+        for name in sorted(pictured, key=lambda name: (place.get(name, len(place)), name))
     ]
 
 

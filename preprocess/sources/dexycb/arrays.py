@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
 from preprocess.records import SourceError
+from preprocess.sources.annotations import check_regular
 from preprocess.sources.dexycb.files import HEIGHT, NAME, WIDTH, Meta, refuse
 
 
@@ -78,6 +79,7 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     """
     import cv2  # slow to import, and only builds with depth need it
 
+    check_regular(NAME, path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -101,6 +103,7 @@ def _read_npz(
     """Return the arrays of an ``.npz``; for those in ``unread`` only the shape is checked."""
     arrays: dict[str, np.ndarray] = {}
     problems: list[str] = []
+    check_regular(NAME, path)
     try:
         with zipfile.ZipFile(path) as archive:
             for key, shape in shapes.items():

@@ -13,7 +13,6 @@ Source:
 """
 
 import functools
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,14 @@ from jaxtyping import Float64, Int64
 
 from model.hand import JointSet
 from model.mano.files import ManoModels
-from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, SourceError
+from preprocess.records import (
+    SYNTHETIC_FILE,
+    DatasetSource,
+    LabelJob,
+    ObjectFile,
+    Rows,
+    SourceError,
+)
 from preprocess.sources.annotations import require
 from preprocess.sources.dexycb.check import cross_check
 from preprocess.sources.dexycb.files import (
@@ -42,6 +48,7 @@ from preprocess.sources.dexycb.files import (
     read_meta,
 )
 from preprocess.sources.dexycb.labels import Recording, View, read_picture, read_views
+from preprocess.sources.inventory import Inventory, first_names
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
 
 SUBJECTS: Final = (
@@ -63,6 +70,7 @@ CITATION: Final = (
     "Fox: DexYCB: A Benchmark for Capturing Hand Grasping of Objects, CVPR 2021"
 )
 _SEQUENCE: Final = re.compile(r"\d{8}_\d{6}")
+_SUBJECT: Final = re.compile(r"\d{8}-subject-[^.]*")
 _THREADS: Final = 16  # hides the latency of a network disk, about a millisecond per file
 
 
@@ -94,7 +102,8 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         SourceError: If nothing is found, or a file that a sequence needs is missing or broken.
     """
     require(NAME, root, [], ["calibration"])
-    found = _find_sequences(root)
+    inventory = Inventory(dataset=NAME, root=root)
+    found = _find_sequences(inventory)
     with ThreadPoolExecutor(_THREADS) as pool:
         metas = list(pool.map(read_meta, [root / f.folder / "meta.yml" for f in found]))
     sequences = _with_calibration(root, found, metas, with_betas=mano is not None)
@@ -112,32 +121,30 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         objects=_objects(root, metas),
         left_as_shipped=True,
         picture=read_picture,
-        notes=_notes(found, metas) | cross_check(root, sequences, mano),
+        notes=_notes(found, metas, inventory)
+        | cross_check(root, sequences, mano)
+        | inventory.notes(),
     )
 
 
 # --- sequences ------------------------------------------------------------------------------------
 
 
-def _find_sequences(root: Path) -> list[_Found]:
-    """Return the sequence folders in official order, ignoring other entries."""
+def _find_sequences(inventory: Inventory) -> list[_Found]:
+    """Return the sequence folders in official order."""
+    root = inventory.root
     found: list[_Found] = []
-    for subject, name in enumerate(SUBJECTS):
-        try:
-            if not (root / name).is_dir():
-                continue
-            with os.scandir(root / name) as entries:
-                names = [e.name for e in entries if _SEQUENCE.fullmatch(e.name) and e.is_dir()]
-        except OSError as error:
-            raise SourceError(f"{NAME}: cannot list {root / name} ({error.strerror})") from error
+    subjects = inventory.folders("", SUBJECTS.__contains__, is_known=_is_beside_subjects)
+    for name in subjects:
+        names = inventory.folders(name, _SEQUENCE.fullmatch)
         if not names:
             raise SourceError(
                 f"{NAME}: {root / name} holds no sequence folder such as 20200709_141754; unpack "
                 "the subject again, or remove its folder"
             )
         found += [
-            _Found(subject=subject, position=position, folder=f"{name}/{sequence}")
-            for position, sequence in enumerate(sorted(names))
+            _Found(subject=SUBJECTS.index(name), position=position, folder=f"{name}/{sequence}")
+            for position, sequence in enumerate(names)
         ]
     if not found:
         raise SourceError(
@@ -145,6 +152,11 @@ def _find_sequences(root: Path) -> list[_Found]:
             "unpack at least one, or point root= at the folder that holds them"
         )
     return found
+
+
+def _is_beside_subjects(name: str) -> bool:
+    """Return whether an entry of the root is no subject: calibration, models, archives."""
+    return _SUBJECT.fullmatch(name) is None
 
 
 def _with_calibration(
@@ -207,7 +219,7 @@ def _objects(root: Path, metas: Sequence[Meta]) -> tuple[ObjectFile, ...]:
     )
 
 
-def _notes(found: Sequence[_Found], metas: Sequence[Meta]) -> dict[str, Any]:
+def _notes(found: Sequence[_Found], metas: Sequence[Meta], inventory: Inventory) -> dict[str, Any]:
     """Return notes on how much of the dataset is present."""
     per_subject = Counter(SUBJECTS[f.subject] for f in found)
     notes: dict[str, Any] = {
@@ -220,6 +232,12 @@ def _notes(found: Sequence[_Found], metas: Sequence[Meta]) -> dict[str, Any]:
         notes["splits"] = (
             "s0 and s3 go by the place of a sequence among those found, so they are not the "
             f"official ones where a subject has other than {SEQUENCES_PER_SUBJECT} sequences"
+        )
+    if others and not (inventory.root / SYNTHETIC_FILE).is_file():
+        inventory.warnings.append(
+            f"{len(others)} of {len(per_subject)} subjects have other than "
+            f"{SEQUENCES_PER_SUBJECT} sequences ({first_names(sorted(others))}), and the splits s0 "
+            "and s3 go by the place of a sequence among those found, so they are not official"
         )
     if few := sum(len(meta.serials) < len(SERIALS) for meta in metas):
         notes["sequences_with_fewer_than_8_cameras"] = few

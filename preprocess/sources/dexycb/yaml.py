@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 import yaml
 
 from preprocess.records import SourceError
+from preprocess.sources.annotations import check_regular
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
@@ -59,6 +60,7 @@ def read_yaml(dataset: str, path: Path) -> Any:
     Raises:
         SourceError: If the file cannot be read, is not YAML, or holds any other tag or type.
     """
+    check_regular(dataset, path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

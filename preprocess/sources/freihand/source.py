@@ -11,6 +11,8 @@ come from the same recording.
 """
 
 import functools
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,7 @@ from model.mano.files import ManoModels
 from preprocess.labels.canonical import HandParameters, fill_hand, freihand_hands
 from preprocess.records import DatasetSource, Labels, Rows, SourceError, empty_labels, job_of
 from preprocess.sources.annotations import read_number_rows, require
+from preprocess.sources.inventory import Inventory
 
 VERSIONS: Final = ("gs", "hom", "sample", "auto")
 """Training image versions: green screen, homogenised, sampled background, automatic colour."""
@@ -33,6 +36,7 @@ CITATION: Final = (
     "Hand Pose and Shape from Single RGB Images, ICCV 2019"
 )
 _NAME: Final = "freihand"
+_IMAGE: Final = re.compile(r"[0-9]{8}\.jpg")
 _MANO_ROW: Final = (1, 61)
 
 
@@ -61,8 +65,10 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     evaluation = _read_poses(root, truth, "evaluation", mano)
     num_unique, num_eval = len(training.K), len(evaluation.K)
     num_train = num_unique * len(VERSIONS)
-    _check_images(root, "training", num_train, f"{num_unique} poses x {len(VERSIONS)} versions")
-    _check_images(root, "evaluation", num_eval, f"{num_eval} poses")
+    inventory = Inventory(dataset=_NAME, root=root)
+    versions = f"{num_unique} poses x {len(VERSIONS)} versions"
+    _check_images(inventory, "training", num_train, versions)
+    _check_images(inventory, "evaluation", num_eval, f"{num_eval} poses")
 
     official = np.arange(num_train, dtype=np.int64)
     num_val = min(max(1, num_unique // 10), max(num_unique - 1, 0))
@@ -94,6 +100,8 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
             "evaluation": num_train + np.arange(num_eval, dtype=np.int64),
         },
         label_job=functools.partial(job_of, functools.partial(_labels, training, evaluation)),
+        notes={"evaluation_truth": "none" if truth is None else os.path.relpath(truth, root)}
+        | inventory.notes(),
     )
 
 
@@ -145,12 +153,13 @@ def _read_poses(root: Path, truth: Path | None, name: str, mano: ManoModels | No
     return _Poses(K=K, joints_3d=joints, mano=hands, vertices_check_m=check)
 
 
-def _check_images(root: Path, name: str, expected: int, meaning: str) -> None:
+def _check_images(inventory: Inventory, name: str, expected: int, meaning: str) -> None:
     """Reject images without annotation; the builder handles missing images."""
-    found = sum(entry.name.endswith(".jpg") for entry in (root / name / "rgb").iterdir())
-    if found > expected:
+    files = inventory.files(f"{name}/rgb", _IMAGE.fullmatch)
+    extra = [file for file in files if int(file[:8]) >= expected]
+    if extra:
         raise SourceError(
-            f"{_NAME}: {root / name / 'rgb'} holds {found} images but {name}_K.json lists "
-            f"{expected} ({meaning}); {found - expected} images would have no labels, "
-            "unpack the annotations of the same release"
+            f"{_NAME}: {inventory.root / name / 'rgb'} holds {len(files)} images but {name}_K.json "
+            f"lists {expected} ({meaning}); {len(extra)} images would have no labels (first: "
+            f"{extra[0]}), unpack the annotations of the same release"
         )

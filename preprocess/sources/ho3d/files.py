@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,7 +13,8 @@ from jaxtyping import Float64
 
 from model.hand import NUM_JOINTS
 from preprocess.records import SourceError
-from preprocess.sources.annotations import read_number_rows
+from preprocess.sources.annotations import check_regular, read_number_rows
+from preprocess.sources.inventory import Inventory
 
 NAME: Final = "ho3d"
 LISTS: Final = ("train", "evaluation")
@@ -26,6 +27,8 @@ NUM_LISTED: Final = {
 SINGLE: Final = "single"
 """Camera name of a single-camera recording."""
 
+_BESIDE_RGB: Final = ("depth", "meta", "seg", "segr")
+_IMAGE: Final = re.compile(r"[0-9]+\.(png|jpg)")
 _LINE: Final = re.compile(r"([A-Za-z0-9_-]+)/([0-9]{1,9})")
 _OF_SEVERAL: Final = re.compile(r"([A-Za-z]+[0-9]+)([0-9])")
 _RIGID: Final = 1e-3
@@ -100,16 +103,38 @@ def read_list(root: Path, part: str) -> list[ListedFrame]:
     return frames
 
 
-def find_version(root: Path, frames: Sequence[ListedFrame]) -> Version:
+def list_images(inventory: Inventory, frames: Sequence[ListedFrame]) -> dict[str, list[str]]:
+    """Return the sorted file names of the images of each listed sequence, by its folder.
+
+    Raises:
+        SourceError: If a folder cannot be listed.
+    """
+    images: dict[str, list[str]] = {}
+    for part in LISTS:
+        listed = {frame.sequence for frame in frames if frame.part == part}
+        there = inventory.folders(part, listed.__contains__)
+        inventory.expect(f"sequences of {part}.txt", listed, f"{part}/", there)
+        for sequence in there:
+            folder = f"{part}/{sequence}"
+            if inventory.folders(folder, "rgb".__eq__, is_known=_BESIDE_RGB.__contains__):
+                images[folder] = inventory.files(f"{folder}/rgb", _IMAGE.fullmatch)
+    return images
+
+
+def find_version(
+    root: Path, frames: Sequence[ListedFrame], images: Mapping[str, Sequence[str]]
+) -> Version:
     """Detect the version by image format, else by folder name, else by the lengths of the lists.
 
     Raises:
         SourceError: If the tree mixes both versions, or the version cannot be determined.
     """
     first: dict[str, Path] = {}
-    for folder in sorted({frame.folder for frame in frames}):
-        for suffix, path in _first_images(root / folder / "rgb").items():
-            first.setdefault(suffix, path)
+    for folder, names in images.items():
+        for suffix in SUFFIXES.values():
+            name = next((name for name in names if name.endswith(suffix)), None)
+            if name is not None:
+                first.setdefault(suffix, root / folder / "rgb" / name)
     if len(first) > 1:
         examples = " and ".join(str(path) for path in first.values())
         raise SourceError(
@@ -132,19 +157,18 @@ def find_version(root: Path, frames: Sequence[ListedFrame]) -> Version:
     )
 
 
-def _first_images(folder: Path) -> dict[str, Path]:
-    """Return the first image of each suffix; empty if the folder is missing."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError:
-        return {}
-    first: dict[str, Path] = {}
-    for name in names:
-        suffix = os.path.splitext(name)[1]  # noqa: PTH122  # a Path for each of 100,000 names
-        if suffix in SUFFIXES.values():
-            first.setdefault(suffix, folder / name)
-    return first
+def count_unlisted(
+    frames: Sequence[ListedFrame], images: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    """Return the number of images that no list names, by folder; v3 has some without labels."""
+    listed = {(frame.folder, frame.stem) for frame in frames}
+    unlisted = Counter(
+        folder
+        for folder, names in images.items()
+        for name in names
+        if (folder, name.partition(".")[0]) not in listed
+    )
+    return dict(sorted(unlisted.items()))
 
 
 # --- calibration ----------------------------------------------------------------------------------
@@ -191,6 +215,7 @@ def _read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
 
 
 def _read_numbers(path: Path) -> list[float]:
+    check_regular(NAME, path)
     try:
         values = [float(word) for word in path.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:

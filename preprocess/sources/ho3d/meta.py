@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64
 from model.hand import NUM_JOINTS
 from pipeline.pickles import PickleError, load_pickle
 from preprocess.records import SourceError
+from preprocess.sources.annotations import check_regular
 from preprocess.sources.ho3d.files import NAME
 from preprocess.sources.ycb import YCB_NAMES
 
@@ -56,6 +57,7 @@ def read_meta(path: Path) -> Meta | None:
         SourceError: If it is broken, not a plain pickle, or a field does not match HO-3D's format;
             all problems of the file in one sentence.
     """
+    check_regular(NAME, path)
     try:
         values = load_pickle(path, name=str(path), max_bytes=_MAX_BYTES, max_steps=_MAX_STEPS)
     except (FileNotFoundError, NotADirectoryError):

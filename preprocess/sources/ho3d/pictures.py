@@ -1,8 +1,9 @@
 """Read depth maps and segmentation masks of HO-3D.
 
-Depth is an 8-bit PNG with three channels, the low byte in red and the high byte in green, in steps
-of 0.125 mm. The rendered segmentations are a separate download, a quarter of the image's size, with
-one flat colour for the hand and one for the object; evaluation has none.
+Depth is an 8-bit PNG, the low byte in red and the high byte in green, in steps of 0.125 mm; some
+files have an alpha channel, which the official reader drops. The rendered segmentations are a
+separate download, a quarter of the image's size, with one flat colour for the hand and one for the
+object; evaluation has none.
 
 Source:
     HO-3D utils/vis_utils.py ``read_depth_img``; the release notes for the size of the
@@ -128,16 +129,16 @@ def _size(path: Path) -> tuple[int, ...] | None:
 
 
 def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Read an 8-bit colour image; None if it does not exist."""
+    """Read an 8-bit colour image without its alpha channel; None if it does not exist."""
     if not path.is_file():
         return None
     data = np.frombuffer(path.read_bytes(), np.uint8)
     pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if pixels is None:
         raise SourceError(f"{NAME}: {path} is damaged; copy it again")
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise SourceError(
             f"{NAME}: {path} is {pixels.dtype} of shape {pixels.shape}, expected 8 bits and three "
-            "channels; copy it again"
+            "channels, and alpha at most; copy it again"
         )
-    return np.ascontiguousarray(pixels[..., ::-1])
+    return np.ascontiguousarray(pixels[..., 2::-1])  # BGR, and alpha, which has no meaning

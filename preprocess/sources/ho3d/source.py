@@ -52,7 +52,9 @@ from preprocess.sources.ho3d.files import (
     NUM_LISTED,
     SUFFIXES,
     ListedFrame,
+    count_unlisted,
     find_version,
+    list_images,
     read_camera_poses,
     read_list,
     read_truth,
@@ -60,6 +62,7 @@ from preprocess.sources.ho3d.files import (
 )
 from preprocess.sources.ho3d.meta import Meta, RawHand, read_meta
 from preprocess.sources.ho3d.pictures import read_picture
+from preprocess.sources.inventory import Inventory
 from preprocess.sources.ycb import YCB_NAMES, find_mesh
 
 LICENCE: Final = "HO-3D: academic research only, non-commercial, no redistribution"
@@ -82,7 +85,9 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     require(NAME, root, [f"{part}.txt" for part in LISTS], LISTS)
     lists = {part: read_list(root, part) for part in LISTS}
     frames = [frame for part in LISTS for frame in lists[part]]
-    version = find_version(root, frames)
+    inventory = Inventory(dataset=NAME, root=root)
+    images = list_images(inventory, frames)
+    version = find_version(root, frames, images)
     num_train, num_eval = (len(lists[part]) for part in LISTS)
     truth = read_truth(root, num_eval)
     truth_of = {} if truth is None else dict(zip(lists["evaluation"], truth[1], strict=True))
@@ -122,7 +127,9 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
             "evaluation_truth": "wrist alone" if truth is None else truth[0],
             "sequences_with_camera_pose": len(poses),
             "objects_without_mesh": [name for name, mesh in meshes.items() if not mesh],
-        },
+            "images_without_annotation": count_unlisted(frames, images),
+        }
+        | inventory.notes(),
     )
 
 

@@ -1,6 +1,6 @@
 """Parse InterHand2.6M's JSON files into compact tables; all problems of a file in one error."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from model.hand import LEFT, NUM_JOINTS, RIGHT
 from preprocess.records import SourceError
 from preprocess.sources.annotations import read_json
+from preprocess.sources.inventory import Inventory
 
 NAME: Final = "interhand26m"
 SIDES: Final = {"right": RIGHT, "left": LEFT}
@@ -166,8 +167,11 @@ def _parse(
     return parsed
 
 
-def read_images(path: Path, tables: Tables) -> list[tuple[Image, Annotation]]:
+def read_images(path: Path, tables: Tables) -> tuple[list[tuple[Image, Annotation]], int]:
     """Read data.json in order and check it against the other files.
+
+    Returns:
+        The images with their annotations, and the number of annotations without an image.
 
     Raises:
         SourceError: If images lack an annotation, a camera or joints; reports counts.
@@ -201,7 +205,27 @@ def read_images(path: Path, tables: Tables) -> list[tuple[Image, Annotation]]:
             f"{NAME}: of {len(images)} images ({len(annotations)} annotations) in {path} {found}; "
             "unpack all annotations of one release again"
         )
-    return pairs
+    return pairs, len(annotations) - len(pairs)
+
+
+def list_images(inventory: Inventory, split: str, images: Iterable[Image]) -> None:
+    """Compare the folders of a split's images with those in data.json, down to the sequences.
+
+    Raises:
+        SourceError: If a folder cannot be listed.
+    """
+    listed = {tuple(f"{image.file_name}/".split("/")[:2]) for image in images}
+    folder = f"images/{split}"
+    captures = {capture for capture, _ in listed}
+    there = {
+        f"{capture}/{sequence}"
+        for capture in inventory.folders(folder, captures.__contains__)
+        for sequence in inventory.folders(
+            f"{folder}/{capture}", {s for c, s in listed if c == capture}.__contains__
+        )
+    }
+    names = ["/".join(place) for place in listed]
+    inventory.expect(f"sequences of the {split} annotation", names, folder, there)
 
 
 def _compact(item: dict[str, Any]) -> Any:

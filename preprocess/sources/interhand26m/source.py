@@ -35,9 +35,11 @@ from preprocess.sources.interhand26m.files import (
     ManoHand,
     Tables,
     annotation_file,
+    list_images,
     read_images,
     read_tables,
 )
+from preprocess.sources.inventory import Inventory
 
 SPLITS: Final = ("train", "val", "test")
 OFFICIAL_COUNTS: Final = {
@@ -51,6 +53,7 @@ CITATION: Final = (
     "Moon, Yu, Wen, Shiratori, Lee: InterHand2.6M: A Dataset and Baseline for 3D Interacting Hand "
     "Pose Estimation from a Single RGB Image, ECCV 2020"
 )
+_LISTS: Final = ("skeleton.txt", "subject.txt")
 _PERMUTATION: Final = np.array(
     [STANDARD_FROM_INTERHAND, [NUM_JOINTS + j for j in STANDARD_FROM_INTERHAND]]
 )  # [2, 21]: slot 0 right, slot 1 left
@@ -71,7 +74,9 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         SourceError: If there is no split, or files are missing, broken or inconsistent.
     """
     require(NAME, root, [], ["annotations", "images"])
-    present = [split for split in SPLITS if (root / "annotations" / split).is_dir()]
+    inventory = Inventory(dataset=NAME, root=root)
+    there = inventory.folders("annotations", SPLITS.__contains__, is_known=_LISTS.__contains__)
+    present = [split for split in SPLITS if split in there]
     if not present:
         raise SourceError(
             f"{NAME}: {root / 'annotations'} has none of the folders {', '.join(SPLITS)}; "
@@ -80,12 +85,21 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     names = ("data", "camera", "joint_3d")
     files = [annotation_file(split, name) for split in present for name in names]
     require(NAME, root, files, [f"images/{split}" for split in present])
+    inventory.folders("images", present.__contains__)
     tables: dict[str, Tables] = {}
     rows: list[_Row] = []
     splits: dict[str, list[int]] = {}
     for split in present:
         tables[split] = read_tables(root, split, with_mano=mano is not None)
-        for image, annotation in read_images(root / annotation_file(split, "data"), tables[split]):
+        file = annotation_file(split, "data")
+        pairs, unused = read_images(root / file, tables[split])
+        list_images(inventory, split, (image for image, _ in pairs))
+        if unused:
+            inventory.warnings.append(
+                f"{unused} of {unused + len(pairs)} annotations in {file} were passed over: they "
+                "belong to no image"
+            )
+        for image, annotation in pairs:
             kind = "interacting" if annotation.hand_type == "interacting" else "single"
             for name in (split, f"{split}_{kind}"):
                 splits.setdefault(name, []).append(len(rows))
@@ -106,6 +120,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         ),
         splits={name: np.array(indices, dtype=np.int64) for name, indices in splits.items()},
         label_job=functools.partial(job_of, functools.partial(_labels, rows, tables, mano)),
+        notes=inventory.notes(),
     )
 
 

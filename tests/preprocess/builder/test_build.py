@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def test_the_rendered_sample_builds(tmp_path: Path) -> None:
     assert report.attributes.num_rows == 5
     assert report.max_residual_m < 1e-6
     assert not any(report.attributes.flag_counts.values())
+    assert "warning" not in report_text(report)
 
 
 @pytest.mark.parametrize("mano", ["mano", "mano_shipped"])
@@ -334,6 +336,23 @@ def test_a_bad_image_keeps_its_row_when_flagged(truth: FreihandTruth, kind: str)
     assert line in report_text(report)
 
 
+def test_a_pipe_or_a_folder_with_the_name_of_an_image_is_a_missing_image(
+    truth: FreihandTruth,
+) -> None:
+    for number, make in ((4, os.mkfifo), (5, os.mkdir)):
+        image_of(truth, number).unlink()
+        make(image_of(truth, number))
+    with pytest.raises(SourceError, match=r"holds 12 of them; 2 are missing or empty"):
+        build(config(truth), console=QUIET)
+    report = build(config(truth, on_bad_image=OnBadImage.flag), console=QUIET)
+    assert report.attributes.flag_counts["image_missing"] == 2
+    assert "00000004.jpg is no regular file; " in bad_images_line(report)
+    names = "training/rgb/00000004.jpg, training/rgb/00000005.jpg/"
+    assert report_text(report).endswith(
+        f"2 of 14 files and folders were passed over for their names or kinds: {names}"
+    )
+
+
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:
     image_of(truth, 4).write_bytes(jpeg(1)[:-200])
     with pytest.raises(SourceError, match=r"00000004.jpg is cut off"):
@@ -475,6 +494,11 @@ def test_the_report_names_counts_and_licence(
     assert ["image_missing", "0"] in lines
     for word in ("14 baseline", "research only", "ICCV 2019", "14 rows in 1 shards"):
         assert word in text
+    assert "synthetic" not in text
+    *_, warning = text.splitlines()
+    assert warning.startswith(
+        "  warning: 3 of 3 splits differ from the official counts: train has 12 "
+    )
 
 
 def test_a_synthetic_store_says_so_instead_of_the_real_licence_and_citation(

@@ -30,7 +30,7 @@ from preprocess.builder.report.facts import (
     store_facts,
 )
 from preprocess.builder.report.page import PAGE_FILE, byte_text, page, share
-from preprocess.builder.report.text import BuildReport, report_text
+from preprocess.builder.report.text import BuildReport, counts_line, report_text
 from preprocess.labels.quality import flag_counts
 from tests.pipeline.hand_store import hand_store
 from tests.pipeline.stores import relist, toy_attributes
@@ -305,6 +305,15 @@ def test_notes_of_any_shape_are_shown() -> None:
     assert "1200" not in parsed.text
 
 
+def test_warnings_of_the_source_stand_at_the_top() -> None:
+    names = [f"s01/box_use_{i:02d}" for i in range(40)]
+    missing = {"sequences of the protocols not in images": {"count": 40, "names": names}}
+    notes = {"missing": missing, "warnings": ["40 of 339 sequences <b> are not in images"]}
+    text = Parsed(render(notes=notes)).text
+    assert text.index("40 of 339 sequences <b> are not in images") < text.index("Terms")
+    assert "s01/box_use_39" in text
+
+
 def test_flagged_rows_are_listed_with_the_total() -> None:
     few = [rejected(5, "image_truncated", reason="is cut off")]
     many = [rejected(row, "no_label") for row in range(3)]
@@ -490,3 +499,20 @@ def test_a_resumed_build_counts_only_its_own_rows() -> None:
         build_report(fresh_rows=1000)
     )
     assert "all shards were already written" in report_text(build_report(fresh_rows=0))
+
+
+def test_the_text_ends_with_a_warning_for_counts_that_are_not_official() -> None:
+    last = report_text(build_report()).splitlines()[-1]
+    expected = "warning: 1 of 2 splits differ from the official counts: test has 48 of 50"
+    assert last.strip() == expected
+    several = attributes(found_counts={"train": 4001}, official_counts={"train": 4000, "test": 9})
+    assert counts_line(several).endswith("train has 4,001 of 4,000, test has 0 of 9")
+    complete = attributes(found_counts={"train": 4000, "mine": 7}, official_counts={"train": 4000})
+    assert "warning" not in report_text(build_report(attributes=complete))
+
+
+def test_the_text_ends_with_the_warnings_of_the_source() -> None:
+    notes = {"warnings": ["2 of 9 sequences are not in images: a, b", "1 of 5 files was old"]}
+    extra = attributes().extra | {"notes": notes}
+    lines = report_text(build_report(attributes=attributes(extra=extra))).splitlines()
+    assert [line.strip() for line in lines[-2:]] == [f"warning: {s}" for s in notes["warnings"]]

@@ -1,6 +1,8 @@
 """The ARCTIC reader against trees written without our code, and the official counts."""
 
+import itertools
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from pipeline.store.reader import open_store
 from preprocess.builder.build import build
 from preprocess.config import BuildConfig, ImageConfig, ImageEncoding, OnBadImage, Region
 from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
+from preprocess.sources.arctic.files import OBJECTS, SEQUENCE
 from preprocess.sources.arctic.source import open_source
 from preprocess.sources.arctic.valid import distorted, in_view
 from tests.preprocess.datasets import write_mano
@@ -57,10 +60,10 @@ class Tiny:
     """Of all rows in official order."""
 
 
-def write_protocols(root: Path) -> None:
+def write_protocols(root: Path, extra: tuple[str, ...] = ()) -> None:
     (root / "splits_json").mkdir()
     lists = {
-        "train": ["s01/box_use_01", "s02/box_use_01", "s05/box_grab_01"],
+        "train": ["s01/box_use_01", "s02/box_use_01", "s05/box_grab_01", *extra],
         "val": ["s05/box_grab_01"],
         "test": ["s03/box_use_02"],
     }
@@ -239,52 +242,167 @@ def test_without_lists_the_rule_gives_the_same(tiny: Tiny, tmp_path: Path) -> No
     assert "by the rule val = s05, test = s03" in source.notes["splits"]
 
 
+PER_SUBJECT = {
+    "s01": 34, "s02": 37, "s03": 38, "s04": 31, "s05": 34, "s06": 36, "s07": 29, "s08": 42,
+    "s09": 37, "s10": 21,
+}  # fmt: skip
+RETAKES = (
+    "s02/microwave_use_01_retake", "s03/box_use_01_retake", "s03/espressomachine_use_02_retake",
+    "s03/phone_use_01_retake", "s04/espressomachine_use_01_retake", "s05/scissors_use_01_retake",
+    "s06/ketchup_grab_01_retake2", "s06/laptop_use_01_retake", "s06/laptop_use_02_retake",
+    "s06/waffleiron_grab_01_retake", "s07/mixer_grab_01_retake", "s10/phone_use_01_retake",
+)  # fmt: skip
+FIRST_TAKES = ("s06/laptop_use_01", "s02/microwave_use_01")
+"""Two retakes stand beside their first take; which ones is ours."""
+
+
+def official_names() -> list[str]:
+    """Return 339 names, as many of each subject as there are, with the official retakes."""
+    names = []
+    for subject, num in PER_SUBJECT.items():
+        own = [name for name in (*RETAKES, *FIRST_TAKES) if name.startswith(subject)]
+        ours = (
+            f"{subject}/{thing}_{action}_{i:02d}"
+            for i in range(1, 5)
+            for action in ("use", "grab")
+            for thing in OBJECTS
+        )
+        free = (n for n in ours if n not in own and f"{n}_retake" not in own)
+        names += [*own, *itertools.islice(free, num - len(own))]
+    assert len(set(names)) == 339
+    return names
+
+
 def counted_root(root: Path) -> Path:
     """Write a tree of the official 339 sequences and 218,273 captured frames, almost empty."""
-    per_subject = {
-        "s01": 34, "s02": 37, "s03": 38, "s04": 31, "s05": 34, "s06": 36, "s07": 29, "s08": 42,
-        "s09": 37, "s10": 21,
-    }  # fmt: skip
-    write_meta(root, dict.fromkeys(per_subject, 0))
-    train = [(s, i) for s, n in per_subject.items() if s not in ("s03", "s05") for i in range(n)]
-    val = [("s05", i) for i in range(34)]
-    for names, total in ((train, 192_390), (val, 25_883)):
-        for place, (subject, i) in enumerate(names):
+    write_meta(root, dict.fromkeys(PER_SUBJECT, 0))
+    for thing in OBJECTS:
+        target = root / "meta" / "object_vtemplates" / thing
+        if thing != "box":
+            target.symlink_to("box")
+    ego: Any = {
+        "R_k_cam_np": np.eye(3)[None],
+        "T_k_cam_np": np.zeros((1, 3, 1)),
+        "intrinsics": np.eye(3),
+        "dist8": np.zeros(8),
+    }
+    lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for name in official_names():
+        lists[{"s05": "val", "s03": "test"}.get(name[:3], "train")].append(name)
+        (root / "images" / name).mkdir(parents=True)
+    for split, total in (("train", 192_390), ("val", 25_883)):
+        names = lists[split]
+        for place, name in enumerate(names):
             frames = total // len(names) + (place < total % len(names))
-            stem = f"{subject}/box_use_{i:02d}"
-            (root / "raw_seqs" / subject).mkdir(parents=True, exist_ok=True)
-            (root / "images" / stem).mkdir(parents=True)
-            np.save(root / "raw_seqs" / f"{stem}.object.npy", np.zeros((frames, 7), np.float32))
-            np.save(root / "raw_seqs" / f"{stem}.mano.npy", np.zeros(1, np.float32))
-            ego: Any = {
-                "R_k_cam_np": np.eye(3)[None],
-                "T_k_cam_np": np.zeros((1, 3, 1)),
-                "intrinsics": np.eye(3),
-                "dist8": np.zeros(8),
-            }
-            path = root / "raw_seqs" / f"{stem}.egocam.dist.npy"
-            np.save(path, np.array(ego, dtype=object), allow_pickle=True)
+            stem = root / "raw_seqs" / name
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            np.save(f"{stem}.object.npy", np.zeros((frames, 7), np.float32))
+            np.save(f"{stem}.mano.npy", np.zeros(1, np.float32))
+            np.save(f"{stem}.egocam.dist.npy", np.array(ego, dtype=object), allow_pickle=True)
+    for name in lists["test"]:  # hidden: 700 frames by the number of the last image
+        (root / "images" / name / "3").mkdir()
+        (root / "images" / name / "3" / "00699.jpg").touch()
+    (root / "splits_json").mkdir()
+    for protocol in ("p1", "p2"):
+        (root / "splits_json" / f"protocol_{protocol}.json").write_text(json.dumps(lists))
     return root
 
 
-def test_the_official_counts(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return counted_root(tmp_path_factory.mktemp("counted"))
+
+
+def test_the_official_counts(counted: Path) -> None:
     """Of sequences as many as each subject has, and of their frames in all (dataset notes, 5.6)."""
-    source = open_source(counted_root(tmp_path), None)
+    source = open_source(counted, None)
     counts = {name: len(rows) for name, rows in source.splits.items()}
-    for name, official in source.official_counts.items():
-        assert counts[name] == official, name
-    assert source.official_counts["p1_train"] == 1_496_400
-    assert source.official_counts["p1_val"] == 201_624
+    assert counts["p1_train"] == 1_496_400
+    assert counts["p1_val"] == 201_624
+    assert {name: counts[name] for name in source.official_counts} == source.official_counts
     assert (counts["p1_smalltrain"], counts["p1_tinytrain"], counts["p1_minitrain"]) == (
         100_000, 12_000, 300,
     )  # fmt: skip
     assert (counts["p2_tinyval"], counts["p2_minival"]) == (500, 80)
+    assert counts["p1_test"] == 8 * 38 * 680
+    assert set(RETAKES) <= set(source.rows.sequence)
+    assert "warnings" not in source.notes
     # Drawn from names, as the official code does.
     names = [source.rows.image[i] for i in source.splits["p1_val"]]
     random.seed(1)
     assert random.randint(0, 100) == 17
     drawn = [source.rows.image[i] for i in source.splits["p1_minival"]]
     assert drawn == random.sample(names, 80)
+
+
+@pytest.mark.parametrize("offset", [0, 12, 12.0, -3])
+def test_frames_of_a_hidden_sequence_come_from_the_largest_file_number(
+    tmp_path: Path, offset: float
+) -> None:
+    """Whatever is missing or lies beside the images; F = largest number - ioi_offset + 1."""
+    root = tmp_path / "data"
+    write_meta(root, {"s03": 0})
+    misc = json.loads((root / "meta" / "misc.json").read_text())
+    misc["s03"]["ioi_offset"] = offset
+    (root / "meta" / "misc.json").write_text(json.dumps(misc))
+    (root / "raw_seqs").mkdir()
+    for view, numbers in ((0, (12, 13)), (5, (40, 38)), (8, ())):
+        folder = root / "images" / "s03" / "box_use_01_retake" / str(view)
+        folder.mkdir(parents=True)
+        for number in numbers:
+            (folder / f"{number:05d}.jpg").touch()
+    for name in ("._00077.jpg", "00078.JPG", "00079.jpg.part", "80.jpg"):
+        (folder / name).touch()
+    source = open_source(root, None)
+    num_frames = 40 - int(offset) + 1
+    assert len(source.rows) == 9 * (num_frames - 20)
+    assert source.rows.frame_idx[-1] == num_frames - 11
+    assert source.notes["passed_over"]["count"] == 3
+    assert source.notes["hidden_files"] == 1
+
+
+def test_every_official_name_is_a_sequence_and_keeps_its_suffix() -> None:
+    for name in (*official_names(), "s01/box_use_01_take-3", "s01/phone_grab_1"):
+        assert SEQUENCE.fullmatch(name.split("/")[1]), name
+    for name in ("box_lift_01", "cup_use_01", "box_use_", "._box_use_01", "use_01", "Box_use_01"):
+        assert not SEQUENCE.fullmatch(name), name
+
+
+def test_what_is_passed_over_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    """Folders, files and hidden entries that are no sequence, and sequences that are not there."""
+    root = tmp_path / "data"
+    write_arctic(root, write_mano(tmp_path / "mano"), SPECS, OFFSETS)
+    write_protocols(root, extra=("s01/box_use_07_retake", "s02/box_use_09"))
+    (root / "images" / "backgrounds").mkdir()
+    for folder in ("old", "s01/cup_use_01", "s01/box_lift_01", "s05/._box_use_01"):
+        (root / "images" / folder).mkdir()
+    (root / "images" / "s01" / "box_use_02").write_bytes(b"a file with the name of a sequence")
+    (root / "images" / "s03" / "box_use_02" / "4" / "00001 copy.jpg").touch()
+    (root / "raw_seqs" / "s01" / "box_use_01.npz").touch()
+    (root / "raw_seqs" / "s01" / "box_grab_07.mano.npy").touch()
+    (root / "images" / "s02" / "box_grab_01_retake").mkdir()
+    source = open_source(root, None)
+    assert source.notes["passed_over"]["names"] == [
+        "images/old/",
+        "images/s01/box_lift_01/",
+        "images/s01/box_use_02",
+        "images/s01/cup_use_01/",
+        "images/s03/box_use_02/4/00001 copy.jpg",
+        "raw_seqs/s01/box_use_01.npz",
+    ]
+    assert source.notes["hidden_files"] == 1
+    assert {what: note["names"] for what, note in source.notes["missing"].items()} == {
+        "sequences of the protocols not in images": ["s01/box_use_07_retake", "s02/box_use_09"],
+        "sequences of raw_seqs not in images": ["s01/box_grab_07"],
+        "sequences with images not in splits_json": ["s02/box_grab_01_retake"],
+        "sequences with images and public labels not in raw_seqs": ["s02/box_grab_01_retake"],
+    }
+    first, *_, last = source.notes["warnings"]
+    assert first == (
+        "2 of 6 sequences of the protocols are not in images: s01/box_use_07_retake, s02/box_use_09"
+    )
+    assert "6 of " in last
+    assert "images/old/, images/s01/box_lift_01/, images/s01/box_use_02 and 3 more" in last
 
 
 # --- stores ---------------------------------------------------------------------------------------
@@ -364,6 +482,14 @@ def _drop(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).unlink()
 
 
+def _pipe(path: str) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        (root / path).unlink()
+        os.mkfifo(root / path)
+
+    return edit
+
+
 def _edit_misc(key: str, value: Any) -> Callable[[Path], None]:
     def edit(root: Path) -> None:
         path = root / "meta" / "misc.json"
@@ -387,11 +513,16 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
     [
         (_drop("meta/misc.json"), r"has no meta/misc.json"),
         (_edit_misc("ioi_offset", "3"), r"s01.ioi_offset must be a whole number, got '3'"),
+        (_edit_misc("ioi_offset", 3.5), r"ioi_offset must be a whole number, got 3.5"),
+        (_edit_misc("ioi_offset", 10**30), r"ioi_offset must be a whole number, got 1000"),
+        (_edit_misc("ioi_offset", None), r"ioi_offset must be a whole number, got None"),
+        (_edit_misc("ioi_offset", float("nan")), r"ioi_offset must be a whole number, got nan"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
         (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),
         (_drop("raw_seqs/s01/box_use_01.egocam.dist.npy"), r"egocam.dist.npy cannot be read"),
         (_drop("meta/object_vtemplates/box/parts.json"), r"has no .*box/parts.json"),
+        (_pipe("raw_seqs/s01/box_use_01.object.npy"), r"object.npy is a FIFO, socket or device"),
         (_save("object", np.zeros((30, 6))), r"must hold 7 numbers per frame, got shape \(30, 6\)"),
         (_save("object", np.full((30, 7), np.nan)), r"found NaN or infinity"),
         (_save("mano", np.array({"right": {}}, object)), r"right.rot must hold finite numbers"),

@@ -1,6 +1,7 @@
 """DexYCB's files from hostile or careless hands: each is named in one sentence, nothing runs."""
 
 import itertools
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -317,13 +318,28 @@ def test_what_is_not_there_is_named(one: Path, mano: ManoModels, tmp_path: Path)
     refused(tmp_path, None, f"{ONE.name}/meta.yml", "No such file")
 
 
+@pytest.mark.parametrize("kind", ["meta", "label"])
+def test_a_pipe_is_not_opened(one: Path, tmp_path: Path, kind: str) -> None:
+    copy(one, tmp_path, labels=True)
+    label = f"{ONE.folder}/{SERIALS[0]}/labels_000000.npz"
+    path = tmp_path / (f"{ONE.folder}/meta.yml" if kind == "meta" else label)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SourceError, match=rf"{path.name} is a FIFO, socket or device"):
+        read_all(tmp_path, None)
+
+
 def test_a_folder_that_cannot_be_listed_is_named(
     one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy(one, tmp_path)
 
-    def deny(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    listed = os.scandir
+
+    def deny(path: Path) -> object:
+        if path.name == SUBJECTS[0]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
 
     monkeypatch.setattr("os.scandir", deny)
     refused(tmp_path, None, f"cannot list {tmp_path / SUBJECTS[0]}", "Permission denied")

@@ -382,6 +382,7 @@ def test_the_notes_count_time_steps_without_a_hand(official: Official) -> None:
     assert notes["pose_npz_unusable"] == 0
     assert notes["first_labels_compared"] == 0  # there are no labels
     assert "splits" not in notes
+    assert "warnings" not in notes
 
 
 def test_a_part_of_the_dataset_keeps_its_official_subjects(tiny: Tiny) -> None:
@@ -408,7 +409,20 @@ def test_other_entries_are_no_sequences_and_no_subjects(tiny: Tiny, tmp_path: Pa
     (subject / "20200101_000000_old").mkdir()
     (tmp_path / SUBJECTS[1]).write_bytes(b"a file with the name of a subject")
     (tmp_path / "20201022-subject-11").mkdir()
-    assert open_source(tmp_path, None).rows.image == tiny.source.rows.image
+    (tmp_path / "20201022-subject-10.tar.gz").touch()
+    source = open_source(tmp_path, None)
+    assert source.rows.image == tiny.source.rows.image
+    names = [
+        f"{SUBJECTS[0]}/20200101_000000",
+        f"{SUBJECTS[0]}/20200101_000000_old/",
+        SUBJECTS[1],
+        "20201022-subject-11/",
+    ]
+    assert source.notes["passed_over"] == {"count": 4, "names": names}
+    assert source.notes["hidden_files"] == 1
+    of_places, passed_over = source.notes["warnings"]
+    assert of_places.startswith("2 of 2 subjects have other than 100 sequences (20200709-subject-")
+    assert "were passed over for their names or kinds: 20200709-subject-01/2020" in passed_over
 
 
 # --- the cross-check ------------------------------------------------------------------------------

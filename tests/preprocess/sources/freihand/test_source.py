@@ -1,6 +1,7 @@
 """The FreiHAND reader against a folder written from the official description, and bad folders."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,57 @@ def test_images_without_annotation_are_counted(truth: FreihandTruth) -> None:
         open_source(truth.root, None)
     for word in ("holds 14 images", "lists 12", "3 poses x 4 versions", "2 images would have no"):
         assert word in str(error.value)
+
+
+def test_other_entries_are_no_images_and_are_named(truth: FreihandTruth) -> None:
+    folder = truth.root / "training" / "rgb"
+    for number in range(12):
+        (folder / f"._{number:08d}.jpg").write_bytes(b"resource fork")
+    (folder / ".DS_Store").touch()
+    (folder / "00000001 (1).jpg").touch()
+    (folder / "00000099.jpg").mkdir()
+    os.mkfifo(folder / "00000098.jpg")
+    source = open_source(truth.root, None)
+    assert len(source.rows) == 14
+    assert source.notes["hidden_files"] == 13
+    names = [
+        f"training/rgb/{name}" for name in ("00000001 (1).jpg", "00000098.jpg", "00000099.jpg/")
+    ]
+    assert source.notes["passed_over"] == {"count": 3, "names": names}
+    assert source.notes["warnings"] == [
+        f"3 of 17 files and folders were passed over for their names or kinds: {', '.join(names)}"
+    ]
+
+
+def test_a_pipe_in_the_place_of_an_annotation_is_not_opened(truth: FreihandTruth) -> None:
+    (truth.root / "training_K.json").unlink()
+    os.mkfifo(truth.root / "training_K.json")
+    with pytest.raises(SourceError, match=r"has no training_K.json; expected"):
+        open_source(truth.root, None)
+
+
+def test_a_root_that_may_not_be_entered_is_named(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", deny)
+    with pytest.raises(SourceError, match=r"cannot look into .* \(Permission denied\); make it"):
+        open_source(truth.root, None)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    truth: FreihandTruth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", deny)
+    with pytest.raises(
+        SourceError, match=r"cannot list .*training/rgb \(Permission denied\); make"
+    ):
+        open_source(truth.root, None)
 
 
 def test_unknown_datasets_get_the_nearest_name(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The HO-3D reader at bad trees, and its meshes and pictures."""
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -190,6 +191,49 @@ def test_two_versions_in_one_tree_are_refused(tree: Ho3dTruth, where: str) -> No
     assert where in refusal(lambda: open_source(tree.root, None))
 
 
+def test_what_is_passed_over_and_what_is_missing_is_named(tree: Ho3dTruth) -> None:
+    assert "warnings" not in open_source(tree.root, None).notes
+    folder = tree.root / "train/ABF10/rgb"
+    for name in ("._0000.jpg", "._0000.png", ".DS_Store", "0000 copy.jpg", "9998.jpg", "9999.jpg"):
+        (folder / name).touch()
+    os.mkfifo(folder / "0007.png")
+    (tree.root / "train/XYZ1").mkdir()
+    (tree.root / "train/ABF10/notes").mkdir()
+    shutil.rmtree(tree.root / "evaluation/AP12")
+    source = open_source(tree.root, None)
+    assert source.notes["version"] == "v3"
+    names = [
+        f"train/{n}" for n in ("ABF10/notes/", "ABF10/rgb/0000 copy.jpg", "ABF10/rgb/0007.png")
+    ]
+    assert source.notes["passed_over"] == {"count": 4, "names": [*names, "train/XYZ1/"]}
+    assert source.notes["hidden_files"] == 3
+    assert source.notes["images_without_annotation"] == {"train/ABF10": 2}
+    first, last = source.notes["warnings"]
+    assert first.endswith("sequences of evaluation.txt are not in evaluation/: AP12")
+    assert "4 of " in last
+
+
+@pytest.mark.parametrize(
+    "file", ["evaluation_xyz.json", "calibration/ABF1/calibration/trans_0.txt"]
+)
+def test_a_pipe_is_not_opened(tree: Ho3dTruth, file: str) -> None:
+    path = tree.root / file
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    if file.endswith(".json"):  # optional, and a pipe is none
+        assert open_source(tree.root, None).notes["evaluation_truth"] == "wrist alone"
+    else:
+        assert "is a FIFO, socket or device" in refusal(lambda: open_source(tree.root, None))
+    path.unlink()
+
+
+def test_a_pipe_among_the_meta_files_is_not_opened(tree: Ho3dTruth) -> None:
+    path = tree.root / "train/ABF10/meta/0000.pkl"
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} is a FIFO, socket or device" in refusal(lambda: read_all(tree))
+
+
 def test_the_version_without_images_is_that_of_the_name(tree: Ho3dTruth, tmp_path: Path) -> None:
     for folder in tree.root.glob("*/*/rgb"):
         shutil.rmtree(folder)
@@ -274,6 +318,22 @@ def test_pictures_equal_the_truth(
         else:
             assert segmentation is not None
             np.testing.assert_array_equal(segmentation, frame.segmentation)
+
+
+@pytest.mark.parametrize("kind", ["depth", "seg"])
+def test_the_alpha_channel_of_a_picture_is_dropped(tree: Ho3dTruth, kind: str) -> None:
+    path = tree.root / f"train/ABF10/{kind}/0000.png"
+    opaque = cv2.imread(str(path))
+    assert opaque is not None
+    alpha = np.random.default_rng(0).integers(0, 256, (*opaque.shape[:2], 1), np.uint8)
+    cv2.imwrite(str(path), np.concatenate([opaque, alpha], axis=-1))
+    name, expected = {
+        "depth": ("depth_mm", tree.frames[0].depth_mm),
+        "seg": ("segmentation", tree.frames[0].segmentation),
+    }[kind]
+    np.testing.assert_array_equal(
+        read_picture(tree.root, "train/ABF10/rgb/0000.jpg", name), expected
+    )
 
 
 def test_missing_pictures_are_none_and_segmentation_needs_no_depth(tree: Ho3dTruth) -> None:

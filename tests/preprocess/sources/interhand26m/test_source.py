@@ -257,6 +257,33 @@ def test_a_root_without_splits_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path, None)
 
 
+def test_what_is_passed_over_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    tables = write_interhand(tmp_path, splits=("train",))
+    assert "warnings" not in open_source(tmp_path, None).notes
+    for folder in ("annotations/all", "images/val", "images/train/Capture9"):
+        (tmp_path / folder).mkdir()
+    for name in ("skeleton.txt", "subject.txt", "._skeleton.txt"):
+        (tmp_path / "annotations" / name).touch()
+    (tmp_path / "images/train/Capture0/ROM00").rename(tmp_path / "images/train/Capture0/ROM99")
+    rewrite(tmp_path, "data", lambda table: table["annotations"].append({"id": 99, "image_id": 5}))
+    source = open_source(tmp_path, None)
+    assert len(source.rows) == len(tables["train"]["data"]["images"])
+    names = ["annotations/all/", "images/train/Capture0/ROM99/", "images/train/Capture9/"]
+    names.append("images/val/")
+    assert source.notes["passed_over"] == {"count": 4, "names": names}
+    missing = {"sequences of the train annotation not in images/train": ["Capture0/ROM00"]}
+    assert {what: note["names"] for what, note in source.notes["missing"].items()} == missing
+    assert source.notes["hidden_files"] == 1
+    first, second, third = source.notes["warnings"]
+    assert (
+        first == "1 of 6 sequences of the train annotation are not in images/train: Capture0/ROM00"
+    )
+    assert second.startswith("1 of 13 annotations in annotations/train/InterHand2.6M_train_data.js")
+    assert third.endswith(
+        "annotations/all/, images/train/Capture0/ROM99/, images/train/Capture9/ and 1 more"
+    )
+
+
 # --- real frames ----------------------------------------------------------------------------------
 
 
