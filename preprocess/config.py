@@ -68,12 +68,24 @@ class ImageConfig:
     """recode: downscale so that the longer side is at most this many pixels; 0 keeps the scale."""
     quality: int = 95
     """recode: JPEG quality, 1..100."""
+    limit_side_px: int = 16_384
+    """Longest side of an image file, pixels; a larger one counts as damaged and is not decoded."""
+    limit_megapixels: float = 200.0
+    """Size of an image file, million pixels; a larger one counts as damaged and is not decoded."""
     undistort: bool = True
     """recode: undistort images with lens distortion (arctic's view 0). false keeps the distorted
     pixels, on which the projected labels are misaligned."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "image", max_px=(0, 65_535), quality=(1, 100), margin=(1, 10))
+        check_fields(
+            self,
+            "image",
+            max_px=(0, 65_535),
+            quality=(1, 100),
+            margin=(1, 10),
+            limit_side_px=(1, 65_500),
+            limit_megapixels=(0.01, 4290),
+        )
         if self.encoding is ImageEncoding.passthrough and (
             self.region is not Region.frame or self.max_px
         ):

@@ -9,6 +9,7 @@ the store.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _table(names: Sequence[str]) -> tuple[list[str], Int32[np.ndarray, " n"]]:
 
 
 def _file_sizes(root: Path, images: Sequence[str]) -> Int64[np.ndarray, " n"]:
-    """Return the sizes of files below ``root``; 0 where there is none."""
+    """Return the sizes of regular files below ``root``; 0 where there is none."""
 
     def sizes(start: int) -> list[int]:
         return [_file_size(f"{root}/{name}") for name in images[start : start + _STAT_CHUNK]]
@@ -151,6 +152,7 @@ def _file_sizes(root: Path, images: Sequence[str]) -> Int64[np.ndarray, " n"]:
 
 def _file_size(path: str) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116  # a Path object costs more than the call
+        status = os.stat(path)  # noqa: PTH116  # a Path object costs more than the call
     except OSError:
         return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -60,6 +60,25 @@ class ImageProblem:
     """Completes "the image ...": ``is cut off: ...``."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeLimit:
+    """Largest image that is decoded: a damaged header may claim gigabytes of pixels."""
+
+    side_px: int = 16_384
+    megapixels: float = 200.0
+
+    def problem(self, header: JpegHeader | PngHeader) -> ImageProblem | None:
+        """Return the problem with an image beyond the limit, else None."""
+        height, width = header.height, header.width
+        if max(height, width) <= self.side_px and height * width <= self.megapixels * 1e6:
+            return None
+        return ImageProblem(
+            flag="image_not_jpeg",
+            reason=f"claims {width} x {height} pixels, expected at most {self.side_px} a side "
+            f"(image.limit_side_px) and {self.megapixels:g} million (image.limit_megapixels)",
+        )
+
+
 def read_header(data: bytes) -> JpegHeader | PngHeader | ImageProblem:
     """Return the header of a complete PNG or JPEG file, or the problem with it."""
     return read_png_header(data) if data.startswith(PNG_SIGNATURE) else read_jpeg_header(data)

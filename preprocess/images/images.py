@@ -5,11 +5,14 @@ recode decodes, crops and encodes (``preprocess.images.recode``). Peak memory is
 one image.
 """
 
+import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, UInt16, UInt32
@@ -19,10 +22,14 @@ from preprocess.images.header import (
     PNG_SIGNATURE,
     ImageProblem,
     JpegHeader,
+    SizeLimit,
     read_header,
     read_jpeg_header,
 )
 from preprocess.records import Lens, SourceError
+
+_MAX_BYTES: Final = 1 << 29
+"""Largest file that is read; a JPEG of 200 million pixels at quality 95 has a third of that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +46,8 @@ class ImageWork:
     """Recode: longest side of a stored image, pixels; 0 keeps the scale. Never upscales."""
     margin: float = 1.5
     """Recode with a region: side length of the crop as a multiple of the region's box."""
+    limit: SizeLimit = field(default_factory=SizeLimit)
+    """Largest image file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,12 +180,12 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         from preprocess.images.transcode import work_folder
 
         with work_folder() as folder:
-            yield _transcoder(folder)
+            yield _transcoder(folder, work.limit)
     else:
-        yield lambda data, *_: _passed_through(data)
+        yield lambda data, *_: _passed_through(data, work.limit)
 
 
-def _passed_through(data: bytes) -> _Stored | ImageProblem:
+def _passed_through(data: bytes, limit: SizeLimit) -> _Stored | ImageProblem:
     if data.startswith(PNG_SIGNATURE):
         return ImageProblem(
             flag="image_not_jpeg",
@@ -185,6 +194,8 @@ def _passed_through(data: bytes) -> _Stored | ImageProblem:
     header = read_jpeg_header(data)
     if isinstance(header, ImageProblem):
         return header
+    if problem := limit.problem(header):
+        return problem
     size_hw = header.height, header.width
     return _Stored(
         data=data,
@@ -195,11 +206,11 @@ def _passed_through(data: bytes) -> _Stored | ImageProblem:
     )
 
 
-def _transcoder(folder: Path) -> _Convert:
+def _transcoder(folder: Path, limit: SizeLimit) -> _Convert:
     from preprocess.images.transcode import to_baseline
 
     def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | ImageProblem:
-        image = _passed_through(data)
+        image = _passed_through(data, limit)
         if isinstance(image, ImageProblem) or image.process == "baseline":
             return image
         baseline = to_baseline(data, folder)
@@ -223,6 +234,8 @@ def _recoder(work: ImageWork) -> _Convert:
         header = read_header(data)
         if isinstance(header, ImageProblem):
             return header
+        if problem := work.limit.problem(header):
+            return problem
         raw_size_hw = header.height, header.width
         window = crop_window(
             region,
@@ -258,7 +271,21 @@ def _recoder(work: ImageWork) -> _Convert:
 
 def _read(path: Path) -> bytes | ImageProblem:
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return ImageProblem(flag="image_missing", reason="is not a regular file")
+            if status.st_size > _MAX_BYTES:
+                return ImageProblem(
+                    flag="image_not_jpeg",
+                    reason=f"has {status.st_size} bytes, expected at most {_MAX_BYTES}",
+                )
+            return file.read()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         return ImageProblem(flag="image_missing", reason=reason)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; unlike ``open``, do not wait for the writer of a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)

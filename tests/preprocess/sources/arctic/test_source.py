@@ -387,6 +387,7 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
     [
         (_drop("meta/misc.json"), r"has no meta/misc.json"),
         (_edit_misc("ioi_offset", "3"), r"s01.ioi_offset must be a whole number, got '3'"),
+        (_edit_misc("image_size", [[-2800, 2000]] * 9), r"image_size must hold pixels, got -2800"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
         (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),
