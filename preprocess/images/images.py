@@ -44,6 +44,8 @@ class ImageWork:
     """Recode: JPEG quality."""
     max_px: int = 0
     """Recode: longest side of a stored image, pixels; 0 keeps the scale. Never upscales."""
+    decode: bool = True
+    """Decode passed-through JPEGs to find damage, and images of one colour."""
     margin: float = 1.5
     """Recode with a region: side length of the crop as a multiple of the region's box."""
     limit: SizeLimit = field(default_factory=SizeLimit)
@@ -88,6 +90,7 @@ class _Stored:
     raw_size_hw: tuple[int, int]
     A_stored_from_file: Float[np.ndarray, "2 3"] | None = None
     """None: the identity."""
+    is_flat: bool = False
 
 
 _Region = Float[np.ndarray, " 4"] | None
@@ -150,6 +153,7 @@ def shard_images(
             if image.A_stored_from_file is not None:
                 A_stored_from_file[i] = image.A_stored_from_file
             processes[image.process] += 1
+            flags[i] = FLAGS["flat_image"] * image.is_flat
     return ShardImages(
         payloads=payloads,
         size_hw=size_hw,
@@ -180,12 +184,14 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         from preprocess.images.transcode import work_folder
 
         with work_folder() as folder:
-            yield _transcoder(folder, work.limit)
+            yield _transcoder(folder, work)
     else:
-        yield lambda data, *_: _passed_through(data, work.limit)
+        yield lambda data, *_: _passed_through(data, work)
 
 
-def _passed_through(data: bytes, limit: SizeLimit) -> _Stored | ImageProblem:
+def _passed_through(data: bytes, work: ImageWork) -> _Stored | ImageProblem:
+    from preprocess.images.check import check_jpeg
+
     if data.startswith(PNG_SIGNATURE):
         return ImageProblem(
             flag="image_not_jpeg",
@@ -194,8 +200,11 @@ def _passed_through(data: bytes, limit: SizeLimit) -> _Stored | ImageProblem:
     header = read_jpeg_header(data)
     if isinstance(header, ImageProblem):
         return header
-    if problem := limit.problem(header):
+    if problem := work.limit.problem(header):
         return problem
+    is_flat = check_jpeg(data, header, decode=work.decode)
+    if isinstance(is_flat, ImageProblem):
+        return is_flat
     size_hw = header.height, header.width
     return _Stored(
         data=data,
@@ -203,14 +212,15 @@ def _passed_through(data: bytes, limit: SizeLimit) -> _Stored | ImageProblem:
         process=header.process,
         size_hw=size_hw,
         raw_size_hw=size_hw,
+        is_flat=is_flat,
     )
 
 
-def _transcoder(folder: Path, limit: SizeLimit) -> _Convert:
+def _transcoder(folder: Path, work: ImageWork) -> _Convert:
     from preprocess.images.transcode import to_baseline
 
     def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | ImageProblem:
-        image = _passed_through(data, limit)
+        image = _passed_through(data, work)
         if isinstance(image, ImageProblem) or image.process == "baseline":
             return image
         baseline = to_baseline(data, folder)
@@ -264,6 +274,7 @@ def _recoder(work: ImageWork) -> _Convert:
             size_hw=image.size_hw,
             raw_size_hw=raw_size_hw,
             A_stored_from_file=image.A_stored_from_file,
+            is_flat=image.is_flat,
         )
 
     return convert

@@ -287,6 +287,16 @@ BAD_IMAGES = {
     "cut": (jpeg(1)[:-200], "image_truncated", "is cut off: no end-of-image marker"),
     "empty": (b"", "image_truncated", "is empty"),
     "png": (PNG, "image_not_jpeg", "is a PNG, which a store does not hold as it is"),
+    "hole": (
+        jpeg(1, 96, 96)[:1500] + bytes(200) + jpeg(1, 96, 96)[1700:],
+        "image_damaged",
+        "has a hole: nothing but zeros at byte 1500 and on",
+    ),
+    "closed": (
+        jpeg(1, 96, 96)[:1500] + b"\xff\xd9",
+        "image_truncated",
+        "cannot be decoded (Corrupt JPEG data: premature end of data segment)",
+    ),
     "gone": (None, "image_missing", "cannot be read (No such file or directory)"),
 }
 
@@ -330,6 +340,19 @@ def test_a_bad_image_keeps_its_row_when_flagged(truth: FreihandTruth, kind: str)
     assert line.startswith("warning: 1 of 14 images are kept as rows without an image")
     assert f"training/rgb/00000004.jpg {reason}" in line
     assert line in report_text(report)
+
+
+def test_a_black_image_is_flagged_and_kept(truth: FreihandTruth) -> None:
+    black = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    image_of(truth, 4).write_bytes(black)
+    report = build(config(truth), console=QUIET)
+    store = open_store(report.path)
+    row = int(by_official(store)[4])
+    assert store.label("quality")[row] == FLAGS["flat_image"] | FLAGS["no_mano"]
+    assert store.label("sample_ok").all()
+    assert store.jpeg(row).tobytes() == black
+    assert report.attributes.flag_counts["flat_image"] == 1
+    assert report.bad_images == []
 
 
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:
@@ -477,7 +500,7 @@ def test_the_report_names_counts_and_licence(
     ("key", "value", "message"),
     [
         ("shard_rows", 0, "shard_rows must be at least 1, got 0"),
-        ("workers", -1, "workers must be at least 0, got -1"),
+        ("workers", -1, "workers must be at least 0 and at most 4096, got -1"),
         ("out", "", "out must not be empty, got ''"),
     ],
 )

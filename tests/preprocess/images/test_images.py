@@ -25,6 +25,7 @@ from preprocess.records import SourceError
 from tests.preprocess.datasets import jpeg_of_claimed_size, png_of_claimed_size
 
 PASSTHROUGH = ImageWork(recode=False, baseline=False)
+HEADER = ImageWork(recode=False, baseline=False, decode=False)
 BASELINE = ImageWork(recode=False, baseline=True)
 RECODE = ImageWork(recode=True, baseline=False)
 
@@ -211,6 +212,64 @@ def test_one_image_does_not_leak_into_the_next(tmp_path: Path) -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize(
+    "work", [PASSTHROUGH, BASELINE, RECODE], ids=["asis", "baseline", "recode"]
+)
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_damage_in_the_pixels_is_seen_and_named(
+    tmp_path: Path, work: ImageWork, progressive: int
+) -> None:
+    whole = encoded(picture(1, 200, 200), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    middle = len(whole) // 2
+    files = {
+        "cut.jpg": whole[:middle] + b"\xff\xd9",
+        "hole.jpg": whole[:middle] + bytes(512) + whole[middle + 512 :],
+        "good.jpg": whole,
+        "other.jpg": whole[:middle] + encoded(picture(3))[700:1200] + whole[middle + 500 :],
+    }
+    images = images_of(tmp_path, files, work)
+    assert [bad.image for bad in images.bad] == ["cut.jpg", "hole.jpg", "other.jpg"]
+    assert images.bad[0].flag == "image_truncated"
+    assert {bad.flag for bad in images.bad[1:]} <= {"image_truncated", "image_damaged"}
+    assert [bool(data) for data in images.payloads] == [False, False, True, False]
+    if not progressive:
+        assert images.bad[1].flag == "image_damaged"
+        assert images.bad[1].reason == f"has a hole: nothing but zeros at byte {middle} and on"
+
+
+def test_without_decoding_holes_are_seen(tmp_path: Path) -> None:
+    whole = encoded(picture(1, 200, 200))
+    middle = len(whole) // 2
+    files = {
+        "cut.jpg": whole[:middle] + b"\xff\xd9",
+        "hole.jpg": whole[:middle] + bytes(512) + whole[middle + 512 :],
+        "black.jpg": encoded(np.zeros((64, 64, 3), np.uint8)),
+    }
+    images = images_of(tmp_path, files, HEADER)
+    assert [bad.image for bad in images.bad] == ["hole.jpg"]
+    assert images.flags.tolist() == [0, FLAGS["image_damaged"], 0]
+
+
+@pytest.mark.parametrize(
+    "work", [PASSTHROUGH, BASELINE, RECODE], ids=["asis", "baseline", "recode"]
+)
+def test_images_of_one_colour_are_flagged_and_kept(tmp_path: Path, work: ImageWork) -> None:
+    black = np.random.default_rng(0).integers(0, 4, (256, 256, 3), np.uint8)
+    dark = black.copy()
+    dark[100:140, 100:140] = 20
+    files = {
+        "black.jpg": encoded(black),
+        "green.jpg": encoded(np.full((64, 64, 3), (0, 200, 0), np.uint8)),
+        "tiny.jpg": encoded(np.full((4, 4, 3), 255, np.uint8)),
+        "dark.jpg": encoded(dark),
+        "photo.jpg": encoded(picture(1)),
+    }
+    images = images_of(tmp_path, files, work)
+    assert images.flags.tolist() == [FLAGS["flat_image"]] * 3 + [0, 0]
+    assert all(images.payloads)
+    assert images.bad == []
+
+
 def test_recoding_sees_what_the_header_does_not_say(tmp_path: Path) -> None:
     whole = encoded(picture(1))
     files = {
@@ -218,7 +277,7 @@ def test_recoding_sees_what_the_header_does_not_say(tmp_path: Path) -> None:
         "b.png": encoded(picture(2), ".png")[:-30],
         "c.jpg": whole,
     }
-    assert images_of(tmp_path, files, PASSTHROUGH).flags[0] == 0
+    assert images_of(tmp_path, files, HEADER).flags[0] == 0
     images = images_of(tmp_path, files, RECODE, first_row=7)
     assert [(bad.row, bad.image, bad.flag) for bad in images.bad] == [
         (7, "a.jpg", "image_truncated"),
