@@ -35,6 +35,13 @@ class JpegProcess(Enum):
     baseline = "baseline"
 
 
+class ImageCheck(Enum):
+    """How JPEG files are checked for damage."""
+
+    header = "header"
+    decode = "decode"
+
+
 class Region(Enum):
     """Crop region of a recoded image."""
 
@@ -68,12 +75,28 @@ class ImageConfig:
     """recode: downscale so that the longer side is at most this many pixels; 0 keeps the scale."""
     quality: int = 95
     """recode: JPEG quality, 1..100."""
+    check: ImageCheck = ImageCheck.decode
+    """passthrough: decode each file to find damaged pixels and images of one colour (decode), or
+    only look at its header and for holes of zeros (header): several times as many images per
+    second where disks are fast. Other encodings decode anyway."""
+    limit_side_px: int = 16_384
+    """Longest side of an image file, pixels; a larger one counts as damaged and is not decoded."""
+    limit_megapixels: float = 200.0
+    """Size of an image file, million pixels; a larger one counts as damaged and is not decoded."""
     undistort: bool = True
     """recode: undistort images with lens distortion (arctic's view 0). false keeps the distorted
     pixels, on which the projected labels are misaligned."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "image", max_px=(0, 65_535), quality=(1, 100), margin=(1, 10))
+        check_fields(
+            self,
+            "image",
+            max_px=(0, 65_535),
+            quality=(1, 100),
+            margin=(1, 10),
+            limit_side_px=(1, 65_500),
+            limit_megapixels=(0.01, 4290),
+        )
         if self.encoding is ImageEncoding.passthrough and (
             self.region is not Region.frame or self.max_px
         ):
@@ -186,6 +209,10 @@ class VerifyConfig:
     relist: bool = False
     """If no problem is found, list the store's files anew. For a store that another tool rewrote
     (other chunks, the same content) or that an earlier release built."""
+    check: ImageCheck = ImageCheck.decode
+    """Beside the checksum of each image, decode it to find damage that its file already had
+    (decode), or only look at its header and for holes of zeros (header). Recoded images are not
+    decoded: the build did."""
 
     def __post_init__(self) -> None:
         check_fields(self)

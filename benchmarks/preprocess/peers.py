@@ -20,8 +20,8 @@ from preprocess.images.recode import Window
 from preprocess.records import Lens
 
 QUALITY: Final = 95
-PASSED: Final = ImageWork(recode=False, baseline=False)
-BASELINE: Final = ImageWork(recode=False, baseline=True)
+PASSED: Final = ImageWork(recode=False, baseline=False, decode=False)
+BASELINE: Final = ImageWork(recode=False, baseline=True, decode=False)
 RECODED: Final = ImageWork(recode=True, baseline=False, quality=QUALITY)
 TURBO: Final = "PyTurboJPEG"
 

@@ -233,6 +233,8 @@ FLAGS: Final = {
     "left_refit": 1 << 9,
     "object_missing": 1 << 10,
     "object_behind_camera": 1 << 11,
+    "image_damaged": 1 << 12,
+    "flat_image": 1 << 13,
 }
 """Quality rules; a flag never removes a row. ``image_*`` flags imply ``sample_ok`` False."""
 
@@ -250,6 +252,8 @@ FLAG_MEANINGS: Final = {
     "has_beta is False.",
     "object_missing": "The row names an object without a usable pose.",
     "object_behind_camera": "An object's origin is on or behind the camera plane.",
+    "image_damaged": "The coded pixels of the image file are damaged.",
+    "flat_image": "The image is black or of another single colour.",
 }
 """One sentence for each of ``FLAGS``."""
 

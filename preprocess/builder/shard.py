@@ -28,7 +28,7 @@ from preprocess.images.images import (
     bad_image_sentence,
     shard_images,
 )
-from preprocess.labels.quality import derive, joint_bbox
+from preprocess.labels.quality import UNREADABLE, derive, joint_bbox
 from preprocess.records import LabelJob, LabelStack, Lens, SourceError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def label_columns(
     values |= task.indices
     values["A_stored_from_raw"] = A_stored_from_raw
     values["quality"] = derived.quality | images.flags
-    values["sample_ok"] = images.flags == 0
+    values["sample_ok"] = images.flags & np.uint32(UNREADABLE) == 0
     return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype) for spec in LABELS}
 
 

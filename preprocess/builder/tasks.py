@@ -11,7 +11,15 @@ from pipeline.app.cli import compose
 from pipeline.store.schema import FLAGS, FORMAT_VERSION, StoreAttributes
 from preprocess.builder.plan import StorePlan, make_plan
 from preprocess.builder.shard import ShardTask, plan_indices
-from preprocess.config import BuildConfig, ImageEncoding, JpegProcess, OnBadImage, Region
+from preprocess.config import (
+    BuildConfig,
+    ImageCheck,
+    ImageEncoding,
+    JpegProcess,
+    OnBadImage,
+    Region,
+)
+from preprocess.images.header import SizeLimit
 from preprocess.images.images import ImageWork
 from preprocess.records import DatasetSource, LabelStack, Lens, SourceError
 
@@ -165,6 +173,8 @@ def image_work(config: BuildConfig, source: DatasetSource) -> ImageWork:
         quality=image.quality,
         max_px=image.max_px,
         margin=image.margin,
+        decode=image.check is ImageCheck.decode,
+        limit=SizeLimit(side_px=image.limit_side_px, megapixels=image.limit_megapixels),
     )
 
 

@@ -1,14 +1,17 @@
 """``verify-cache``: check every byte of a store.
 
-Without ``root``: shard layout, crc32c and JPEG header of each image, sizes, row order, masks
-against values, boxes against projections, flags against rules, splits, counts, content hash.
+Without ``root``: shard layout, crc32c, JPEG header and coded pixels of each image, sizes, row
+order, masks against values, boxes against projections, flags against rules, splits, counts, content
+hash.
 With ``root``: also every image against its file, every label against a fresh conversion, and the
 labels against redundant ones that ``root`` has for the same images.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pipeline.app.machine import usable_cores
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.schema import CONTACT_FAR, CONTACT_STEP_M, FLAGS, IN_CONTACT_M, NUM_OBJECTS
 from preprocess.builder.shard import shard_content, task_pictures
 from preprocess.builder.tasks import built_with, load_mano_of, make_tasks
-from preprocess.config import VerifyConfig
+from preprocess.config import ImageCheck, VerifyConfig
 from preprocess.images.header import ImageProblem, read_jpeg_header
-from preprocess.labels.quality import derive, flag_counts
+from preprocess.labels.quality import UNREADABLE, derive, flag_counts
 from preprocess.records import DatasetSource, LabelStack, SourceError
 from preprocess.sources.registry import open_source
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store
 
-_IMAGE_FLAGS = sum(FLAGS[name] for name in ("image_missing", "image_truncated", "image_not_jpeg"))
+_IMAGES_AT_A_TIME = 256
 _BOX_RTOL = 1e-6
 """Tolerance for boxes: derived from the float32 labels, they differ at most in the last bit."""
 
@@ -90,7 +94,7 @@ def verify(config: VerifyConfig, *, console: Console | None = None) -> VerifyRep
         num_rows = store.num_rows
         num_bytes = int(store.image_index.length.sum(dtype=np.int64))
         with show_progress("verify-cache", console) as report:
-            problems += _check_images(store, report)
+            problems += _check_images(store, config.check, report)
         if not damaged:
             problems += [*_check_order(store), *_check_labels(store), *_check_objects(store)]
             problems += _check_attributes(store)
@@ -133,24 +137,38 @@ def verify_text(report: VerifyReport) -> str:
 # --- within the store -----------------------------------------------------------------------------
 
 
-def _check_images(store: "Store", report: Callable[[int, int], None]) -> Iterator[str]:
-    """Check the crc32c and JPEG header of every readable image, and its stored size."""
-    size_hw = store.image_index.size_hw
-    for row, jpeg in store.scan(np.arange(store.num_rows)):
-        report(row, store.num_rows)
-        try:
-            store.check(row, jpeg)
-        except StoreCorruptError as error:
-            yield str(error)
-            continue
-        header = read_jpeg_header(jpeg.tobytes())
-        if isinstance(header, ImageProblem):
-            yield f"row {row}: the image {header.reason}"
-        elif (header.height, header.width) != tuple(size_hw[row]):
-            yield (
-                f"row {row}: image/size_hw is {size_hw[row].tolist()}, the JPEG says "
-                f"{[header.height, header.width]}"
-            )
+def _check_images(
+    store: "Store", check: ImageCheck, report: Callable[[int, int], None]
+) -> Iterator[str]:
+    """Check the bytes, header, stored size and coded pixels of every readable image."""
+    decode = check is ImageCheck.decode and store.attributes.image_encoding == "passthrough"
+    images = store.scan(np.arange(store.num_rows))
+    with ThreadPoolExecutor(max(1, int(usable_cores()))) as pool:  # decoders run in parallel
+        while some := list(itertools.islice(images, _IMAGES_AT_A_TIME)):
+            found = pool.map(lambda image: _image_problem(store, *image, decode=decode), some)
+            yield from (problem for problem in found if problem)
+            report(some[-1][0], store.num_rows)
+
+
+def _image_problem(store: "Store", row: int, jpeg: np.ndarray, *, decode: bool) -> str:
+    """Return the first problem with an image; empty if there is none."""
+    try:
+        store.check(row, jpeg)
+    except StoreCorruptError as error:
+        return str(error)
+    data = jpeg.tobytes()
+    header = read_jpeg_header(data)
+    if isinstance(header, ImageProblem):
+        return f"row {row}: the image {header.reason}"
+    size_hw = store.image_index.size_hw[row].tolist()
+    if [header.height, header.width] != size_hw:
+        return (
+            f"row {row}: image/size_hw is {size_hw}, the JPEG says {[header.height, header.width]}"
+        )
+    from preprocess.images.check import check_jpeg  # imports cv2, which other commands do not need
+
+    damage = check_jpeg(data, header, decode=decode)
+    return f"row {row}: the image {damage.reason}" if isinstance(damage, ImageProblem) else ""
 
 
 def _check_order(store: "Store") -> Iterator[str]:
@@ -189,7 +207,7 @@ def _check_labels(store: "Store") -> Iterator[str]:
     yield from _rows(~good & has["has_joints"].any(-1), "K is not finite beside joints")
 
     quality, sample_ok = store.label("quality"), store.label("sample_ok")
-    unread = (quality & np.uint32(_IMAGE_FLAGS)) != 0
+    unread = (quality & np.uint32(UNREADABLE)) != 0
     yield from _rows(
         sample_ok != (store.image_index.length > 0), "sample_ok and image/length differ"
     )

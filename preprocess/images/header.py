@@ -11,17 +11,22 @@ Source: ITU-T T.81, annex B; PNG specification (third edition), clause 5.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 _SOI: Final = b"\xff\xd8"
 _EOI: Final = b"\xff\xd9"
 _SOS: Final = 0xDA
+_DHT: Final = 0xC4
 _STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0-7: no length follows
 _PROCESSES: Final = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _OTHER_FRAMES: Final = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}  # DHT, JPG, DAC
 _SEGMENT: Final = struct.Struct(">BBH")  # ff, marker, length
 _FRAME: Final = struct.Struct(">BHHB")  # precision, height, width, components
+
+_END_OF_BLOCK: Final = 0x00
+_ZERO_RUN: Final = 0xF0
+"""Symbols of AC coefficients: the rest of the block is zero; 16 coefficients are."""
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _IHDR_BYTES: Final = 13
@@ -40,6 +45,10 @@ class JpegHeader:
     """1 grey, 3 colour, 4 CMYK."""
     process: str
     """``baseline``, ``extended`` or ``progressive``."""
+    scan_byte: int = field(default=0, compare=False)
+    """Where the first scan begins."""
+    zero_runs: bool = field(default=True, compare=False)
+    """Whether flat areas may be coded as zero bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +64,28 @@ class ImageProblem:
     """Reason why a store cannot hold an image."""
 
     flag: str
-    """Key of ``pipeline.store.schema.FLAGS``: ``image_missing``, ``_truncated``, ``_not_jpeg``."""
+    """Key of ``pipeline.store.schema.FLAGS`` that starts with ``image_``."""
     reason: str
     """Completes "the image ...": ``is cut off: ...``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeLimit:
+    """Largest image that is decoded: a damaged header may claim gigabytes of pixels."""
+
+    side_px: int = 16_384
+    megapixels: float = 200.0
+
+    def problem(self, header: JpegHeader | PngHeader) -> ImageProblem | None:
+        """Return the problem with an image beyond the limit, else None."""
+        height, width = header.height, header.width
+        if max(height, width) <= self.side_px and height * width <= self.megapixels * 1e6:
+            return None
+        return ImageProblem(
+            flag="image_not_jpeg",
+            reason=f"claims {width} x {height} pixels, expected at most {self.side_px} a side "
+            f"(image.limit_side_px) and {self.megapixels:g} million (image.limit_megapixels)",
+        )
 
 
 def read_header(data: bytes) -> JpegHeader | PngHeader | ImageProblem:
@@ -74,6 +102,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | ImageProblem:
     if not data.startswith(_SOI):
         return _not_jpeg(f"starts with {data[:4].hex(' ')}, a JPEG with ff d8")
     header: JpegHeader | None = None
+    first_ac = dict[int, int]()
     position = len(_SOI)
     while position + _SEGMENT.size <= len(data):
         prefix, marker, length = _SEGMENT.unpack_from(data, position)
@@ -93,10 +122,13 @@ def read_jpeg_header(data: bytes) -> JpegHeader | ImageProblem:
             # bytes that a camera or a file system appended to it do no harm.
             if data.rfind(_EOI, position) < 0:
                 return _truncated(f"is cut off: no end-of-image marker in {len(data)} bytes")
-            return header
+            scan = data[position + 4 : position + 2 + length]
+            return replace(header, scan_byte=position, zero_runs=_zero_runs(header, scan, first_ac))
         segment = data[position + 4 : position + 2 + length]
         if len(segment) < length - 2:
             break
+        if marker == _DHT:
+            first_ac |= _first_ac_symbols(segment)
         if marker in _OTHER_FRAMES:
             return _not_jpeg(f"uses the coding process SOF{marker - 0xC0}, which no decoder takes")
         if marker in _PROCESSES:
@@ -119,6 +151,31 @@ def _frame_header(segment: bytes, process: str) -> JpegHeader | ImageProblem:
             "expected a size, 1, 3 or 4 components and 8 bits"
         )
     return JpegHeader(height=height, width=width, components=components, process=process)
+
+
+def _first_ac_symbols(segment: bytes) -> dict[int, int]:
+    """Return the symbol that is coded as zero bits by each AC table of a DHT segment."""
+    found: dict[int, int] = {}
+    position = 0
+    while position + 17 < len(segment):  # class and number, 16 counts, symbols
+        kind, number = divmod(segment[position], 16)
+        if kind == 1:
+            found[number] = segment[position + 17]
+        position += 17 + sum(segment[position + 1 : position + 17])
+    return found
+
+
+def _zero_runs(header: JpegHeader, scan: bytes, first_ac: dict[int, int]) -> bool:
+    """Return whether long runs of zero bytes may be coded pixels.
+
+    Zero bits are the code of some symbol, over and over. If that is the end of a block or a run of
+    zero coefficients, the area is flat; any other symbol gives each of 63 coefficients of each
+    block the same value other than zero, which no image has. Known for a single sequential scan of
+    all components.
+    """
+    if header.process == "progressive" or len(scan) < 3 or scan[0] != header.components:
+        return True
+    return first_ac.get(scan[2] & 15, _END_OF_BLOCK) in (_END_OF_BLOCK, _ZERO_RUN)
 
 
 def read_png_header(data: bytes) -> PngHeader | ImageProblem:

@@ -5,12 +5,14 @@ recode decodes, crops and encodes (``preprocess.images.recode``). Peak memory is
 one image.
 """
 
+import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, UInt16, UInt32
@@ -20,10 +22,14 @@ from preprocess.images.header import (
     PNG_SIGNATURE,
     ImageProblem,
     JpegHeader,
+    SizeLimit,
     read_header,
     read_jpeg_header,
 )
 from preprocess.records import Lens, SourceError
+
+_MAX_BYTES: Final = 1 << 29
+"""Largest file that is read; a JPEG of 200 million pixels at quality 95 has a third of that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +44,12 @@ class ImageWork:
     """Recode: JPEG quality."""
     max_px: int = 0
     """Recode: longest side of a stored image, pixels; 0 keeps the scale. Never upscales."""
+    decode: bool = True
+    """Decode passed-through JPEGs to find damage, and images of one colour."""
     margin: float = 1.5
     """Recode with a region: side length of the crop as a multiple of the region's box."""
+    limit: SizeLimit = field(default_factory=SizeLimit)
+    """Largest image file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +90,7 @@ class _Stored:
     raw_size_hw: tuple[int, int]
     A_stored_from_file: Float[np.ndarray, "2 3"] | None = None
     """None: the identity."""
+    is_flat: bool = False
 
 
 _Region = Float[np.ndarray, " 4"] | None
@@ -142,6 +153,7 @@ def shard_images(
             if image.A_stored_from_file is not None:
                 A_stored_from_file[i] = image.A_stored_from_file
             processes[image.process] += 1
+            flags[i] = FLAGS["flat_image"] * image.is_flat
     return ShardImages(
         payloads=payloads,
         size_hw=size_hw,
@@ -172,12 +184,14 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         from preprocess.images.transcode import work_folder
 
         with work_folder() as folder:
-            yield _transcoder(folder)
+            yield _transcoder(folder, work)
     else:
-        yield lambda data, *_: _passed_through(data)
+        yield lambda data, *_: _passed_through(data, work)
 
 
-def _passed_through(data: bytes) -> _Stored | ImageProblem:
+def _passed_through(data: bytes, work: ImageWork) -> _Stored | ImageProblem:
+    from preprocess.images.check import check_jpeg
+
     if data.startswith(PNG_SIGNATURE):
         return ImageProblem(
             flag="image_not_jpeg",
@@ -186,6 +200,11 @@ def _passed_through(data: bytes) -> _Stored | ImageProblem:
     header = read_jpeg_header(data)
     if isinstance(header, ImageProblem):
         return header
+    if problem := work.limit.problem(header):
+        return problem
+    is_flat = check_jpeg(data, header, decode=work.decode)
+    if isinstance(is_flat, ImageProblem):
+        return is_flat
     size_hw = header.height, header.width
     return _Stored(
         data=data,
@@ -193,14 +212,15 @@ def _passed_through(data: bytes) -> _Stored | ImageProblem:
         process=header.process,
         size_hw=size_hw,
         raw_size_hw=size_hw,
+        is_flat=is_flat,
     )
 
 
-def _transcoder(folder: Path) -> _Convert:
+def _transcoder(folder: Path, work: ImageWork) -> _Convert:
     from preprocess.images.transcode import to_baseline
 
     def convert(data: bytes, _: _Region, __: Lens | None) -> _Stored | ImageProblem:
-        image = _passed_through(data)
+        image = _passed_through(data, work)
         if isinstance(image, ImageProblem) or image.process == "baseline":
             return image
         baseline = to_baseline(data, folder)
@@ -224,6 +244,8 @@ def _recoder(work: ImageWork) -> _Convert:
         header = read_header(data)
         if isinstance(header, ImageProblem):
             return header
+        if problem := work.limit.problem(header):
+            return problem
         raw_size_hw = header.height, header.width
         window = crop_window(
             region,
@@ -252,6 +274,7 @@ def _recoder(work: ImageWork) -> _Convert:
             size_hw=image.size_hw,
             raw_size_hw=raw_size_hw,
             A_stored_from_file=image.A_stored_from_file,
+            is_flat=image.is_flat,
         )
 
     return convert
@@ -259,10 +282,21 @@ def _recoder(work: ImageWork) -> _Convert:
 
 def _read(path: Path) -> bytes | ImageProblem:
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a FIFO would block
-            return ImageProblem(flag="image_missing", reason="is no regular file")
-        return path.read_bytes()
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return ImageProblem(flag="image_missing", reason="is no regular file")
+            if status.st_size > _MAX_BYTES:
+                return ImageProblem(
+                    flag="image_not_jpeg",
+                    reason=f"has {status.st_size} bytes, expected at most {_MAX_BYTES}",
+                )
+            return file.read()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         return ImageProblem(flag="image_missing", reason=reason)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; unlike ``open``, do not wait for the writer of a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)

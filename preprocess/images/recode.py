@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8
 
+from preprocess.images.check import decode_strictly, find_hole, is_flat, undecodable
 from preprocess.images.header import ImageProblem, JpegHeader, PngHeader
 from preprocess.images.undistort import straightened
 from preprocess.records import Lens
@@ -48,6 +49,8 @@ class Recoded:
     data: bytes
     size_hw: tuple[int, int]
     A_stored_from_file: Float[np.ndarray, "2 3"]
+    is_flat: bool
+    """The whole file is of one colour."""
 
 
 def crop_window(
@@ -158,7 +161,10 @@ def recode(
         colorsubsampling="420",
     )
     return Recoded(
-        data=encoded, size_hw=size_hw, A_stored_from_file=stored_from_raw(window, size_hw)
+        data=encoded,
+        size_hw=size_hw,
+        A_stored_from_file=stored_from_raw(window, size_hw),
+        is_flat=is_flat(frame),
     )
 
 
@@ -179,17 +185,7 @@ def decode(
             reason="has the four colours of CMYK, whose meaning as red, green and blue it does not "
             "say; convert it to RGB",
         )
-    try:
-        decoded: UInt8[np.ndarray, "h w 3"] = simplejpeg.decode_jpeg(data, buffer=buffer)
-    except ValueError as error:
-        return undecodable(str(error))
-    return decoded
-
-
-def undecodable(message: str) -> ImageProblem:
-    """Return the problem for a file that a decoder rejected with ``message``."""
-    flag = "image_truncated" if "premature end" in message.lower() else "image_not_jpeg"
-    return ImageProblem(flag=flag, reason=f"cannot be decoded ({message})")
+    return find_hole(data, header) or decode_strictly(data, buffer=buffer)
 
 
 def _shrinks(window: Window, max_px: int) -> bool:

@@ -18,8 +18,8 @@ import jpeglib
 import numpy as np
 import simplejpeg
 
+from preprocess.images.check import decode_strictly, undecodable
 from preprocess.images.header import ImageProblem, JpegHeader, read_jpeg_header
-from preprocess.images.recode import undecodable
 
 _LIBJPEG: Final = "turbo210"
 """libjpeg-turbo 2.1.0, the newest version in jpeglib; its default is libjpeg 6b of 1998."""
@@ -52,10 +52,12 @@ def to_baseline(data: bytes, folder: Path) -> bytes | ImageProblem:
         folder: From ``work_folder``.
     """
     try:
-        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
-        pixels = simplejpeg.decode_jpeg(data)
+        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError as error:
         return undecodable(str(error))
+    pixels = decode_strictly(data)
+    if isinstance(pixels, ImageProblem):
+        return pixels
     if colours not in {"Gray", "YCbCr"} or sampling not in _FACTORS:
         return _cannot(f"it is {colours} {sampling}")
     with _LOCK:

@@ -20,6 +20,8 @@ MANO_RESIDUAL_LIMIT_M: Final = 1e-3
 """A larger error against the official vertices means that the hand belongs to another model."""
 LEFT_REFIT_LIMIT_M: Final = 1e-3
 """A refitted left hand with a larger vertex error has its ``beta`` marked invalid."""
+UNREADABLE: Final = sum(bit for name, bit in FLAGS.items() if name.startswith("image_"))
+"""Flags of rows without an image, whose ``sample_ok`` is False."""
 OUTSIDE_MARGIN: Final = 0.05
 """Distance by which a joint may leave the image, as a fraction of the longer image side."""
 OUTSIDE_SHARE: Final = 0.5

@@ -1,6 +1,7 @@
 """Read annotation JSON, with errors that state the file, the location and the fix."""
 
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +62,35 @@ def check_regular(dataset: str, path: Path) -> None:
         )
 
 
+def refuse_paths_outside(dataset: str, root: Path, paths: Sequence[str]) -> None:
+    """Check that paths taken from annotations name files below ``root``.
+
+    Links in the file system are the user's own and may lead anywhere.
+
+    Raises:
+        SourceError: If one is absolute, contains ``..`` or an empty name, or cannot name a file;
+            reports counts.
+    """
+    outside = [path for path in paths if not _is_below(path)]
+    if outside:
+        raise SourceError(
+            f"{dataset}: the annotations name {len(outside)} of {len(paths)} images by a path that "
+            f"is not one of a file below {root} (first: {outside[0]!a:.200}); expected names "
+            "without '..', unpack the official annotations again"
+        )
+
+
+def _is_below(path: str) -> bool:
+    # A million paths: the whole test only where something is odd.
+    if path.isascii() and ".." not in path and "//" not in path and "\0" not in path:
+        return path[:1] != "/" and path[-1:] not in ("/", "")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in path and not {"", ".."} & set(path.split("/"))
+
+
 def read_json(
     dataset: str, path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
@@ -72,7 +102,7 @@ def read_json(
     text = _read_text(dataset, path)
     try:
         return json.loads(text, object_hook=object_hook)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(dataset, path, error) from error
 
 
@@ -102,7 +132,7 @@ def read_number_rows(
                 bad.append(f"row {index} holds NaN or infinity")
             else:
                 rows.append(array)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(dataset, path, error) from error
     if bad:
         raise SourceError(
@@ -161,8 +191,11 @@ def _read_text(dataset: str, path: Path) -> str:
         ) from error
 
 
-def _not_json(dataset: str, path: Path, error: json.JSONDecodeError) -> SourceError:
+def _not_json(dataset: str, path: Path, error: ValueError | RecursionError) -> SourceError:
+    found = str(error)  # of a number of thousands of digits, or of thousands of nested lists
+    if isinstance(error, json.JSONDecodeError):
+        found = f"{error.msg} at line {error.lineno}, column {error.colno}"
     return SourceError(
-        f"{dataset}: {path} is not valid JSON ({error.msg} at line {error.lineno}, column "
-        f"{error.colno}); it may be cut off, unpack the annotation again"
+        f"{dataset}: {path} is not valid JSON ({found}); it may be cut off, unpack the annotation "
+        "again"
     )

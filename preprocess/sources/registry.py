@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.app.words import nearest
 from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
+from preprocess.sources.annotations import refuse_paths_outside
 
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
@@ -29,12 +30,14 @@ def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetS
     """Open a dataset by name.
 
     Raises:
-        SourceError: If the dataset is unknown or ``root`` does not hold it.
+        SourceError: If the dataset is unknown, ``root`` does not hold it, or its annotations name
+            images elsewhere.
     """
     check_dataset(dataset)
     module = importlib.import_module(f"preprocess.sources.{dataset}.source")
     source = module.open_source(root, mano)
     assert isinstance(source, DatasetSource)
+    refuse_paths_outside(dataset, root, source.rows.image)
     return _as_synthetic(source) if (root / SYNTHETIC_FILE).is_file() else source
 
 

@@ -6,6 +6,8 @@ written out as in the official tools' description.
 
 import json
 import pickle
+import struct
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,22 @@ def jpeg(seed: int, height: int = 48, width: int = 64) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     smooth = cv2.GaussianBlur(noise, (0, 0), 3)
     return bytes(cv2.imencode(".jpg", smooth)[1].tobytes())
+
+
+def png_of_claimed_size(width: int, height: int) -> bytes:
+    """Return a PNG of few bytes whose header, with a valid checksum, claims a size."""
+    data = bytearray(cv2.imencode(".png", np.zeros((4, 4), np.uint16))[1].tobytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def jpeg_of_claimed_size(width: int, height: int) -> bytes:
+    """Return a JPEG of few bytes whose header claims a size."""
+    data = bytearray(jpeg(0))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
 
 
 def labels_at(source: DatasetSource, official_idx: int) -> Labels:

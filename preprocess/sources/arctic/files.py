@@ -154,6 +154,11 @@ def read_rigs(root: Path) -> dict[str, Rig]:
         _require_rigid(T, f"{where}.world2cam")
         K = finite_array(entry.get("intris_mat"), (VIEWS - 1, 3, 3), f"{where}.intris_mat")
         size = finite_array(entry.get("image_size"), (VIEWS, 2), f"{where}.image_size")
+        if size.min() < 1:
+            raise SourceError(
+                f"{NAME}: {where}.image_size must hold pixels, got {size.min():g}; download it "
+                "again"
+            )
         rigs[subject] = Rig(T_cam_from_world=T, K=K, image_size_wh=size, ioi_offset=offset)
     return rigs
 
@@ -187,6 +192,8 @@ def read_protocol(root: Path, protocol: str) -> dict[str, list[str]] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SourceError(f"{NAME}: {path} must list the sequences of {split!r}")
         lists[split] = list(names)
+    if not lists["train"]:
+        raise SourceError(f"{NAME}: {path} lists no sequences of 'train'; download it again")
     held = set(lists["val"]) | set(lists["test"])
     if len(held) != len(lists["val"]) + len(lists["test"]):
         raise SourceError(f"{NAME}: {path} has a sequence twice in val and test")

@@ -77,20 +77,18 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     Raises:
         SourceError: If the file cannot be read or has another type or size.
     """
-    import cv2  # slow to import, and only builds with depth need it
+    from preprocess.images.label_picture import decode_picture  # imports cv2, which is slow
 
     check_regular(NAME, path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{NAME}: cannot read {path} ({error.strerror})") from error
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    expected = f"a uint16 picture of {WIDTH} x {HEIGHT} pixels"
-    if image is None:
-        refuse(path, [f"it is not an image, expected {expected}"])
-    elif image.dtype != np.uint16 or image.shape != (HEIGHT, WIDTH):
+    image = decode_picture(NAME, path, data)
+    if image.dtype != np.uint16 or image.shape != (HEIGHT, WIDTH):
+        expected = f"a uint16 picture of {WIDTH} x {HEIGHT} pixels"
         refuse(path, [f"it is {image.dtype} of shape {image.shape}, expected {expected}"])
-    return np.asarray(image)
+    return image
 
 
 def _read_npz(

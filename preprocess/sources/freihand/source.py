@@ -146,6 +146,10 @@ def _read_poses(root: Path, truth: Path | None, name: str, mano: ManoModels | No
             f"{_NAME}: the {name} annotations differ in length ({counts} rows); "
             f"expected one row per pose in each, unpack {root} again"
         )
+    if not len(K):
+        raise SourceError(
+            f"{_NAME}: {root / f'{name}_K.json'} lists no poses; unpack the annotations again"
+        )
     if mano is None or parameters is None:
         unchecked = np.full(len(K), np.nan)
         return _Poses(K=K, joints_3d=joints, mano=None, vertices_check_m=unchecked)

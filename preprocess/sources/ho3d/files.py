@@ -72,7 +72,8 @@ def read_list(root: Path, part: str) -> list[ListedFrame]:
     """Read ``train.txt`` or ``evaluation.txt`` in order.
 
     Raises:
-        SourceError: If a line is not ``SEQUENCE/FRAME`` or is repeated; reports counts.
+        SourceError: If a line is not ``SEQUENCE/FRAME`` or is repeated, or train has none; reports
+            counts.
     """
     path = root / f"{part}.txt"
     try:
@@ -94,6 +95,8 @@ def read_list(root: Path, part: str) -> list[ListedFrame]:
             f"{NAME}: {len(bad)} lines of {path} are not SEQUENCE/FRAME as in ABF10/0000 (first: "
             f"{bad[0]}); unpack the list again"
         )
+    if not frames and part == "train":  # another evaluation is a user's own choice
+        raise SourceError(f"{NAME}: {path} lists no frames; unpack the list again")
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     if twice:
         raise SourceError(

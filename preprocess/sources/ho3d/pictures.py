@@ -14,11 +14,11 @@ Source:
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from preprocess.images.header import ImageProblem, read_header
+from preprocess.images.header import ImageProblem, SizeLimit, read_header
+from preprocess.images.label_picture import decode_picture
 from preprocess.records import SourceError
 from preprocess.sources.ho3d.files import NAME, SUFFIXES
 
@@ -125,17 +125,16 @@ def _size(path: Path) -> tuple[int, ...] | None:
     if not path.is_file():
         return None
     header = read_header(path.read_bytes())
-    return None if isinstance(header, ImageProblem) else (header.height, header.width)
+    if isinstance(header, ImageProblem) or SizeLimit().problem(header):
+        return None
+    return header.height, header.width
 
 
 def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
     """Read an 8-bit colour image without its alpha channel; None if it does not exist."""
     if not path.is_file():
         return None
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if pixels is None:
-        raise SourceError(f"{NAME}: {path} is damaged; copy it again")
+    pixels = decode_picture(NAME, path, path.read_bytes())
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise SourceError(
             f"{NAME}: {path} is {pixels.dtype} of shape {pixels.shape}, expected 8 bits and three "

@@ -1,5 +1,6 @@
 """Parse InterHand2.6M's JSON files into compact tables; all problems of a file in one error."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from preprocess.sources.inventory import Inventory
 
 NAME: Final = "interhand26m"
 SIDES: Final = {"right": RIGHT, "left": LEFT}
+_LARGEST_PX: Final = 1e6
+"""A box beyond this is in no image."""
 _HAND_TYPES: Final = (*SIDES, "interacting")
 
 Key = tuple[str, str]
@@ -40,6 +43,7 @@ class Annotation(NamedTuple):
 
     image_id: int
     bbox_xywh: tuple[float, float, float, float]
+    """NaN where the file has no box with an area."""
     valid_bits: int
     hand_type: str
 
@@ -156,7 +160,7 @@ def _parse(
         for key, item in entries.items():
             try:
                 parsed[capture, key] = parse(item)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
                 bad.append(f"[{capture}][{key}]")
     if bad:
         raise SourceError(
@@ -174,7 +178,8 @@ def read_images(path: Path, tables: Tables) -> tuple[list[tuple[Image, Annotatio
         The images with their annotations, and the number of annotations without an image.
 
     Raises:
-        SourceError: If images lack an annotation, a camera or joints; reports counts.
+        SourceError: If there are no images, or images lack an annotation, a camera or joints, or
+            are there twice; reports counts.
     """
     data = read_json(NAME, path, object_hook=_compact)
     lists = [data.get(key) if isinstance(data, dict) else None for key in ("images", "annotations")]
@@ -183,20 +188,37 @@ def read_images(path: Path, tables: Tables) -> tuple[list[tuple[Image, Annotatio
         raise SourceError(
             f"{NAME}: {path} has no lists 'images' and 'annotations'; unpack the annotation again"
         )
-    by_image = {a.image_id: a for a in annotations if isinstance(a, Annotation)}
+    if not images:
+        raise SourceError(
+            f"{NAME}: {path} lists no images; unpack the annotation again, or remove its folder to "
+            "build without this split"
+        )
+    by_image: dict[int, list[Annotation]] = {}
+    for entry in annotations:
+        if isinstance(entry, Annotation):
+            by_image.setdefault(entry.image_id, []).append(entry)
+    ids: set[int] = set()
+    files: set[str] = set()
     pairs: list[tuple[Image, Annotation]] = []
     problems: dict[str, list[str]] = {}
     for index, image in enumerate(images):
         if not isinstance(image, Image):
             problems.setdefault("lack an official key", []).append(f"number {index}")
-        elif (annotation := by_image.get(image.id)) is None:
+        elif image.id in ids or image.file_name in files:
+            problems.setdefault("have an id or a file that another has", []).append(image.file_name)
+        elif image.id not in by_image:
             problems.setdefault("have no complete annotation", []).append(image.file_name)
+        elif len(by_image[image.id]) > 1:
+            problems.setdefault("have several annotations", []).append(image.file_name)
         elif (image.capture, image.camera) not in tables.cameras:
             problems.setdefault("have no entry in camera.json", []).append(image.file_name)
         elif (image.capture, image.frame) not in tables.joints_mm:
             problems.setdefault("have no entry in joint_3d.json", []).append(image.file_name)
         else:
-            pairs.append((image, annotation))
+            pairs.append((image, by_image[image.id][0]))
+        if isinstance(image, Image):
+            ids.add(image.id)
+            files.add(image.file_name)
     if problems:
         found = " and ".join(
             f"{len(names)} {problem} (first: {names[0]})" for problem, names in problems.items()
@@ -228,30 +250,45 @@ def list_images(inventory: Inventory, split: str, images: Iterable[Image]) -> No
     inventory.expect(f"sequences of the {split} annotation", names, folder, there)
 
 
+def _whole(value: Any) -> int:
+    """Return a number of the file that must be whole and not negative."""
+    number = int(value)
+    if (isinstance(value, float) and number != value) or not 0 <= number < 2**31:
+        raise ValueError(value)
+    return number
+
+
+def _box(value: Any) -> tuple[float, float, float, float]:
+    """Return x, y, width and height; NaN unless they are a box with an area."""
+    x, y, width, height = map(float, value)
+    if width > 0 and height > 0 and max(abs(x), abs(y), width, height) <= _LARGEST_PX:
+        return x, y, width, height
+    return math.nan, math.nan, math.nan, math.nan
+
+
 def _compact(item: dict[str, Any]) -> Any:
     """Compact an entry of data.json during parsing: 1.4 million of them stay in memory."""
     try:
         if "joint_valid" in item:
             flat = np.asarray(item["joint_valid"]).reshape(2 * NUM_JOINTS).tolist()
-            x, y, width, height = map(float, item["bbox"])
             if item["hand_type"] not in _HAND_TYPES:
                 return None
             return Annotation(
-                image_id=int(item["image_id"]),
-                bbox_xywh=(x, y, width, height),
+                image_id=_whole(item["image_id"]),
+                bbox_xywh=_box(item["bbox"]),
                 valid_bits=sum(1 << j for j, valid in enumerate(flat) if valid),
                 hand_type=intern(item["hand_type"]),
             )
         if "file_name" in item:
             return Image(
-                id=int(item["id"]),
+                id=_whole(item["id"]),
                 file_name=str(item["file_name"]),
                 capture=intern(str(item["capture"])),
                 subject=intern(str(item["subject"])),
                 seq_name=intern(str(item["seq_name"])),
                 camera=intern(str(item["camera"])),
-                frame=intern(str(int(item["frame_idx"]))),
+                frame=intern(str(_whole(item["frame_idx"]))),
             )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None  # counted and named by read_images, which knows the file
     return item

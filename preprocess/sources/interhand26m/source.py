@@ -16,6 +16,7 @@ Source:
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -104,6 +105,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
             for name in (split, f"{split}_{kind}"):
                 splits.setdefault(name, []).append(len(rows))
             rows.append(_Row(split, image, annotation))
+    num_unboxed = sum(math.isnan(row.annotation.bbox_xywh[0]) for row in rows)
     return DatasetSource(
         dataset=NAME,
         joint_set=JointSet.interhand26m,
@@ -120,7 +122,8 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         ),
         splits={name: np.array(indices, dtype=np.int64) for name, indices in splits.items()},
         label_job=functools.partial(job_of, functools.partial(_labels, rows, tables, mano)),
-        notes=inventory.notes(),
+        notes=inventory.notes()
+        | ({"images_with_an_unusable_box": num_unboxed} if num_unboxed else {}),
     )
 
 

@@ -291,6 +291,16 @@ BAD_IMAGES = {
     "cut": (jpeg(1)[:-200], "image_truncated", "is cut off: no end-of-image marker"),
     "empty": (b"", "image_truncated", "is empty"),
     "png": (PNG, "image_not_jpeg", "is a PNG, which a store does not hold as it is"),
+    "hole": (
+        jpeg(1, 96, 96)[:1500] + bytes(200) + jpeg(1, 96, 96)[1700:],
+        "image_damaged",
+        "has a hole: nothing but zeros at byte 1500 and on",
+    ),
+    "closed": (
+        jpeg(1, 96, 96)[:1500] + b"\xff\xd9",
+        "image_truncated",
+        "cannot be decoded (Corrupt JPEG data: premature end of data segment)",
+    ),
     "gone": (None, "image_missing", "cannot be read (No such file or directory)"),
 }
 
@@ -351,6 +361,19 @@ def test_a_pipe_or_a_folder_with_the_name_of_an_image_is_a_missing_image(
     assert report_text(report).endswith(
         f"2 of 14 files and folders were passed over for their names or kinds: {names}"
     )
+
+
+def test_a_black_image_is_flagged_and_kept(truth: FreihandTruth) -> None:
+    black = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    image_of(truth, 4).write_bytes(black)
+    report = build(config(truth), console=QUIET)
+    store = open_store(report.path)
+    row = int(by_official(store)[4])
+    assert store.label("quality")[row] == FLAGS["flat_image"] | FLAGS["no_mano"]
+    assert store.label("sample_ok").all()
+    assert store.jpeg(row).tobytes() == black
+    assert report.attributes.flag_counts["flat_image"] == 1
+    assert report.bad_images == []
 
 
 def test_the_error_of_a_worker_process_arrives(truth: FreihandTruth) -> None:

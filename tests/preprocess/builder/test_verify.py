@@ -16,7 +16,7 @@ from pipeline.store.reader import open_store
 from pipeline.store.schema import ATTRIBUTE, FLAGS
 from preprocess.builder.build import build
 from preprocess.builder.verify import main, verify
-from preprocess.config import BuildConfig, OnBadImage, VerifyConfig
+from preprocess.config import BuildConfig, ImageCheck, ImageConfig, OnBadImage, VerifyConfig
 from preprocess.records import SourceError
 from tests.pipeline.stores import relist
 from tests.preprocess.datasets import write_freihand, write_interhand, write_mano
@@ -116,6 +116,24 @@ def test_every_flipped_image_is_named(built: tuple[Path, Path]) -> None:
     for row, problem in zip(wanted, found, strict=True):
         assert f"of row {row}," in problem
         assert "crc32c" in problem
+
+
+def test_pixels_that_came_damaged_are_named(tmp_path: Path) -> None:
+    truth = write_freihand(tmp_path)
+    image = truth.root / "training" / "rgb" / "00000004.jpg"
+    image.write_bytes(image.read_bytes()[:-400] + b"\xff\xd9")
+    config = BuildConfig(
+        dataset="freihand",
+        root=str(truth.root),
+        out=str(tmp_path / "store.zarr"),
+        workers=1,
+        image=ImageConfig(check=ImageCheck.header),
+    )
+    store = build(config, console=QUIET).path
+    (problem,) = problems(store)
+    assert "the image cannot be decoded (Corrupt JPEG data: premature end" in problem
+    unchecked = VerifyConfig(store=str(store), check=ImageCheck.header)
+    assert verify(unchecked, console=QUIET).problems == []
 
 
 def test_a_truncated_shard_is_a_problem(built: tuple[Path, Path]) -> None:

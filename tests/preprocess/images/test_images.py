@@ -1,6 +1,7 @@
 """The images of a shard: what is kept of every kind of file, and what is said about bad ones."""
 
 import hashlib
+import os
 import pickle
 import tempfile
 import threading
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.store.schema import FLAGS
-from preprocess.images.header import JpegHeader, read_jpeg_header
+from preprocess.images.header import JpegHeader, SizeLimit, read_jpeg_header
 from preprocess.images.images import (
     BadImage,
     ImageWork,
@@ -21,8 +22,10 @@ from preprocess.images.images import (
     shard_images,
 )
 from preprocess.records import SourceError
+from tests.preprocess.datasets import jpeg_of_claimed_size, png_of_claimed_size
 
 PASSTHROUGH = ImageWork(recode=False, baseline=False)
+HEADER = ImageWork(recode=False, baseline=False, decode=False)
 BASELINE = ImageWork(recode=False, baseline=True)
 RECODE = ImageWork(recode=True, baseline=False)
 
@@ -209,6 +212,64 @@ def test_one_image_does_not_leak_into_the_next(tmp_path: Path) -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize(
+    "work", [PASSTHROUGH, BASELINE, RECODE], ids=["asis", "baseline", "recode"]
+)
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_damage_in_the_pixels_is_seen_and_named(
+    tmp_path: Path, work: ImageWork, progressive: int
+) -> None:
+    whole = encoded(picture(1, 200, 200), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    middle = len(whole) // 2
+    files = {
+        "cut.jpg": whole[:middle] + b"\xff\xd9",
+        "hole.jpg": whole[:middle] + bytes(512) + whole[middle + 512 :],
+        "good.jpg": whole,
+        "other.jpg": whole[:middle] + encoded(picture(3))[700:1200] + whole[middle + 500 :],
+    }
+    images = images_of(tmp_path, files, work)
+    assert [bad.image for bad in images.bad] == ["cut.jpg", "hole.jpg", "other.jpg"]
+    assert images.bad[0].flag == "image_truncated"
+    assert {bad.flag for bad in images.bad[1:]} <= {"image_truncated", "image_damaged"}
+    assert [bool(data) for data in images.payloads] == [False, False, True, False]
+    if not progressive:
+        assert images.bad[1].flag == "image_damaged"
+        assert images.bad[1].reason == f"has a hole: nothing but zeros at byte {middle} and on"
+
+
+def test_without_decoding_holes_are_seen(tmp_path: Path) -> None:
+    whole = encoded(picture(1, 200, 200))
+    middle = len(whole) // 2
+    files = {
+        "cut.jpg": whole[:middle] + b"\xff\xd9",
+        "hole.jpg": whole[:middle] + bytes(512) + whole[middle + 512 :],
+        "black.jpg": encoded(np.zeros((64, 64, 3), np.uint8)),
+    }
+    images = images_of(tmp_path, files, HEADER)
+    assert [bad.image for bad in images.bad] == ["hole.jpg"]
+    assert images.flags.tolist() == [0, FLAGS["image_damaged"], 0]
+
+
+@pytest.mark.parametrize(
+    "work", [PASSTHROUGH, BASELINE, RECODE], ids=["asis", "baseline", "recode"]
+)
+def test_images_of_one_colour_are_flagged_and_kept(tmp_path: Path, work: ImageWork) -> None:
+    black = np.random.default_rng(0).integers(0, 4, (256, 256, 3), np.uint8)
+    dark = black.copy()
+    dark[100:140, 100:140] = 20
+    files = {
+        "black.jpg": encoded(black),
+        "green.jpg": encoded(np.full((64, 64, 3), (0, 200, 0), np.uint8)),
+        "tiny.jpg": encoded(np.full((4, 4, 3), 255, np.uint8)),
+        "dark.jpg": encoded(dark),
+        "photo.jpg": encoded(picture(1)),
+    }
+    images = images_of(tmp_path, files, work)
+    assert images.flags.tolist() == [FLAGS["flat_image"]] * 3 + [0, 0]
+    assert all(images.payloads)
+    assert images.bad == []
+
+
 def test_recoding_sees_what_the_header_does_not_say(tmp_path: Path) -> None:
     whole = encoded(picture(1))
     files = {
@@ -216,7 +277,7 @@ def test_recoding_sees_what_the_header_does_not_say(tmp_path: Path) -> None:
         "b.png": encoded(picture(2), ".png")[:-30],
         "c.jpg": whole,
     }
-    assert images_of(tmp_path, files, PASSTHROUGH).flags[0] == 0
+    assert images_of(tmp_path, files, HEADER).flags[0] == 0
     images = images_of(tmp_path, files, RECODE, first_row=7)
     assert [(bad.row, bad.image, bad.flag) for bad in images.bad] == [
         (7, "a.jpg", "image_truncated"),
@@ -269,6 +330,56 @@ def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     images = shard_images("toy", tmp_path, ["a.jpg"], np.array([5]), 0, PASSTHROUGH, None)
     assert images.bad[0].flag == "image_missing"
     assert images.bad[0].reason == "cannot be read (Is a directory)"
+
+
+def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    names = ["pipe.jpg", "link.jpg", "zero.jpg"]
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    images = shard_images("toy", tmp_path, names, np.zeros(3, np.int64), 0, PASSTHROUGH, None)
+    assert [bad.flag for bad in images.bad] == ["image_missing"] * 3
+    assert {bad.reason for bad in images.bad} == {"is not a regular file"}
+
+
+@pytest.mark.parametrize(
+    "work", [PASSTHROUGH, BASELINE, RECODE], ids=["asis", "baseline", "recode"]
+)
+def test_a_header_that_claims_gigabytes_is_a_bad_image(tmp_path: Path, work: ImageWork) -> None:
+    files = {
+        "a.jpg": jpeg_of_claimed_size(65_500, 65_500),
+        "b.jpg": jpeg_of_claimed_size(20, 16_385),
+        "c.jpg": jpeg_of_claimed_size(16_000, 16_000),
+    }
+    if work.recode:
+        files["d.jpg"] = png_of_claimed_size(65_500, 65_500)
+    images = images_of(tmp_path, files, work)
+    assert images.payloads == [b""] * len(files)
+    assert [bad.flag for bad in images.bad] == ["image_not_jpeg"] * len(files)
+    assert images.bad[1].reason == (
+        "claims 20 x 16385 pixels, expected at most 16384 a side (image.limit_side_px) and 200 "
+        "million (image.limit_megapixels)"
+    )
+
+
+def test_the_limit_of_the_size_is_a_setting(tmp_path: Path) -> None:
+    file = {"a.jpg": encoded(picture(1))}  # 96 x 64
+    for limit, num_bad in (
+        (SizeLimit(side_px=96), 0),
+        (SizeLimit(side_px=95), 1),
+        (SizeLimit(megapixels=0.006144), 0),
+        (SizeLimit(megapixels=0.006), 1),
+    ):
+        work = ImageWork(recode=False, baseline=False, limit=limit)
+        assert len(images_of(tmp_path, file, work).bad) == num_bad
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    os.truncate(tmp_path / "a.jpg", 1 << 40)
+    images = shard_images("toy", tmp_path, ["a.jpg"], np.array([1 << 40]), 0, PASSTHROUGH, None)
+    assert images.bad[0].flag == "image_not_jpeg"
+    assert images.bad[0].reason == "has 1099511627776 bytes, expected at most 536870912"
 
 
 def test_the_sentence_names_the_file_the_reason_and_the_ways_on() -> None:

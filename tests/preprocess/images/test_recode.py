@@ -329,7 +329,7 @@ def test_damaged_scan_data_is_seen() -> None:
     data = bytearray(as_jpeg(photo(96, 128)))
     data[len(data) // 2 : len(data) // 2 + 40] = 10 * b"\xff\x00\xfe\xfe"
     problem = problem_of(bytes(data))
-    assert problem.flag == "image_not_jpeg"
+    assert problem.flag == "image_damaged"
     assert "cannot be decoded" in problem.reason
 
 
@@ -337,6 +337,6 @@ def test_a_damaged_png_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(png(photo(40, 64)))
     data[len(data) // 2] ^= 0x55
     problem = problem_of(bytes(data))
-    assert problem.flag == "image_not_jpeg"
+    assert problem.flag == "image_damaged"
     assert "cannot be decoded" in problem.reason
     capfd.readouterr()  # libpng speaks for itself

@@ -517,6 +517,7 @@ def _save(kind: str, value: Any) -> Callable[[Path], None]:
         (_edit_misc("ioi_offset", 10**30), r"ioi_offset must be a whole number, got 1000"),
         (_edit_misc("ioi_offset", None), r"ioi_offset must be a whole number, got None"),
         (_edit_misc("ioi_offset", float("nan")), r"ioi_offset must be a whole number, got nan"),
+        (_edit_misc("image_size", [[-2800, 2000]] * 9), r"image_size must hold pixels, got -2800"),
         (_edit_misc("world2cam", [[1]]), r"s01.world2cam must hold finite numbers of shape"),
         (_edit_misc("world2cam", np.zeros((8, 4, 4)).tolist()), r"world2cam\[0\] is not a rot"),
         (_drop("raw_seqs/s01/box_use_01.object.npy"), r"object.npy cannot be read \(No such"),

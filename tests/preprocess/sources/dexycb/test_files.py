@@ -13,7 +13,7 @@ import pytest
 from model.mano.files import ManoModels, load_mano
 from preprocess.records import LabelStack, SourceError
 from preprocess.sources.dexycb.source import open_source
-from tests.preprocess.datasets import write_mano
+from tests.preprocess.datasets import png_of_claimed_size, write_mano
 from tests.preprocess.sources.dexycb.tree import SERIALS, SUBJECTS, Arrays, tiny_specs, write_dexycb
 
 ONE = tiny_specs()[1]
@@ -272,9 +272,11 @@ def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> 
     label = depth.with_name("labels_000000.npz")
     good = depth.read_bytes()
     for data, words in (
-        (good[:200], "it is"),
-        (b"", "not an image"),
-        (b"GIF89a", "not an image"),
+        (good[:200], "is cut off"),
+        (good[:200] + bytes(100) + good[300:], "is damaged"),
+        (b"", "is empty"),
+        (b"GIF89a", "is not a JPEG"),
+        (png_of_claimed_size(65_000, 65_000), "claims 65000 x 65000 pixels"),
         (cv2.imencode(".png", np.zeros((480, 640), np.uint8))[1].tobytes(), "it is uint8"),
         (cv2.imencode(".png", np.zeros((8, 9), np.uint16))[1].tobytes(), "shape (8, 9)"),
     ):

@@ -203,6 +203,12 @@ BREAKS = [
         words=("1 of 2 rows of", "evaluation_K.json", "row 0 holds NaN"),
     ),
     Break(
+        id="empty",
+        file="training_*.json",
+        change=[],
+        words=("training_K.json lists no poses", "unpack"),
+    ),
+    Break(
         id="not text",
         file="evaluation_K.json",
         change=lambda _: "\udcff\udcfe",
@@ -213,9 +219,9 @@ BREAKS = [
 
 @pytest.mark.parametrize("case", BREAKS, ids=[case.id for case in BREAKS])
 def test_a_broken_file_is_named(truth: FreihandTruth, case: Break) -> None:
-    path = truth.root / case.file
-    changed = edit(path.read_text(), case.change)
-    path.write_bytes(changed.encode("utf-8", "surrogateescape"))
+    for path in truth.root.glob(case.file):
+        changed = edit(path.read_text(), case.change)
+        path.write_bytes(changed.encode("utf-8", "surrogateescape"))
     with pytest.raises(SourceError) as error:
         open_source(truth.root, None)
     for word in ("freihand:", *case.words):

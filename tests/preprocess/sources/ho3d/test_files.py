@@ -16,7 +16,7 @@ from preprocess.records import SourceError
 from preprocess.sources.ho3d.pictures import read_picture
 from preprocess.sources.ho3d.source import open_source
 from tests.pipeline.pickles.pickle_words import python2_dumps
-from tests.preprocess.datasets import write_mano
+from tests.preprocess.datasets import png_of_claimed_size, write_mano
 from tests.preprocess.sources.ho3d.tree import SIZE_HW, Ho3dTruth, rewrite, write_ho3d
 
 YCB = {"021_bleach_cleanser": 11, "003_cracker_box": 1, "019_pitcher_base": 10}
@@ -153,6 +153,7 @@ def test_all_problems_of_a_file_are_in_one_sentence(tree: Ho3dTruth) -> None:
             "lists 1 frames more than once (first: ABF10/0000)",
         ),
         (b"\xff\xfe\x00", "cannot read"),
+        ("\n \n", "lists no frames"),
     ],
 )
 def test_bad_lists_are_refused(tree: Ho3dTruth, text: str | bytes, found: str) -> None:
@@ -350,8 +351,15 @@ def test_missing_pictures_are_none_and_segmentation_needs_no_depth(tree: Ho3dTru
 @pytest.mark.parametrize(
     ("kind", "picture", "found"),
     [
-        ("depth", b"", "is damaged"),
-        ("depth", b"no picture", "is damaged"),
+        ("depth", b"", "is empty"),
+        ("depth", b"no picture", "starts with 6e 6f"),
+        pytest.param(
+            "depth",
+            png_of_claimed_size(65_000, 65_000),
+            "claims 65000 x 65000 pixels",
+            id="gigabytes",
+        ),
+        pytest.param("depth", png_of_claimed_size(5000, 48), "claims 5000 x 48 pixels", id="wide"),
         ("depth", np.zeros(SIZE_HW, np.uint16), "is uint16 of shape (48, 64)"),
         ("seg", np.full((12, 16, 3), (0, 0, 255), np.uint8), "(first: 255, 0, 0)"),
         ("seg", np.full((12, 16, 3), 255, np.uint8), "(first: 255, 255, 255)"),

@@ -108,6 +108,26 @@ def test_the_official_box_serves_a_single_hand_without_joints(tmp_path: Path) ->
                 assert np.isnan(boxes[slot]).all()
 
 
+@pytest.mark.parametrize(
+    "box",
+    [[10, 8, -30, 20], [10, 8, 30, -20], [10, 8, 0, 20], [math.nan, 8, 30, 20], [10, 8, 1e300, 1]],
+)
+def test_a_box_without_area_is_counted_and_not_believed(tmp_path: Path, box: list[float]) -> None:
+    tables = write_interhand(tmp_path, splits=("train",))["train"]
+    for annotation in tables["data"]["annotations"]:
+        annotation["joint_valid"] = [[0]] * 42
+    number = next(
+        i for i, a in enumerate(tables["data"]["annotations"]) if a["hand_type"] == "left"
+    )
+    image_id = tables["data"]["annotations"][number]["image_id"]
+    tables["data"]["annotations"][number]["bbox"] = box
+    interhand_file(tmp_path, "train", "data").write_text(json.dumps(tables["data"]))
+    source = open_source(tmp_path, None)
+    row = [image["id"] for image in tables["data"]["images"]].index(image_id)
+    assert np.isnan(labels_at(source, row).bbox_xyxy).all()
+    assert source.notes == {"images_with_an_unusable_box": 1}
+
+
 def test_mano_in_the_camera_equals_vertices_moved_to_the_camera(tmp_path: Path) -> None:
     sides = write_mano(tmp_path / "mano")  # left file unfixed on disk, fixed in ``sides``
     tables = write_interhand(tmp_path / "ih", splits=("test",), mano=sides)["test"]
@@ -196,6 +216,34 @@ def short_joints(table: dict[str, Any]) -> None:
     table["3"]["80"]["world_coord"].pop()
 
 
+def same_id(table: dict[str, Any]) -> None:
+    table["images"][5]["id"] = table["images"][2]["id"]
+
+
+def same_file(table: dict[str, Any]) -> None:
+    table["images"][5]["file_name"] = table["images"][2]["file_name"]
+
+
+def two_annotations(table: dict[str, Any]) -> None:
+    table["annotations"].append(table["annotations"][0])
+
+
+def endless_frame(table: dict[str, Any]) -> None:
+    table["images"][5]["frame_idx"] = 10**12
+
+
+def infinite_id(table: dict[str, Any]) -> None:
+    table["images"][5]["id"] = math.inf
+
+
+def no_images(table: dict[str, Any]) -> None:
+    table["images"] = []
+
+
+def endless_joint(table: dict[str, Any]) -> None:
+    table["3"]["80"]["world_coord"][0][0] = 10**400
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
@@ -206,11 +254,18 @@ def short_joints(table: dict[str, Any]) -> None:
         ),
         ("data", drop_key, ("1 lack an official key", "number 5")),
         ("data", bad_hand_type, ("1 have no complete annotation",)),
+        ("data", same_id, ("1 have an id or a file that another has", "cam400002")),
+        ("data", same_file, ("1 have an id or a file that another has",)),
+        ("data", two_annotations, ("12 images (13 annotations)", "1 have several annotations")),
+        ("data", endless_frame, ("1 lack an official key", "number 5")),
+        ("data", infinite_id, ("1 lack an official key", "number 5")),
+        ("data", no_images, ("lists no images", "without this split")),
         ("data", dict.clear, ("no lists 'images' and 'annotations'",)),
         ("camera", drop_camera, ("3 have no entry in camera.json", "cam400012")),
         ("camera", drop_focal, ("1 of 4 entries", "[3][400012]")),
         ("camera", bad_rotation, ("1 of 4 entries", "[0][400002]", "official shape")),
         ("joint_3d", drop_frame, ("2 have no entry in joint_3d.json", "image90.jpg")),
+        ("joint_3d", endless_joint, ("1 of 6 entries", "[3][80]")),
         ("joint_3d", short_joints, ("1 of 6 entries", "[3][80]")),
     ],
     ids=lambda value: getattr(value, "__name__", None),
