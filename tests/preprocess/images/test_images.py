@@ -339,7 +339,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     images = shard_images("toy", tmp_path, names, np.zeros(3, np.int64), 0, PASSTHROUGH, None)
     assert [bad.flag for bad in images.bad] == ["image_missing"] * 3
-    assert {bad.reason for bad in images.bad} == {"is not a regular file"}
+    assert {bad.reason for bad in images.bad} == {"is no regular file"}
 
 
 @pytest.mark.parametrize(
