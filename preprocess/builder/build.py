@@ -37,6 +37,7 @@ from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
+from preprocess.images.ends import refuse_cut_images
 from preprocess.labels.quality import flag_counts
 from preprocess.records import DatasetSource, SourceError
 from preprocess.sources.registry import check_dataset, open_source
@@ -87,6 +88,7 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
     plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
         _refuse_missing_images(source, plan)
+        refuse_cut_images(source.dataset, source.root, plan.image, tasks.work, console)
     with contextlib.ExitStack() as lock:
         results = _prepare(tasks, console, lock)
         shards_start = time.monotonic()
