@@ -71,24 +71,25 @@ def check_ends(root: Path, images: Sequence[str], work: ImageWork, *, budget_s: 
     chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
     stop = time.monotonic() + budget_s
 
-    def look(rows: np.ndarray) -> tuple[int, list[int]]:
-        bad: list[int] = []
+    def look(rows: np.ndarray) -> tuple[int, list[tuple[int, str]]]:
+        bad: list[tuple[int, str]] = []
         for done, row in enumerate(rows.tolist()):
             if time.monotonic() > stop:
                 return done, bad
             path = f"{root}/{images[row]}"
-            if not _is_whole(path, may_be_png=work.recode) and _problem(Path(path), work):
-                bad.append(row)
+            if _is_whole(path, may_be_png=work.recode):
+                continue
+            if problem := _problem(Path(path), work):
+                bad.append((row, problem.reason))
         return len(rows), bad
 
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(pool.map(look, chunks))
-    bad = [
-        (images[row], problem.reason)
-        for row in sorted(row for _, rows in looked for row in rows)
-        if (problem := _problem(root / images[row], work))
-    ]
-    return Ends(num_checked=sum(done for done, _ in looked), bad=bad)
+    bad = sorted(problem for _, problems in looked for problem in problems)
+    return Ends(
+        num_checked=sum(done for done, _ in looked),
+        bad=[(images[row], reason) for row, reason in bad],
+    )
 
 
 def _is_whole(path: str, *, may_be_png: bool) -> bool:
