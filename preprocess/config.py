@@ -76,9 +76,9 @@ class ImageConfig:
     quality: int = 95
     """recode: JPEG quality, 1..100."""
     check: ImageCheck = ImageCheck.decode
-    """passthrough: decode each file to find damaged pixels and images of one colour (decode), or
-    only look at its header and for holes of zeros (header): several times as many images per
-    second where disks are fast. Other encodings decode anyway."""
+    """passthrough: decode each file to find damaged pixels and images of one colour (decode, 0.1 to
+    0.8 ms of one core a file), or only look at its header and for holes of zeros (header). recode
+    decodes anyway."""
     limit_side_px: int = 16_384
     """Longest side of an image file, pixels; a larger one counts as damaged and is not decoded."""
     limit_megapixels: float = 200.0

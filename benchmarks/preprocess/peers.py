@@ -21,6 +21,7 @@ from preprocess.records import Lens
 
 QUALITY: Final = 95
 PASSED: Final = ImageWork(recode=False, baseline=False, decode=False)
+CHECKED: Final = ImageWork(recode=False, baseline=False)
 BASELINE: Final = ImageWork(recode=False, baseline=True, decode=False)
 RECODED: Final = ImageWork(recode=True, baseline=False, quality=QUALITY)
 TURBO: Final = "PyTurboJPEG"

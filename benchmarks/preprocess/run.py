@@ -6,7 +6,8 @@ Files of 640 x 480 and about 85 KB, for ARCTIC of 5.6 megapixels and 0.5 to 0.9 
 cache. Five questions:
 
 - ``passthrough``: files into the shards of a store, headers and crc32c checked, beside one output
-  file per shard with the same fsync, and beside ``shutil.copyfile`` of every file without one.
+  file per shard with the same fsync, and beside ``shutil.copyfile`` of every file without one; and
+  with every file decoded, as a build does by default, to find damaged ones.
 - ``recode``: read, decode, crop to a region, encode at quality 95, beside the bare loop of the same
   calls in the fastest of simplejpeg, OpenCV and PyTurboJPEG (where it and its library are there).
 - ``recode, ARCTIC still`` and ``recode, ARCTIC head``: frames of 2000 x 2800 and 2800 x 2000,
@@ -51,6 +52,7 @@ from benchmarks.harness import (
 from benchmarks.preprocess.files import arctic_files, encode, pictures, with_comment, write_files
 from benchmarks.preprocess.peers import (
     BASELINE,
+    CHECKED,
     LOOPS,
     PASSED,
     RECODED,
@@ -67,8 +69,10 @@ from pipeline.app.files import emptied
 from pipeline.app.words import say
 from pipeline.store.shard import num_shards, rows_of_shard, shard_path
 from pipeline.store.writer import write_image_shard
+from preprocess.images.images import ImageWork
 
 OURS: Final = "shard_images"
+DECODED: Final = "shard_images, image.check=decode"
 JPEGLIB: Final = "jpeglib, as documented"
 ONE_READ: Final = "jpeglib, one read, unchecked"
 COPY: Final = "read, one file per shard, fsync"
@@ -201,9 +205,9 @@ def passthrough(config: PreprocessBenchConfig, files: Files, folder: Path) -> Ra
     parts = [files.part(rows.start, rows.stop) for rows in shards]
     copies.mkdir()
 
-    def to_store() -> None:
+    def to_store(work: ImageWork = PASSED) -> None:
         for shard, part in enumerate(parts):
-            write_image_shard(store, shard, ours(part, PASSED).payloads, attributes)
+            write_image_shard(store, shard, ours(part, work).payloads, attributes)
 
     def to_plain() -> None:
         for shard, part in enumerate(parts):
@@ -225,6 +229,7 @@ def passthrough(config: PreprocessBenchConfig, files: Files, folder: Path) -> Ra
             raise RuntimeError(f"shard {shard} of {store} does not hold the bytes of its files")
     variants: dict[str, Callable[[], object]] = {
         OURS: to_store,
+        DECODED: lambda: to_store(CHECKED),
         COPY: to_plain,
         "shutil.copyfile": to_copies,
     }

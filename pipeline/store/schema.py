@@ -240,7 +240,7 @@ FLAGS: Final = {
 
 FLAG_MEANINGS: Final = {
     "image_missing": "The image file is not there, is empty or cannot be read.",
-    "image_truncated": "The image file is truncated.",
+    "image_truncated": "The image file is truncated, or its coded pixels end early.",
     "image_not_jpeg": "The image file has no format that the store can keep.",
     "no_label": "No joint of either hand is annotated.",
     "no_mano": "A hand has joints but no MANO parameters.",

@@ -37,6 +37,7 @@ from preprocess.builder.report.text import BuildReport, report_text
 from preprocess.builder.shard import ShardResult
 from preprocess.builder.tasks import Tasks, load_mano_of, make_tasks
 from preprocess.config import BuildConfig, OnBadImage
+from preprocess.images.ends import refuse_cut_images
 from preprocess.labels.quality import flag_counts
 from preprocess.records import DatasetSource, SourceError
 from preprocess.sources.registry import check_dataset, open_source
@@ -101,6 +102,7 @@ def _build(config: BuildConfig, out: Path, console: Console) -> BuildReport:
     plan = tasks.plan
     if config.on_bad_image is OnBadImage.error:
         _refuse_missing_images(source, plan)
+        refuse_cut_images(source.dataset, source.root, plan.image, tasks.work, console)
     results = _prepare(tasks, console)
     shards_start = time.monotonic()
     done = already = sum(result.num_rows for result in results.values())

@@ -8,10 +8,10 @@ libjpeg warns about it and goes on, and OpenCV and Pillow hide the warning. Two 
 - Decoding, with warnings as errors. At an eighth of the size, which skips most of the inverse DCT,
   but still reads every Huffman code: half the time of a full decode.
 
-Of files with a hole of 512 zero bytes the decoder notices 90 to 100 %, of files cut anywhere and
-closed with an end-of-image marker all; with both checks the share of unnoticed holes is below 1 %
-in sequential JPEGs. A single flipped bit is noticed in one of five: the rest decodes to a few wrong
-blocks, and only a checksum of the dataset could tell.
+Tried on 300 files a kind: every cut closed with an end-of-image marker is found by decoding, every
+hole of 64 bytes or more in sequential files without, and in progressive ones 96 % of 512 bytes and
+all of 4096. Of flipped bits one in five is found: the others decode to a few wrong blocks, and only
+a checksum of the dataset could tell.
 """
 
 import re

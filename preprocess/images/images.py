@@ -22,9 +22,9 @@ from preprocess.images.header import (
     PNG_SIGNATURE,
     ImageProblem,
     JpegHeader,
+    PngHeader,
     SizeLimit,
     read_header,
-    read_jpeg_header,
 )
 from preprocess.records import Lens, SourceError
 
@@ -133,7 +133,7 @@ def shard_images(
     bad: list[BadImage] = []
     with _converter(work) as convert:
         for i, name in enumerate(names):
-            data = _read(root / name)
+            data = read_image_file(root / name)
             region = None if region_xyxy is None else region_xyxy[i]
             lens = None if lenses is None else lenses[i]
             image = convert(data, region, lens) if isinstance(data, bytes) else data
@@ -189,19 +189,26 @@ def _converter(work: ImageWork) -> Iterator[_Convert]:
         yield lambda data, *_: _passed_through(data, work)
 
 
-def _passed_through(data: bytes, work: ImageWork) -> _Stored | ImageProblem:
-    from preprocess.images.check import check_jpeg
-
-    if data.startswith(PNG_SIGNATURE):
+def header_of(data: bytes, work: ImageWork) -> JpegHeader | PngHeader | ImageProblem:
+    """Return the header of a file that the build can store, or the problem with it."""
+    if not work.recode and data.startswith(PNG_SIGNATURE):
         return ImageProblem(
             flag="image_not_jpeg",
             reason="is a PNG, which a store does not hold as it is; pass image.encoding=recode",
         )
-    header = read_jpeg_header(data)
+    header = read_header(data)
     if isinstance(header, ImageProblem):
         return header
-    if problem := work.limit.problem(header):
-        return problem
+    return work.limit.problem(header) or header
+
+
+def _passed_through(data: bytes, work: ImageWork) -> _Stored | ImageProblem:
+    from preprocess.images.check import check_jpeg
+
+    header = header_of(data, work)
+    if isinstance(header, ImageProblem):
+        return header
+    assert isinstance(header, JpegHeader)
     is_flat = check_jpeg(data, header, decode=work.decode)
     if isinstance(is_flat, ImageProblem):
         return is_flat
@@ -241,11 +248,9 @@ def _recoder(work: ImageWork) -> _Convert:
 
     def convert(data: bytes, region: _Region, lens: Lens | None) -> _Stored | ImageProblem:
         nonlocal buffer
-        header = read_header(data)
+        header = header_of(data, work)
         if isinstance(header, ImageProblem):
             return header
-        if problem := work.limit.problem(header):
-            return problem
         raw_size_hw = header.height, header.width
         window = crop_window(
             region,
@@ -280,7 +285,8 @@ def _recoder(work: ImageWork) -> _Convert:
     return convert
 
 
-def _read(path: Path) -> bytes | ImageProblem:
+def read_image_file(path: Path) -> bytes | ImageProblem:
+    """Return the bytes of a regular file of a reasonable size, or the problem with it."""
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""Decode depth maps and segmentation masks, which no build setting concerns."""
+"""Read depth maps and segmentation masks, which no build setting concerns."""
 
 from pathlib import Path
 from typing import Final
@@ -7,18 +7,22 @@ import cv2
 import numpy as np
 
 from preprocess.images.header import ImageProblem, SizeLimit, read_header
+from preprocess.images.images import read_image_file
 from preprocess.records import SourceError
 
 _LIMIT: Final = SizeLimit(side_px=4096, megapixels=16)
 """The datasets have 640 x 480 pixels; memory for 16 bits of four channels is 134 MB at most."""
 
 
-def decode_picture(dataset: str, path: Path, data: bytes) -> np.ndarray:
-    """Decode a PNG or JPEG with the depth and channels of the file.
+def read_label_picture(dataset: str, path: Path) -> np.ndarray:
+    """Read a PNG or JPEG with the depth and channels of the file.
 
     Raises:
-        SourceError: If it is neither, damaged, or too large to be such a picture.
+        SourceError: If it cannot be read, is neither, damaged, or too large to be such a picture.
     """
+    data = read_image_file(path)
+    if isinstance(data, ImageProblem):
+        raise SourceError(f"{dataset}: {path} {data.reason}; copy it again")
     header = read_header(data)
     if isinstance(header, ImageProblem):
         raise SourceError(f"{dataset}: {path} {header.reason}; copy it again")

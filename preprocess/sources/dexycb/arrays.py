@@ -77,14 +77,9 @@ def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
     Raises:
         SourceError: If the file cannot be read or has another type or size.
     """
-    from preprocess.images.label_picture import decode_picture  # imports cv2, which is slow
+    from preprocess.images.label_picture import read_label_picture  # imports cv2, which is slow
 
-    check_regular(NAME, path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"{NAME}: cannot read {path} ({error.strerror})") from error
-    image = decode_picture(NAME, path, data)
+    image = read_label_picture(NAME, path)
     if image.dtype != np.uint16 or image.shape != (HEIGHT, WIDTH):
         expected = f"a uint16 picture of {WIDTH} x {HEIGHT} pixels"
         refuse(path, [f"it is {image.dtype} of shape {image.shape}, expected {expected}"])

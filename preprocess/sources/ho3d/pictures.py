@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from preprocess.images.header import ImageProblem, SizeLimit, read_header
-from preprocess.images.label_picture import decode_picture
+from preprocess.images.label_picture import read_label_picture
 from preprocess.records import SourceError
 from preprocess.sources.ho3d.files import NAME, SUFFIXES
 
@@ -134,7 +134,7 @@ def _read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
     """Read an 8-bit colour image without its alpha channel; None if it does not exist."""
     if not path.is_file():
         return None
-    pixels = decode_picture(NAME, path, path.read_bytes())
+    pixels = read_label_picture(NAME, path)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise SourceError(
             f"{NAME}: {path} is {pixels.dtype} of shape {pixels.shape}, expected 8 bits and three "

@@ -363,6 +363,14 @@ def test_a_pipe_or_a_folder_with_the_name_of_an_image_is_a_missing_image(
     )
 
 
+def test_a_cut_image_ends_the_build_before_it_begins(truth: FreihandTruth) -> None:
+    old = file_hashes(build(config(truth), console=QUIET).path)
+    image_of(truth, 4).write_bytes(jpeg(1)[:-200])
+    with pytest.raises(SourceError, match=r"1 of 14 images are damaged .*on_bad_image=flag"):
+        build(config(truth, shard_rows=2, overwrite=True), console=QUIET)
+    assert file_hashes(Path(config(truth).out)) == old
+
+
 def test_a_black_image_is_flagged_and_kept(truth: FreihandTruth) -> None:
     black = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
     image_of(truth, 4).write_bytes(black)
@@ -393,8 +401,10 @@ def test_a_killed_worker_is_one_sentence(
 
     monkeypatch.setattr("preprocess.builder.build.open_source", open_fatal)
     monkeypatch.setattr("preprocess.builder.tasks.make_plan", plan_elsewhere)
+    # With on_bad_image=flag the process that plans opens no image.
+    flagged = config(truth, shard_rows=4, workers=2, on_bad_image=OnBadImage.flag)
     with pytest.raises(StoreError, match=r"worker died .* workers=1: finished shards are kept"):
-        build(config(truth, shard_rows=4, workers=2), console=QUIET)
+        build(flagged, console=QUIET)
 
 
 def test_an_image_that_changes_meanwhile_is_an_error(
@@ -434,7 +444,7 @@ def test_a_bad_source_does_not_cost_the_old_store(truth: FreihandTruth) -> None:
 def test_an_unfinished_store_is_rebuilt(truth: FreihandTruth) -> None:
     expected = build(config(truth, shard_rows=4), console=QUIET)
     hashes = file_hashes(expected.path)
-    image_of(truth, 4).write_bytes(jpeg(1)[:-200])
+    image_of(truth, 4).write_bytes(jpeg(1)[:-400] + b"\xff\xd9")  # found when it is decoded
     with pytest.raises(SourceError):
         build(config(truth, shard_rows=4, overwrite=True), console=QUIET)
     with pytest.raises(StoreError, match=r"is not finished; finish it with: python -m preprocess"):

@@ -286,8 +286,12 @@ def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> 
         assert str(depth) in str(error.value)
         assert words in str(error.value)
     depth.unlink()
-    with pytest.raises(SourceError, match=r"cannot read .*000000.png"):
+    with pytest.raises(SourceError, match=r"000000.png cannot be read \(No such file"):
         source.picture(tmp_path, image, "depth_mm")
+    os.mkfifo(depth)
+    with pytest.raises(SourceError, match=r"000000.png is not a regular file"):
+        source.picture(tmp_path, image, "depth_mm")
+    depth.unlink()
     depth.write_bytes(good)
     source.picture(tmp_path, image, "depth_mm")
     arrays = good_arrays()
