@@ -132,7 +132,7 @@ def without_turbo() -> str:
     try:
         importlib.import_module("turbojpeg").TurboJPEG()
     except (ImportError, OSError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return sentence(error)
     return ""
 
 

@@ -1,11 +1,32 @@
 """Console messages and "did you mean" hints."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_FIXES: Final = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check the permissions, or choose another folder",
+    errno.EPERM: "check the permissions, or choose another folder",
+    errno.EROFS: "that disk is read-only; choose another folder",
+    errno.ENOSPC: "free space on that disk, or choose another folder",
+    errno.EDQUOT: "your quota on that disk is used up; free space, or choose another folder",
+    errno.EISDIR: "expected a file, it is a folder",
+    errno.ENOTDIR: "expected a folder, part of the path is a file",
+    errno.EEXIST: "move it away, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "the machine has too many open files; close programs",
+    errno.EIO: "the disk reports damage; copy the file from elsewhere, or check the disk",
+    errno.ESTALE: "the network disk lost it; mount the disk again",
+    errno.ENOMEM: "free memory, or use fewer workers",
+}
+"""What to do about an error of the operating system."""
 
 
 def say(text: str, console: "Console | None" = None) -> None:
@@ -32,10 +53,17 @@ def printable(text: str) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """Return an error as one line: the first paragraph of its message."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename!r}"
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return an error as one line: its whole message; of the operating system's, the fix too."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return " ".join(str(error).split()) or type(error).__name__
+    names = [one for one in (error.filename, error.filename2) if one is not None]
+    where = f": {' -> '.join(map(_path, names))}" if names else ""
+    fix = _FIXES.get(error.errno or 0)
+    return f"{error.strerror}{where}" + (f"; {fix}" if fix else "")
+
+
+def _path(name: Any) -> str:
+    return repr(name if isinstance(name, str) else os.fsdecode(name))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

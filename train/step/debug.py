@@ -165,6 +165,6 @@ def gradient_of(loss: Tensor, model: nn.Module) -> tuple[list[Tensor], str]:
     except RuntimeError as error:  # of anomaly detection
         if "returned nan values" not in str(error):
             raise
-        return [], str(error).splitlines()[0].rstrip(".")
+        return [], sentence(error).rstrip(".")
     is_finite = all(bool(torch.isfinite(one).all()) for one in found)
     return list(found), "" if is_finite else "it overflows"
