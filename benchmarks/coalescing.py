@@ -62,22 +62,29 @@ def loads_layout(ttgir: str) -> Layout:
 
 def lanes_of(layout: Layout) -> NDArray[np.int64]:
     """Return the index in the flat tile of every lane (column) of every load instruction (row)."""
+    one = (1,) * len(layout.shape)
+    warp = _times(layout.size_per_thread, layout.threads_per_warp)
+    program = _times(warp, layout.warps_per_program)
+    repeats = tuple(max(1, n // m) for n, m in zip(layout.shape, program, strict=True))
     places = np.zeros((1, 1, len(layout.shape)), np.int64)
     places = _spread(places, layout.threads_per_warp, layout.size_per_thread, layout.order, axis=1)
-    warp = np.multiply(layout.size_per_thread, layout.threads_per_warp)
-    places = _spread(places, layout.size_per_thread, (1,) * len(warp), layout.order, axis=0)
+    places = _spread(places, layout.size_per_thread, one, layout.order, axis=0)
     places = _spread(places, layout.warps_per_program, warp, layout.order, axis=0)
-    program = warp * layout.warps_per_program
-    repeats = tuple(np.maximum(1, layout.shape // program).tolist())
     places = _spread(places, repeats, program, layout.order, axis=0)
-    places %= layout.shape
-    return np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), layout.shape)
+    flat = np.zeros(places.shape[:2], np.int64)
+    for dimension, side in enumerate(layout.shape):
+        flat = flat * side + places[..., dimension] % side
+    return flat
+
+
+def _times(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
 def _spread(
     places: NDArray[np.int64],
     counts: tuple[int, ...],
-    steps: tuple[int, ...] | NDArray[np.int64],
+    steps: tuple[int, ...],
     order: tuple[int, ...],
     axis: int,
 ) -> NDArray[np.int64]:
