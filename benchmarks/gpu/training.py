@@ -88,7 +88,7 @@ def training_by_dataloader(suite: Suite) -> None:
     from model.regressor.net import HandRegressor
     from pipeline.batch import blank_batch
 
-    num, workers = (4000, min(16, len(os.sched_getaffinity(0)))) if suite.on_gpu else (192, 1)
+    num, workers = (2000, min(16, len(os.sched_getaffinity(0)))) if suite.on_gpu else (192, 1)
     settings = LoaderBenchConfig(num=num, out=str(suite.out / "images"))
     source = source_of(make_images(settings), num, settings.seed, workers)
     epoch = CONTRACTS["train"]["DataLoader, cv2"].make(source)
@@ -97,7 +97,7 @@ def training_by_dataloader(suite: Suite) -> None:
     model = HandRegressor(config, input_px=224, mano=None).to(suite.device)
     optimizer = optimizer_of(model)
     seen, begin = 0, time.perf_counter()
-    for turn in range(3 if suite.on_gpu else 1):
+    for turn in range(5 if suite.on_gpu else 1):
         for image in epoch():
             batch: Any = blank_batch(image.to(suite.device, non_blocking=True), num_hands=1)
             train_on(suite, model, optimizer, batch)
