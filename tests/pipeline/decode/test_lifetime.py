@@ -131,20 +131,21 @@ def test_a_decoder_that_is_closed_waits_for_its_last_batch(
 
 
 def test_a_consumer_that_fails_does_too(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        pytest.raises(ZeroDivisionError),
-        closing(decoder(log, 6, monkeypatch)) as crops,
-    ):
-        for number, batch in enumerate(crops):
-            del batch
-            1 / (2 - number)
+    def read() -> None:
+        with closing(decoder(log, 6, monkeypatch)) as crops:
+            for number, batch in enumerate(crops):
+                del batch
+                if number == 2:
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        read()
     assert_waited_then_freed_then_released(log, 3)
 
 
 def test_a_decoder_that_fails_releases_all(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="cannot decode"):
-        for crops in decoder(log, 5, monkeypatch, fails=True):
-            del crops
+        deque(decoder(log, 5, monkeypatch, fails=True), maxlen=0)
     assert_waited_then_freed_then_released(log, 5)
 
 
