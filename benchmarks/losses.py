@@ -50,7 +50,6 @@ from train.losses.inputs import (
     RotationInputs,
 )
 
-BATCHES: Final = (64, 256, 512)
 OF_EAGER: Final = 8.0
 OF_COMPILE: Final = 1.5
 EAGER, COMPILED, TRITON, GRAPH = "eager", "torch.compile", "Triton", "Triton, CUDA graph"
@@ -107,7 +106,7 @@ def measure_losses(config: LossesBenchConfig, device: torch.device) -> tuple[lis
     """Return the rows of all batch sizes, and on a GPU the bars."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     rows, bars = [], []
-    for num in BATCHES:
+    for num in config.batches:
         inputs = [draw_inputs(num, seed, device) for seed in range(_NUM_INPUTS)]
         runs = variants(inputs[0], device, compiled=config.compiled)
         timed = {n: run for n, run in runs.items() if device.type == "cuda" or n != TRITON}

@@ -14,6 +14,7 @@ from pipeline.decode.codec import Pixels
 from pipeline.gather.params import GatherParams, InputFormat
 from pipeline.gather.select import gather
 from pipeline.host_pool import HostPool
+from pipeline.labels.outputs import copy_columns, empty_outputs
 from pipeline.labels.prepare import prepare, without_labels
 from pipeline.labels.table import LabelTable, hide_group, hide_labels
 from pipeline.view import Table, ViewTable, concatenated, map_table, samples_at, split
@@ -79,6 +80,8 @@ class Assembler:
         self._prepared: tuple[GatherParams, Batch] | None = None
         """Of every sample, without pixels; None where samples are augmented."""
         self._is_copy = False
+        self._out: tuple[GatherParams, Batch] | None = None
+        """Where batches are written; None = each to memory of its own."""
         if not augments:
             self._prepare_all()
 
@@ -128,6 +131,13 @@ class Assembler:
             )[1]
         return self._finished(plan, batch, batch.image)
 
+    def write_into(self, batch: Batch | None) -> None:
+        """Write further batches into the memory of this one; None = each into its own."""
+        self._out = None
+        if batch is not None:
+            shape, num_hands = tuple(batch.sample_id.shape), batch.is_right.shape[-1]
+            self._out = empty_outputs(shape, num_hands, self._device)[0], batch
+
     def batch(
         self, plan: BatchPlan, pixels: Pixels, where: Int64[Tensor, "*b"] | None, draw: int | None
     ) -> Batch:
@@ -139,6 +149,15 @@ class Assembler:
             where: Rows of ``pixels``; None = all of them in order, which nobody else uses.
             draw: Number that the augmentation depends on; None = none.
         """
+        if self._out is None:
+            return self._made(plan, pixels, where, draw)
+        made, place = self._made(plan, pixels, where, draw), self._out[1]
+        copy_columns(made.tensors(), place.tensors())
+        return place
+
+    def _made(
+        self, plan: BatchPlan, pixels: Pixels, where: Int64[Tensor, "*b"] | None, draw: int | None
+    ) -> Batch:
         params, batch = plan.params, plan.batch
         if batch is not None and params is None:
             assert pixels.rgb is not None
@@ -146,20 +165,28 @@ class Assembler:
         if batch is None or params is None:
             number = None if draw is None else torch.full((), draw, device=self._device)
             params, batch = prepare(
-                self._view, self._labels, plan.place, number, self._config, is_real=plan.is_real
+                self._view,
+                self._labels,
+                plan.place,
+                number,
+                self._config,
+                is_real=plan.is_real,
+                out=self._out,
             )
         shape, size = plan.place.shape, self._config.input_px
         if where is None:
             where = torch.arange(shape.numel(), device=self._device).view(shape)
-        if self._format.channels_last:
+        if self._out is not None:
+            out = self._out[1].image
+        elif self._format.channels_last:
             out = self._empty(*shape, size, size, 3).movedim(-1, -3)
         else:
             out = self._empty(*shape, 3, size, size)
         return self._finished(plan, batch, gather(pixels, where, params, self._format, out=out))
 
     def change(self, config: PipelineConfig, *, augments: bool) -> None:
-        """Go on with another seed or augmentation."""
-        self._config = config
+        """Go on with another batch size, seed or augmentation."""
+        self._config, self._out = config, None
         self._is_copy, self._prepared = False, None
         if not augments:
             self._prepare_all()
@@ -186,7 +213,10 @@ class Assembler:
         self, rgb: UInt8[Tensor, "n c c 3"], where: Int64[Tensor, "*b"] | None, shape: torch.Size
     ) -> UInt8[Tensor, "*b 3 c c"]:
         if where is not None:
-            out = self._empty(shape.numel(), *rgb.shape[1:])
+            if self._out is not None:
+                out = self._out[1].image.movedim(-3, -1).view(-1, *rgb.shape[1:])
+            else:
+                out = self._empty(shape.numel(), *rgb.shape[1:])
             rgb = torch.index_select(rgb, 0, where.flatten(), out=out)
         return rgb.view(shape + rgb.shape[1:]).movedim(-1, -3)
 

@@ -254,6 +254,26 @@ class Loader:
         if (self._epoch, self._step) != (0, 0):
             self._epoch, self._step = self._epoch + bool(self._step), 0
 
+    def write_into(self, batch: Batch | None) -> None:
+        """Write further batches into the memory of this one, as a captured step reads it there.
+
+        Each then overwrites the one before it. Ends with None, and with a ``change`` of the
+        batches.
+
+        Args:
+            batch: One of this loader's, dense, with its own shapes; None = each gets memory of its
+                own.
+
+        Raises:
+            ValueError: If batches are made ahead of the one in use.
+        """
+        if batch is not None and self.config.read_ahead and self.device.type == "cpu":
+            raise ValueError(
+                "batches cannot share memory while others are made ahead in a thread; use "
+                "read_ahead=0"
+            )
+        self._assembler.write_into(batch)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the loader: the next batch is ``step`` of ``epoch``."""
         return {

@@ -15,7 +15,7 @@ JOINED = ["from pipeline.app.siblings import join_model", "join_model()"]
 # package -> what it may import of ours, longest prefix decides
 ALLOWED = {
     "model": ("model",),
-    "pipeline": ("pipeline", "model.fields", "model.geometry", "model.hand"),
+    "pipeline": ("pipeline", "model.fields", "model.geometry", "model.hand", "model.records"),
     "preprocess": (
         "preprocess",
         "pipeline.store",
@@ -26,6 +26,7 @@ ALLOWED = {
         "model.fields",
         "model.geometry",
         "model.hand",
+        "model.records",
         "model.mano.files",
         "model.mano.convert",
         "model.draw",

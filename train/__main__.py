@@ -31,6 +31,12 @@ COMMANDS = (
         summary="predict the hands of images or a video of your own",
     ),
     Command(
+        name="export",
+        module="train.export.export",
+        config="train.config:ExportConfig",
+        summary="write a trained network as one ONNX, torch.export or TorchScript file",
+    ),
+    Command(
         name="doctor",
         module="train.doctor.doctor",
         config="train.doctor.config:DoctorConfig",

@@ -459,3 +459,35 @@ class PredictConfig:
                 f"boxes={self.boxes!r} says the side of every hand: leave out side, got "
                 f"{self.side.name}"
             )
+
+
+class ExportFormat(Enum):
+    """What runs an exported file."""
+
+    onnx = "onnx"
+    """onnxruntime and its kin; needs the extra ``export``."""
+    pt2 = "pt2"
+    """torch.export.load, ahead-of-time compilers of torch."""
+    torchscript = "torchscript"
+    """torch.jit.load; deprecated by torch, for programs that know nothing else."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """Write a trained network as one file for programs without this package."""
+
+    run: str = "???"
+    """Folder of a run made by train run, or a folder of weights."""
+    format: ExportFormat = ExportFormat.onnx
+    """onnx, pt2 (torch.export) or torchscript."""
+    out: str | None = None
+    """File to write, .onnx, .pt2 or .ts; its description is written beside it as .json. null takes
+    RUN/export/model.<ending>."""
+    joint_set: str | None = None
+    """What the 21 joints mean, for example smplx or freihand; null = as in training."""
+    mano: str | None = None
+    """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null takes the run's, else HANDLOOM_MANO."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)

@@ -128,7 +128,7 @@ def step_of(
     """Return how the run takes its steps."""
     if run.config.debug:
         return DebugStep(run.folder, run.loader)
-    return GraphedStep() if run.config.graph and state.clock.is_cuda else train_step
+    return GraphedStep(run.loader) if run.config.graph and state.clock.is_cuda else train_step
 
 
 def validate(state: TrainState, run: Run) -> Score:

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from benchmarks.gpu.suite import CannotRun, Suite, measured
-from benchmarks.store import FRAME_HW
+from benchmarks.gpu.suite import Suite, measured
+from benchmarks.store import FRAME_HW, build_store, synthetic_jpegs
 from pipeline.batch import Batch
 from pipeline.config import (
     AugmentConfig,
@@ -26,17 +28,23 @@ IMAGES_OF_A_LARGE_SET: Final = 400_000
 """Number of 256 px frames of a large hand-object dataset that must fit."""
 
 
-def config_of(suite: Suite, codec: CacheCodec = CacheCodec.rgb) -> PipelineConfig:
-    """Return the loader of the suite's store, as training uses it.
-
-    Raises:
-        CannotRun: If there is no store.
-    """
+def synthetic_store(suite: Suite) -> Path:
+    """Return the store of 640x480 frames, built at its first use."""
     if suite.store is None:
-        raise CannotRun("the synthetic store was not built")
+        begin, path = time.perf_counter(), suite.out / "store.zarr"
+        jpegs = synthetic_jpegs(suite.num, seed=0)
+        build_store(path, jpegs)
+        seconds = time.perf_counter() - begin
+        suite.note("synthetic store", "build", "s", seconds, num=len(jpegs))
+        suite.store = path
+    return suite.store
+
+
+def config_of(suite: Suite, codec: CacheCodec = CacheCodec.rgb) -> PipelineConfig:
+    """Return the loader of the suite's store, as training uses it."""
     batch, cache_px, input_px = (256, 256, 224) if suite.on_gpu else (16, 64, 56)
     return PipelineConfig(
-        store=str(suite.store),
+        store=str(synthetic_store(suite)),
         split="all",
         batch_size=batch,
         input_px=input_px,
@@ -49,20 +57,23 @@ def config_of(suite: Suite, codec: CacheCodec = CacheCodec.rgb) -> PipelineConfi
 
 
 def fill_and_stream(suite: Suite) -> None:
-    """Measure the cache fill by hardware decoder load, against a bare decode; then streaming."""
+    """Measure the cache fill by load and batch size, against a bare decode; then streaming."""
     from pipeline.loader import Loader
 
-    loads = (0.0, 0.5, 0.65, 0.8, 1.0) if suite.on_gpu else (0.65,)
-    for load in loads:
+    loads, sizes = ((0.65, 0.9, 0.0), (64, 128, 256)) if suite.on_gpu else ((0.65,), (64,))
+    for size, load in itertools.product(sizes, loads):
         config = config_of(suite)
-        cache = dataclasses.replace(config.cache, hw_decoder_load=load)
+        cache = dataclasses.replace(config.cache, hw_decoder_load=load, decode_batch=size)
         with Loader(dataclasses.replace(config, cache=cache), device=suite.device) as loader:
             held = loader.resident
             assert held is not None
             rate = held.num_images / held.seconds
-            suite.note("fill", "decode to cache", "images/s", rate, load=load)
-    bare = bare_decode_rate(suite)
-    suite.note("bare DALI decode of the store", "decode", "images/s", bare)
+            suite.note("fill", "decode to cache", "images/s", rate, load=load, batch=size)
+    bare = 0.0
+    for size in sizes:
+        rate = bare_decode_rate(suite, size)
+        suite.note("bare DALI decode of the store", "decode", "images/s", rate, batch=size)
+        bare = max(bare, rate)
     best = max(row.p50 for row in suite.rows if row.variant == "fill")
     suite.note("fill", "of a bare decode", "%", 100 * best / bare)
 
@@ -80,23 +91,21 @@ def fill_and_stream(suite: Suite) -> None:
     suite.note("stream", "of a bare decode", "%", 100 * rate / bare)
 
 
-def bare_decode_rate(suite: Suite) -> float:
+def bare_decode_rate(suite: Suite, batch: int) -> float:
     """Return the images per second of DALI alone on the store's JPEGs, once through."""
     from nvidia.dali import Pipeline, fn, types
 
     from pipeline.store.reader import open_store
 
-    assert suite.store is not None
-    store = open_store(suite.store)
+    store = open_store(synthetic_store(suite))
     jpegs = [jpeg for _, jpeg in store.scan(range(store.num_rows))]
-    cache = CacheConfig()
-    batches = [jpegs[i : i + cache.decode_batch] for i in range(0, len(jpegs), cache.decode_batch)]
+    batches = [jpegs[i : i + batch] for i in range(0, len(jpegs), batch)]
     hints: dict[str, Any] = {}
     if suite.on_gpu:
         height, width = FRAME_HW
         hints = {"preallocate_height_hint": height, "preallocate_width_hint": width}
     pipe = Pipeline(
-        batch_size=cache.decode_batch,
+        batch_size=batch,
         num_threads=len(os.sched_getaffinity(0)),
         device_id=0 if suite.on_gpu else None,
         prefetch_queue_depth=2,

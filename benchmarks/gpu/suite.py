@@ -1,6 +1,7 @@
 """Shared state of the GPU suite's sections: device, remaining time, rows."""
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -22,12 +23,18 @@ from benchmarks.harness import (
 )
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-RESERVE_S: Final = 15.0
-"""Time reserved for writing the results, seconds."""
+RESERVE_S: Final = 10.0
+"""No section starts with less time left, seconds."""
+MARGIN_S: Final = 3.0
+"""A process that a section starts ends so long before the section's limit, seconds."""
 
 
 class CannotRun(Exception):  # noqa: N818 - not an error: a reason
     """A section does not apply to this machine; the message is the reason."""
+
+
+class TimeUp(BaseException):
+    """The running section's time is over; no ``except Exception`` on the way stops it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,7 +44,9 @@ class Suite:
     config: GpuSuiteConfig
     out: Path
     device: torch.device
-    deadline: float
+    clock: Callable[[], float] = time.perf_counter
+    deadline: float = math.inf
+    section_deadline: float = math.inf
     rows: list[Row] = field(default_factory=list)
     store: Path | None = None
 
@@ -52,8 +61,8 @@ class Suite:
         return self.config.num if self.on_gpu else 64
 
     def left(self) -> float:
-        """Seconds until the limit."""
-        return self.deadline - time.perf_counter()
+        """Seconds until the limit of the suite or of the running section."""
+        return min(self.deadline, self.section_deadline) - self.clock()
 
     def note(
         self, variant: str, metric: str, unit: str, value: Measurement | float, **params: object
@@ -65,6 +74,18 @@ class Suite:
         row = record("gpu", variant, metric, unit, value, params=params, config=config)
         append_rows(self.out / "gpu.jsonl", [row])  # immediately: rows survive a kill
         self.rows.append(row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One independent part of the suite."""
+
+    name: str
+    run: Callable[[Suite], None]
+    expected_s: float
+    """Estimated seconds on an H200 with cold caches."""
+    cap_s: float
+    """Seconds after which it is stopped; rows written until then stay."""
 
 
 def run_python(
@@ -83,7 +104,7 @@ def run_python(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=max(5.0, suite.left() - RESERVE_S),
+            timeout=max(5.0, suite.left() - MARGIN_S),
             check=False,
         )
     except subprocess.TimeoutExpired as error:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu.suite import CannotRun, Suite
+from benchmarks.gpu.suite import Suite
 
 RECIPES: Final = {
     "freihand_resnet50": ("freihand", "train"),
@@ -15,6 +15,12 @@ RECIPES: Final = {
     "arctic_baseline": ("arctic", "p1_train"),
 }
 """Dataset and split of each experiment config."""
+KINDS: Final = {
+    "loop": (),
+    "probe": ("probe=true",),
+    "graph": ("graph=true", "compile=false"),
+}
+"""Options of the kinds of run: the real loop, one cached batch again and again, a CUDA graph."""
 SAMPLE_IMAGES: Final = {"freihand": (8, 600), "arctic": (54, 2400)}
 """Values on a CPU and on a GPU."""
 METERS: Final = {
@@ -32,44 +38,44 @@ METERS: Final = {
 }
 
 
-def training_runs(suite: Suite) -> None:
-    """Train the published experiments on sample data: real loop, one cached batch, CUDA graph."""
+def training_run(suite: Suite, recipe: str, kind: str) -> None:
+    """Train a published experiment on sample data and note the meters of its last log line."""
     from pipeline.app.cli import compose
     from pipeline.app.files import emptied
     from train.config import RunConfig
     from train.run import main as run
 
+    dataset, split = RECIPES[recipe]
+    store, mano = sample_store(suite, dataset)
     steps, log_every = (120, 20) if suite.on_gpu else (4, 2)
-    for recipe, (dataset, split) in RECIPES.items():
-        store, mano = sample_store(suite, dataset)
-        rates = {}
-        for kind, more in (
-            ("loop", []),
-            ("probe", ["probe=true"]),
-            ("loop, graph", ["graph=true", "compile=false"]),
-        ):
-            if suite.left() < 60 and suite.on_gpu:
-                raise CannotRun(f"no time left for {recipe}, {kind}")
-            folder = suite.out / f"run-{recipe}-{kind.replace(', ', '-')}"
-            emptied(folder, "run_dir")
-            words = [
-                *(f"experiment={recipe}", f"store={store}", f"mano={mano}", f"run_dir={folder}"),
-                *("stages.head.epochs=0", f"stages.head.steps={log_every}"),
-                *("stages.all.epochs=0", f"stages.all.steps={steps}"),
-                *(f"log_every={log_every}", f"split={split}"),
-                *("model.pretrained=false", "validation.split=null", "pictures_every=100000"),
-                *("checkpoint_every=100000", *more, *([] if suite.on_gpu else SMALL)),
-            ]
-            said = (suite.out / f"{folder.name}.txt").open("w")
-            with said, contextlib.redirect_stdout(said):
-                run(compose(RunConfig, words))
-            last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-            for name, unit in METERS.items():
-                if (value := last.get(f"meter/{name}")) is not None:
-                    suite.note(f"{recipe}, {kind}", name, unit, float(value))
-            rates[kind] = last["meter/samples_per_s"]
-        share = 100 * rates["loop"] / rates["probe"]
+    folder = suite.out / f"run-{recipe}-{kind}"
+    emptied(folder, "run_dir")
+    words = [
+        *(f"experiment={recipe}", f"store={store}", f"mano={mano}", f"run_dir={folder}"),
+        *("stages.head.epochs=0", f"stages.head.steps={log_every}"),
+        *("stages.all.epochs=0", f"stages.all.steps={steps}"),
+        *(f"log_every={log_every}", f"split={split}"),
+        *("model.pretrained=false", "validation.split=null", "pictures_every=100000"),
+        *("checkpoint_every=100000", *KINDS[kind], *([] if suite.on_gpu else SMALL)),
+    ]
+    said = (suite.out / f"{folder.name}.txt").open("w")
+    with said, contextlib.redirect_stdout(said):
+        run(compose(RunConfig, words))
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    for name, unit in METERS.items():
+        if (value := last.get(f"meter/{name}")) is not None:
+            suite.note(f"{recipe}, {kind}", name, unit, float(value))
+    rates = {row.variant: row.p50 for row in suite.rows if row.metric == "samples_per_s"}
+    loop, ceiling = (rates.get(f"{recipe}, {other}") for other in ("loop", "probe"))
+    if loop and ceiling and kind in ("loop", "probe"):
+        share = 100 * loop / ceiling
         suite.note(f"{recipe}, loop", "of the cached batch's ceiling", "%", share)
+
+
+def sample_stores(suite: Suite) -> None:
+    """Build the stores of the sample datasets, unless they are there."""
+    for dataset in SAMPLE_IMAGES:
+        sample_store(suite, dataset)
 
 
 def training_by_dataloader(suite: Suite) -> None:
@@ -82,7 +88,7 @@ def training_by_dataloader(suite: Suite) -> None:
     from model.regressor.net import HandRegressor
     from pipeline.batch import blank_batch
 
-    num, workers = (4000, min(16, len(os.sched_getaffinity(0)))) if suite.on_gpu else (192, 1)
+    num, workers = (2000, min(16, len(os.sched_getaffinity(0)))) if suite.on_gpu else (192, 1)
     settings = LoaderBenchConfig(num=num, out=str(suite.out / "images"))
     source = source_of(make_images(settings), num, settings.seed, workers)
     epoch = CONTRACTS["train"]["DataLoader, cv2"].make(source)
@@ -91,7 +97,7 @@ def training_by_dataloader(suite: Suite) -> None:
     model = HandRegressor(config, input_px=224, mano=None).to(suite.device)
     optimizer = optimizer_of(model)
     seen, begin = 0, time.perf_counter()
-    for turn in range(3 if suite.on_gpu else 1):
+    for turn in range(5 if suite.on_gpu else 1):
         for image in epoch():
             batch: Any = blank_batch(image.to(suite.device, non_blocking=True), num_hands=1)
             train_on(suite, model, optimizer, batch)
@@ -120,9 +126,11 @@ def sample_store(suite: Suite, dataset: str) -> tuple[Path, Path]:
     from preprocess.config import BuildConfig, OnBadImage
     from preprocess.sample.generate import write_sample
 
-    root, store = suite.out / dataset, suite.out / f"{dataset}.zarr"
-    if not store.exists():
-        summary = write_sample(dataset, root, SAMPLE_IMAGES[dataset][suite.on_gpu], 5)
+    full = suite.on_gpu or suite.config.stores is not None
+    folder = Path(suite.config.stores or suite.out)
+    root, store = folder / dataset, folder / f"{dataset}.zarr"
+    if not (root / "built").exists():
+        summary = write_sample(dataset, root, SAMPLE_IMAGES[dataset][full], 5)
         build(
             BuildConfig(
                 dataset=dataset,
@@ -132,4 +140,5 @@ def sample_store(suite: Suite, dataset: str) -> tuple[Path, Path]:
                 on_bad_image=OnBadImage.flag,
             )
         )
+        (root / "built").touch()
     return store, root / "mano"

@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.app.words import sentence
 from preprocess.images.images import ImageWork, ShardImages, shard_images
 from preprocess.images.recode import Window
 from preprocess.records import Lens

@@ -1,8 +1,8 @@
 """Images that do not decode: which one it is, and whether the run goes on without it."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -39,22 +39,45 @@ def skip_or_raise(what: str, config: CacheConfig, error: Exception) -> None:
 
 
 def first_undecodable(
-    images: Iterable[Iterator[EncodedBatch]],
+    num: int,
+    batches: Callable[[int, int], Iterator[EncodedBatch]],
     config: CacheConfig,
     num_crops: int,
     device: torch.device,
 ) -> int | None:
-    """Return which of some images, a batch each, is the first that does not decode."""
-    for i, one in enumerate(images):
-        try:
-            for _ in decode_crops(
-                one,
-                replace(config, decode_threads=1),
-                num_crops=num_crops,
-                batch_size=1,
-                device=device,
-            ):
-                pass
-        except RuntimeError:
-            return i
-    return None
+    """Return which of ``num`` images is the first that does not decode; None = all do.
+
+    They are tried by halves: a GPU's decoder takes most of a second to build.
+
+    Args:
+        num: Images to try.
+        batches: Yields those from one number up to another, at most ``config.decode_batch`` each.
+        config: Of the cache.
+        num_crops: Crops of every image.
+        device: That decodes.
+    """
+    first, last = 0, num  # all before first decode, one of first .. last does not
+    if not num or _decode(batches(first, last), config, num_crops, device):
+        return None
+    while last - first > 1:
+        middle = (first + last) // 2
+        if _decode(batches(first, middle), config, num_crops, device):
+            first = middle
+        else:
+            last = middle
+    return first
+
+
+def _decode(
+    batches: Iterator[EncodedBatch], config: CacheConfig, num_crops: int, device: torch.device
+) -> bool:
+    """Return whether images decode."""
+    crops = decode_crops(
+        batches, config, num_crops=num_crops, batch_size=config.decode_batch, device=device
+    )
+    try:
+        deque(crops, maxlen=0)  # which keeps none
+    except RuntimeError as error:
+        raise_if_out_of_memory(error)
+        return False
+    return True

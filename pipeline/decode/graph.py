@@ -51,8 +51,10 @@ def decode_crops(
     Raises:
         RuntimeError: If an image of the batch cannot be decoded; the iterator is then over.
     """
-    device_id = torch.empty(0, device=device).get_device()  # -1 = CPU; "cuda" has no index yet
-    on_gpu = device_id >= 0
+    on_gpu = device.type == "cuda"
+    device_id = None
+    if on_gpu:  # "cuda" has no index yet
+        device_id = torch.cuda.current_device() if device.index is None else device.index
     ahead = read_ahead(batches, READ_AHEAD)
     hardware = {}
     if on_gpu:
@@ -69,7 +71,7 @@ def decode_crops(
         hardware,
         batch_size=batch_size,
         num_threads=config.decode_threads or len(os.sched_getaffinity(0)),
-        device_id=device_id if on_gpu else None,
+        device_id=device_id,
         prefetch_queue_depth=PREFETCH,
     )
     in_use: deque[tuple[torch.Event, list[Tensor]]] = deque()
@@ -81,18 +83,27 @@ def decode_crops(
                 crops = [torch.from_dlpack(crop.as_tensor()) for crop in pipe.run(stream)]
             except StopIteration:
                 return
-            yield crops
-            if stream is not None:
-                in_use.append((torch.cuda.current_stream(device).record_event(), crops))
-                if len(in_use) > KEPT_DECODED:
-                    in_use.popleft()[0].synchronize()
+            try:
+                yield crops
+            finally:  # also where the reader ends here: it may have queued something before
+                if on_gpu:
+                    in_use.append((torch.cuda.current_stream(device).record_event(), crops))
+                del crops
+            if len(in_use) > KEPT_DECODED:
+                _free(in_use)
     finally:
-        for event, _ in in_use:
-            event.synchronize()
-        in_use.clear()
+        while in_use:
+            _free(in_use)
         del pipe
         ahead.close()
         ReleaseUnusedMemory()
+
+
+def _free(in_use: deque[tuple[torch.Event, list[Tensor]]]) -> None:
+    """Let go of the oldest batch once what was queued with it is done, and not before."""
+    event, crops = in_use.popleft()
+    event.synchronize()
+    del crops
 
 
 @pipeline_def

@@ -16,6 +16,7 @@ from pipeline.decode.codec import Codec, Pixels, allocate, write
 from pipeline.decode.errors import first_undecodable, raise_if_out_of_memory, skip_or_raise
 from pipeline.decode.graph import decode_crops
 from pipeline.decode.source import (
+    EncodedBatch,
     ImagePlan,
     are_whole_frames,
     describe_row,
@@ -108,6 +109,7 @@ def _fill_view(
                 for batch in crops:
                     num = len(batch[0])
                     _write(pixels, first, batch, plan.sample[:num])
+                    del batch  # or the decoder could not give its memory back at the end
                     row, plan = plan.row[:num], plan[num:]
                     yield row, None
         except RuntimeError as error:
@@ -137,6 +139,9 @@ def _write(
 def _find_bad_image(
     store: Store, view: ViewTable, plan: ImagePlan, config: CacheConfig, device: torch.device
 ) -> int | None:
-    """Return the first image that does not decode alone."""
-    alone = (encoded_batches(store, view, plan[i : i + 1], 1) for i in range(len(plan.row)))
-    return first_undecodable(alone, config, plan.sample.shape[1], device)
+    """Return the first image that does not decode."""
+
+    def batches(first: int, last: int) -> Iterator[EncodedBatch]:
+        return encoded_batches(store, view, plan[first:last], config.decode_batch)
+
+    return first_undecodable(len(plan.row), batches, config, plan.sample.shape[1], device)

@@ -84,7 +84,7 @@ def are_whole_frames(
 def encoded_batches(
     store: Store, view: ViewTable, plan: ImagePlan, batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """Yield the images of the plan in order, checked against their crc32c.
+    """Yield the images of the plan in order, checked against their crc32c and size.
 
     Raises:
         StoreCorruptError: If the bytes on disk changed; names the samples.
@@ -97,6 +97,7 @@ def encoded_batches(
         for row, jpeg in itertools.islice(jpegs, len(part.row)):
             try:
                 store.check(row, jpeg)
+                store.check_size(row, jpeg)
             except StoreCorruptError as error:
                 raise StoreCorruptError(f"{describe_row(store, view, row)}: {error}") from None
             encoded.append(jpeg)
@@ -115,7 +116,7 @@ def describe_row(store: Store, view: ViewTable, row: int) -> str:
     for column in ("sequence", "camera"):
         index = int(store.label(f"{column}_idx")[row])
         if index >= 0:
-            names.append(f"{column} {store.attributes.tables[column][index]!r}")
+            names.append(f"{column} {store.name_of(column, index)!r}")
     names.append(f"frame {int(store.label('frame_idx')[row])}")
     ids = ", ".join(str(i) for i in view.sample_id[view.row == row].tolist())
     return f"sample {ids} (row {row}, {', '.join(names)}) of {store.path}"

@@ -29,7 +29,7 @@ from pipeline.decode.source import (
 )
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.reader import Store
-from pipeline.view import ViewTable
+from pipeline.view import ViewTable, upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +104,12 @@ def stream_crops(
             with closing(crops):
                 for (decoded,) in crops:
                     index = ahead.popleft()
-                    if skipped and (black := [i in skipped for i in index.tolist()]):
-                        decoded[torch.tensor(black)] = 0
+                    black = [k for k, i in enumerate(index.tolist()) if i in skipped]
+                    if black:
+                        where = upload(torch.tensor(black), decoded.device)
+                        decoded.index_fill_(0, where, 0)
                     yield decoded
+                    del decoded  # or the decoder could not give its memory back at the end
         except RuntimeError as error:
             raise_if_out_of_memory(error)
             bad = _find_bad(frames, list(ahead), config, device, skipped)
@@ -159,8 +162,12 @@ def _find_bad(
     device: torch.device,
     skipped: set[int],
 ) -> int | None:
-    """Return the first sample whose image does not decode alone."""
-    samples = [i for batch in batches for i in batch.tolist() if i not in skipped]
-    alone = (_encoded(frames, iter([torch.tensor([i])]), deque(), set()) for i in samples)
-    bad = first_undecodable(alone, config, 1, device)
+    """Return the first sample whose image does not decode."""
+    samples = torch.tensor([i for batch in batches for i in batch.tolist() if i not in skipped])
+
+    def encoded(first: int, last: int) -> Iterator[EncodedBatch]:
+        parts = samples[first:last].split(config.decode_batch)
+        return _encoded(frames, iter(parts), deque(), set())
+
+    bad = first_undecodable(len(samples), encoded, config, 1, device)
     return None if bad is None else int(samples[bad])

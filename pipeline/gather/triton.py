@@ -3,12 +3,15 @@
 One program computes a tile of one sample's input. Tuned without a GPU, from the machine code for
 sm_90 (some 150 instructions per pixel: expected to be compute-bound, not memory-bound):
 
-- A tile is 16 pixels wide, so that a warp covers 2 rows of 16. Where the crop is rotated by 30
-  degrees they cross 10 rows of the cache instead of 17, and each store still fills whole sectors.
+- A warp covers patches of 8 x 4 pixels. Where the crop is rotated by up to 30 degrees, a load
+  reads 7.3 sectors of 32 bytes on average (16 x 2: 7.6, a row of 32: 10.5), and at any rotation
+  at most 9.2 (16 x 2: 15.9, a row of 32: 29): ``benchmarks.coalescing`` counts them.
+- Lanes are one-dimensional, so that the compiler has no layout to choose: Triton 3.6 lays a warp of
+  a two-dimensional tile down 32 rows, which reads 28 sectors.
 - A lane holds one pixel at a time and its neighbour the next pixel: a load instruction then reads
   about 100 neighbouring bytes. Wider stores would spread each load over four times that.
-- Bytes are loaded one by one: 12 per pixel (rgb) or 4 and 4 pairs (yuv420). Aligned words would
-  need fewer loads and more shifts.
+- Bytes are loaded one by one: 12 per pixel (rgb) or 4 and 4 pairs (yuv420). Picked from aligned
+  words, rgb takes 6 loads per pixel but 15 % more instructions, yuv420 as many loads as now.
 - 4 pixels per thread share the per-sample computation; 8 spill registers.
 """
 
@@ -29,6 +32,13 @@ BLOCK_V: Final = 32
 NUM_WARPS: Final = 4
 MAX_SAMPLES: Final = 65535
 """CUDA's limit of a grid's third axis."""
+
+
+@triton.jit
+def pixel_of(lane, block_u):  # type: ignore[no-untyped-def]
+    """Return column and row in its tile of a lane's pixel: 32 lanes are a patch of 8 x 4."""
+    patch, across = lane // 32, block_u // 8
+    return patch % across * 8 + lane % 8, patch // across * 4 + lane // 8 % 4
 
 
 @triton.jit
@@ -134,8 +144,10 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     Planes: rgb is (bytes, unused), yuv420 is (luma, pairs of Cb and Cr as 16-bit words). Sample
     ``k`` takes row ``k // frames`` of the parameters, which are dense but for ``colour_stride``.
     """
-    u = (tl.program_id(0) * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
-    v = (tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V))[:, None]
+    lane = tl.arange(0, BLOCK_U * BLOCK_V)
+    u, v = pixel_of(lane, BLOCK_U)
+    u += tl.program_id(0) * BLOCK_U
+    v += tl.program_id(1) * BLOCK_V
     k = tl.program_id(2)
     row = k // frames
     sample = tl.load(index + k).to(tl.int64)
@@ -152,9 +164,9 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     Y0 = (Ayu * u + tl.load(A_q16 + row * 6 + 5)) + Ayv * v
 
     n = tl.load(taps + row)
-    sum0 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
-    sum1 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
-    sum2 = tl.zeros((BLOCK_V, BLOCK_U), tl.int32)
+    sum0 = tl.zeros((BLOCK_U * BLOCK_V,), tl.int32)
+    sum1 = tl.zeros((BLOCK_U * BLOCK_V,), tl.int32)
+    sum2 = tl.zeros((BLOCK_U * BLOCK_V,), tl.int32)
     # No mask: a lane beyond the input is clamped to the crop like any position beyond its border.
     for j in range(n):
         dXv = _offset(Axv, j, n)

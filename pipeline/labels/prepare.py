@@ -15,6 +15,7 @@ from pipeline.batch import Batch
 from pipeline.config import PipelineConfig, ViewKind
 from pipeline.gather.augment import AugmentParams, draw, identity, input_affine
 from pipeline.gather.params import GatherParams, gather_params
+from pipeline.labels.outputs import columns_of, copy_columns
 from pipeline.labels.table import LabelTable, move_labels
 from pipeline.view import Table, ViewTable, map_table, samples_at
 
@@ -27,6 +28,7 @@ def prepare(
     config: PipelineConfig,
     *,
     is_real: Bool[Tensor, "*b"] | None = None,
+    out: tuple[GatherParams, Batch] | None = None,
 ) -> tuple[GatherParams, Batch]:
     """Return the gather's parameters and the batch without pixels; never synchronises.
 
@@ -39,12 +41,18 @@ def prepare(
         epoch: Counter that seeds the augmentation with seed and sample id; None = no augmentation.
         config: Seed, ranges, input size, mirroring.
         is_real: False marks all labels of a frame invalid; None = all real.
+        out: Dense tensors of these shapes and types to write to; None makes some.
     """
     if index.device.type == "cuda":
         from pipeline.labels import prepare_triton
 
-        return prepare_triton.prepare(view, labels, index, epoch, config, is_real=is_real)
-    return prepare_eager(view, labels, index, epoch, config, is_real=is_real)
+        return prepare_triton.prepare(view, labels, index, epoch, config, is_real=is_real, out=out)
+    made = prepare_eager(view, labels, index, epoch, config, is_real=is_real)
+    if out is None:
+        return made
+    for values, place in zip(made, out, strict=True):
+        copy_columns(columns_of(values), columns_of(place))
+    return out
 
 
 def prepare_eager(

@@ -72,6 +72,9 @@ def load_labels(
         return torch.from_numpy(values[row, slot][:, None] if is_single else values[row])
 
     own_slot = acted_on(store, row)
+    tables = store.attributes.tables
+    if "object" in tables and (largest := store.label("object_id").max()) >= len(tables["object"]):
+        store.name_of("object", int(largest))  # raises: the objects' tensors are indexed by it
     is_object = torch.from_numpy(own_slot >= 0)
 
     def of_object(name: str) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.objects import object_names, read_object
 from pipeline.store.pictures import picture_names
-from pipeline.store.reader import Store
+from pipeline.store.reader import ALL_ROWS, Store
 from pipeline.store.schema import LABELS
 
 
@@ -36,7 +36,8 @@ def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda 
         for part in _parts(store, f"labels/{name}"):
             digest.update(part)
     for name in store.split_counts():
-        digest.update(_array_bytes(f"splits/{name}", store.split(name)))
+        rows = store.split(name) if name == ALL_ROWS else store.listed_rows(name)
+        digest.update(_array_bytes(f"splits/{name}", rows))
     for name in object_names(store.path):
         for key, value in dataclasses.asdict(read_object(store.path, name)).items():
             digest.update(_array_bytes(f"objects/{name}/{key}", np.asarray(value)))

@@ -12,15 +12,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
+from model.records import Count, Meta, decode_record
 from pipeline.app.files import PARTIAL, replace_file
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.shard import corrupt, crc32c
@@ -30,7 +31,9 @@ GROUPS: Final = ("image", "labels", "objects", "splits")
 """Folders of a store; its other files are ``zarr.json`` and the report page."""
 _CONTENT: Final = re.compile(r"/(zarr\.json$|c/[^.]|c\.\d)")
 
-Facts = tuple[int, int | None]
+MAX_ZSTD_HEADER: Final = 18
+
+Facts = tuple[Count, Annotated[int, Meta(ge=0, lt=2**32)] | None]
 """Size in bytes and crc32c of a file; None where it is read in part."""
 
 
@@ -40,7 +43,7 @@ class StoreFiles:
 
     content_sha256: str
     """Content hash of that store."""
-    folders: Mapping[str, Mapping[str, Facts]]
+    folders: dict[str, dict[str, Facts]]
     """Facts by folder, relative to the store, and name."""
 
     def items(self) -> Iterator[tuple[str, Facts]]:
@@ -78,15 +81,13 @@ def read_files(path: Path, content_sha256: str, cure: str) -> StoreFiles:
     if not file.is_file():
         raise corrupt(file, "the list of the store's files", "no such file", cure)
     try:
-        found = json.loads(file.read_bytes())
-        folders = {
-            str(folder): {str(name): _facts(*facts) for name, facts in names.items()}
-            for folder, names in found["folders"].items()
-        }
-        files = StoreFiles(content_sha256=str(found["content_sha256"]), folders=folders)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        shown = f"{type(error).__name__}: {error}"
-        raise corrupt(file, "the list of the store's files", shown, cure) from error
+        files = decode_record(StoreFiles, file.read_bytes())
+    except ValueError as error:
+        raise corrupt(file, "the list of the store's files", str(error), cure) from None
+    for folder in files.folders:
+        parts = folder.split("/")
+        if parts[0] not in GROUPS or any(part in ("", ".", "..") for part in parts):
+            raise corrupt(file, f"folders below {', '.join(GROUPS)}", repr(folder), cure)
     if files.content_sha256 != content_sha256:
         expected, got = content_sha256[:12], files.content_sha256[:12]
         raise corrupt(file, f"the files of content {expected}", f"of content {got}", cure)
@@ -117,12 +118,6 @@ def check_files(path: Path, files: StoreFiles, cure: str) -> None:
         )
 
 
-def _facts(size: object, checksum: object) -> Facts:
-    if not isinstance(size, int) or not isinstance(checksum, int | None):
-        raise TypeError(f"expected size and crc32c of a file, got {size!r}, {checksum!r}")
-    return size, checksum
-
-
 def _files(path: Path, folders: set[str] | None = None) -> Iterator[tuple[str, int]]:
     """Yield name and size of the files of a store, sorted by folder.
 
@@ -151,17 +146,35 @@ def _is_content(name: str) -> bool:
     return bool(_CONTENT.search(name)) and not name.endswith(PARTIAL)
 
 
+def zstd_size(header: bytes) -> int | None:
+    """Return the decoded size that the header of a zstd frame claims; None without one.
+
+    Source: RFC 8878, section 3.1.1.1.
+    """
+    if not header.startswith(b"\x28\xb5\x2f\xfd") or len(header) < 6:
+        return None
+    single, code = header[4] >> 5 & 1, header[4] >> 6
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[header[4] & 3]
+    length = (single, 2, 4, 8)[code]
+    if not length or len(header) < start + length:
+        return None
+    return int.from_bytes(header[start : start + length], "little") + (256 if code == 1 else 0)
+
+
 class ListedStore(WrapperStore[LocalStore]):
     """The files of a store for zarr-python; whole ones must have the bytes of the list."""
 
-    def __init__(self, path: Path, files: StoreFiles, cure: str) -> None:
+    def __init__(
+        self, path: Path, files: StoreFiles, cure: str, zstd_bytes: int | None = None
+    ) -> None:
         super().__init__(LocalStore(path, read_only=True))
         self._path = path
         self._files = files
         self._cure = cure
+        self._zstd_bytes = zstd_bytes
 
     def _with_store(self, store: LocalStore) -> Self:
-        return type(self)(self._path, self._files, self._cure)
+        return type(self)(self._path, self._files, self._cure, self._zstd_bytes)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -183,4 +196,13 @@ class ListedStore(WrapperStore[LocalStore]):
             found = crc32c(buffer.as_numpy_array())
             if byte_range is None and found != facts[1]:
                 raise corrupt(file, f"crc32c {facts[1]:#010x}", f"{found:#010x}", self._cure)
+        if buffer is not None and self._zstd_bytes is not None and not key.endswith("zarr.json"):
+            self._check_zstd(file, buffer)
         return buffer
+
+    def _check_zstd(self, file: Path, buffer: Buffer) -> None:
+        """Refuse a chunk of another size than its array's before memory is taken for it."""
+        size = zstd_size(buffer.as_numpy_array()[:MAX_ZSTD_HEADER].tobytes())
+        if size != self._zstd_bytes:
+            got = f"zstd of {size}"
+            raise corrupt(file, f"zstd of {self._zstd_bytes} bytes", got, self._cure)

@@ -21,6 +21,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.store.arrays import ZARR_ERRORS, read_metadata, read_values, unreadable
 from pipeline.store.errors import StoreError
 from pipeline.store.files import ListedStore, StoreFiles
 from pipeline.store.schema import StoreAttributes
@@ -70,9 +71,9 @@ def open_image_bytes(
     if obstacle and reader in {"mmap", "pread"}:
         raise StoreError(f"reader={reader} cannot read {obstacle}; use reader=auto")
     if obstacle or reader == "zarr":
-        return _zarr_bytes(array)
+        return _zarr_bytes(array, path / "image" / "bytes", cure)
     files = {
-        s: file for s in range(num_shards(attributes)) if (file := shard_path(path, s)).exists()
+        s: file for s in range(num_shards(attributes)) if (file := shard_path(path, s)).is_file()
     }
     capacity = attributes.shard_capacity_bytes
     if reader == "pread" or (reader == "auto" and not _may_open(len(files))):
@@ -116,12 +117,14 @@ def open_array(
     Raises:
         StoreCorruptError: If there is none, now, or a file differs, also when it is read later.
     """
-    if not (path / name / "zarr.json").is_file():
-        raise corrupt(path / name, "a Zarr array", "nothing", cure)
-    if files is None:
-        return zarr.open_array(path / name, mode="r")
-    listed = ListedStore(path, files, cure)
-    return zarr.open_array(listed, path=name, mode="r", zarr_format=3)
+    metadata = read_metadata(path, name, cure, files)
+    try:
+        if files is None:
+            return zarr.open_array(path / name, mode="r", zarr_format=3)
+        listed = ListedStore(path, files, cure, metadata.zstd_bytes)
+        return zarr.open_array(listed, path=name, mode="r", zarr_format=3)
+    except ZARR_ERRORS as error:
+        raise unreadable(path / name, error, cure) from error
 
 
 def rebuild(attributes: StoreAttributes) -> str:
@@ -134,6 +137,14 @@ def _check_rows(path: Path, attributes: StoreAttributes, index: ImageIndex) -> N
     capacity = attributes.shard_capacity_bytes
     rows = np.flatnonzero(index.length)
     start = index.offset[rows]
+    largest = num_shards(attributes) * capacity
+    for i in np.flatnonzero((start < 0) | (start > largest))[:1]:  # before a sum could wrap
+        raise corrupt(
+            path / "image" / "offset",
+            f"row {rows[i]} within bytes 0..{largest}",
+            f"{start[i]}",
+            rebuild(attributes),
+        )
     stop = start + index.length[rows]
     shard = rows // attributes.shard_rows
     lowest = np.maximum(shard * capacity, np.concatenate([[0], stop[:-1]])[: len(rows)])
@@ -160,7 +171,7 @@ def _prove(
         length = index.length[rows.start : rows.stop]
         used = int(np.where(length > 0, index.offset[rows.start : rows.stop] + length, 0).max())
         used = max(used - shard * capacity, 0)
-        if not file.exists():
+        if not file.is_file():
             if used:
                 raise corrupt(file, f"{used} bytes of images", "no such file", cure)
             continue
@@ -232,11 +243,11 @@ def _identity(facts: os.stat_result) -> tuple[int, ...]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _zarr_bytes(array: zarr.Array[Any]) -> ReadBytes:
+def _zarr_bytes(array: zarr.Array[Any], path: Path, cure: str) -> ReadBytes:
     """Return a reader with plain slices: ``oindex`` on a sharded array is 1,000 times slower."""
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
-        values = np.asarray(array[start:stop], np.uint8)
+        values = read_values(array, path, cure, slice(start, stop)).astype(np.uint8, copy=False)
         values.flags.writeable = False
         return values
 

@@ -6,7 +6,6 @@ jpeg = store.jpeg_checked(store.split("train")[0])
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -15,6 +14,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from model.records import as_record, parse_json
+from pipeline.store.arrays import check_arrays, read_values
 from pipeline.store.errors import StoreError, StoreUnfinishedError, StoreVersionError
 from pipeline.store.files import StoreFiles, read_files
 from pipeline.store.image_bytes import (
@@ -25,6 +26,7 @@ from pipeline.store.image_bytes import (
     open_image_bytes,
     rebuild,
 )
+from pipeline.store.jpeg import MAX_PIXELS, MAX_SIDE_PX, jpeg_size
 from pipeline.store.schema import (
     ATTRIBUTE,
     FORMAT_VERSION,
@@ -75,9 +77,10 @@ class Store:
         return self._read_bytes(start, start + length) if length else np.empty(0, np.uint8)
 
     def jpeg_checked(self, row: int) -> NDArray[np.uint8]:
-        """Return ``jpeg(row)`` after ``check``."""
+        """Return ``jpeg(row)`` after ``check`` and ``check_size``."""
         jpeg = self.jpeg(row)
         self.check(row, jpeg)
+        self.check_size(row, jpeg)
         return jpeg
 
     def check(self, row: int, jpeg: NDArray[np.uint8]) -> None:
@@ -94,6 +97,37 @@ class Store:
                 f"{found:#010x}",
                 rebuild(self.attributes),
             )
+
+    def check_size(self, row: int, jpeg: NDArray[np.uint8]) -> None:
+        """Hold the size in a JPEG's header against ``size_hw``: nobody decodes 65535 x 65535.
+
+        Raises:
+            StoreCorruptError: If they differ; names row and file.
+        """
+        found, expected = jpeg_size(jpeg), tuple(self.image_index.size_hw[row].tolist())
+        if found is not None and found != expected:
+            raise corrupt(
+                shard_path(self.path, row // self.attributes.shard_rows),
+                f"{expected[0]} x {expected[1]} pixels for the image of row {row}",
+                f"a JPEG of {found[0]} x {found[1]}",
+                rebuild(self.attributes),
+            )
+
+    def name_of(self, table: str, index: int) -> str:
+        """Return an entry of ``attributes.tables``, such as a sequence's name.
+
+        Raises:
+            StoreCorruptError: If the labels have an index that the table has not.
+        """
+        names = self.attributes.tables.get(table, [])
+        if not 0 <= index < len(names):
+            raise corrupt(
+                self.path / "labels",
+                f"a {table} 0..{len(names) - 1}",
+                f"{index}",
+                rebuild(self.attributes),
+            )
+        return names[index]
 
     def scan(
         self, rows: Sequence[int] | NDArray[np.integer]
@@ -173,13 +207,28 @@ class Store:
         Raises:
             StoreError: If there is no such split; lists the choices.
         """
-        counts = self.split_counts()
-        if name not in counts:
-            choices = ", ".join(f"{choice} ({count} rows)" for choice, count in counts.items())
+        known = self.split_counts()
+        if name not in known:
+            choices = ", ".join(f"{choice} ({count} rows)" for choice, count in known.items())
             raise StoreError(f"store {self.path} has no split {name!r}; choices: {choices}")
         if name == ALL_ROWS:
             return np.arange(self.num_rows, dtype=np.int32)
-        return np.asarray(self.array(f"splits/{name}")[...], np.int32)
+        rows = self.listed_rows(name)
+        folder, cure = self.path / "splits" / name, rebuild(self.attributes)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_rows:
+            expected, got = f"rows 0..{self.num_rows - 1}", f"{rows.min()}..{rows.max()}"
+            raise corrupt(folder, expected, got, cure)
+        counts = np.bincount(rows) if len(rows) else np.ones(1)
+        if counts.max() > 1:
+            got = f"row {counts.argmax()} {counts.max()} times"
+            raise corrupt(folder, "every row once", got, cure)
+        return rows
+
+    def listed_rows(self, name: str) -> NDArray[np.int32]:
+        """Return the array ``splits/<name>`` as it is, for checking it."""
+        folder = self.path / "splits" / name
+        values = read_values(self.array(f"splits/{name}"), folder, rebuild(self.attributes))
+        return values.astype(np.int32, copy=False)
 
     def _require(self, row: int) -> None:
         if not 0 <= row < self.num_rows:
@@ -224,9 +273,11 @@ def open_store(
             f"python -m preprocess verify-cache store={path} relist=true)"
         )
         files = read_files(path, attributes.content_sha256, cure)
+        check_arrays(path, attributes, files, rebuild(attributes))
     index = ImageIndex(
         **{spec.name: _read_rows(path, "image", spec, attributes, files) for spec in IMAGE_INDEX}
     )
+    _check_sizes(path, index, rebuild(attributes))
     read_bytes = open_image_bytes(path, attributes, index, reader)
     return Store(path, attributes, index, read_bytes, files)
 
@@ -243,32 +294,54 @@ def read_attributes(path: Path, *, allow_unfinished: bool = False) -> StoreAttri
     file = path / "zarr.json"
     if not file.is_file():
         raise StoreError(f"no store at {path}: expected the file {file}")
+    rebuild_it = "rebuild the store"
     try:
-        found = json.loads(file.read_text())["attributes"][ATTRIBUTE]
-        version, command = found["format"], found["command"]
-    except json.JSONDecodeError as error:
-        raise corrupt(file, "JSON", f"{error}", "rebuild the store") from None
-    except (KeyError, TypeError):
+        group = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise corrupt(file, "JSON", str(error), rebuild_it) from None
+    try:
+        found = group["attributes"][ATTRIBUTE]
+        version = found["format"]
+        if isinstance(found.get("command"), str):
+            rebuild_it = f"rebuild it with: {found['command']}"
+    except (KeyError, TypeError, AttributeError):
         raise StoreError(
             f"{path} is no Handloom store: {file} has no attribute {ATTRIBUTE!r}"
         ) from None
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise StoreVersionError(
-            f"store {path} has format version {version}, this code reads {FORMAT_VERSION}; "
-            f"rebuild it with: {command}"
+            f"store {path} has format version {version!r:.40}, this code reads {FORMAT_VERSION}; "
+            f"{rebuild_it}"
         )
     names = {field.name for field in dataclasses.fields(StoreAttributes)}
+    expected = f"the attributes of format {FORMAT_VERSION}"
     if found.keys() != names:
-        raise corrupt(
-            file,
-            f"the attributes of format {FORMAT_VERSION}",
-            f"missing {sorted(names - found.keys())}, unknown {sorted(found.keys() - names)}",
-            f"rebuild it with: {command}",
-        )
-    attributes = StoreAttributes(**found)
+        missing, unknown = sorted(names - found.keys()), sorted(found.keys() - names)
+        raise corrupt(file, expected, f"missing {missing}, unknown {unknown[:4]}", rebuild_it)
+    try:
+        attributes = as_record(StoreAttributes, found)
+    except ValueError as error:
+        raise corrupt(file, expected, str(error), rebuild_it) from None
+    if problems := attributes.problems():
+        raise corrupt(file, expected, "; ".join(problems), rebuild_it)
     if not attributes.finished and not allow_unfinished:
-        raise StoreUnfinishedError(f"store {path} is not finished; finish it with: {command}")
+        raise StoreUnfinishedError(
+            f"store {path} is not finished; finish it with: {attributes.command}"
+        )
     return attributes
+
+
+def _check_sizes(path: Path, index: ImageIndex, cure: str) -> None:
+    """Reject images that are too large to decode."""
+    side = int(index.size_hw.max(initial=0))
+    pixels = int(index.size_hw.astype(np.int64).prod(1).max(initial=0))
+    if side > MAX_SIDE_PX or pixels > MAX_PIXELS:
+        raise corrupt(
+            path / "image" / "size_hw",
+            f"images of at most {MAX_SIDE_PX} pixels a side and {MAX_PIXELS} in all",
+            f"one of {side} a side or {pixels}",
+            cure,
+        )
 
 
 def _read_rows(
@@ -285,7 +358,7 @@ def _read_rows(
     found = f"{array.dtype} {array.shape}"
     if expected != found:
         raise corrupt(path / name, expected, found, rebuild(attributes))
-    values = np.asarray(array[...])
+    values = read_values(array, path / name, rebuild(attributes))
     values.flags.writeable = False
     return values
 

@@ -12,15 +12,23 @@ the name; OpenCV camera axes; pixel (0, 0) is the centre of the top-left pixel.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
+
+from model.hand import JointSet
+from model.records import Count, Meta
 
 FORMAT_VERSION: Final = 1
 INNER_CHUNK_BYTES: Final = 256 << 10
 """Read unit of ``image/bytes`` for other Zarr readers; ours does not depend on it. At 1 MiB
 tensorstore reads a quarter as many random images per second, at 64 KiB zarr-python writes at a
 quarter of the speed."""
+MAX_ROWS: Final = 2**31 - 1
+"""Most rows of a store: splits are int32."""
+MAX_SHARD_BYTES: Final = 2**40
+MAX_IMAGE_BYTES: Final = 2**60
+"""Largest sizes of one shard and of all: sums of offsets stay below 2^63."""
 ATTRIBUTE: Final = "handloom"
 OURS: Final = ".handloom-"
 """Begins the names of temporary folders and locks in the folder of a store."""
@@ -266,22 +274,22 @@ class StoreAttributes:
     dataset: str
     joint_set: str
     """Name of a ``model.hand.JointSet``."""
-    num_rows: int
-    shard_rows: int
+    num_rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
+    shard_rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
     """Rows per shard of ``image/bytes`` and per chunk of the labels."""
-    shard_capacity_bytes: int
+    shard_capacity_bytes: Annotated[int, Meta(ge=INNER_CHUNK_BYTES, le=MAX_SHARD_BYTES)]
     """Logical bytes per shard, a multiple of the inner chunk; row r is in shard r // shard_rows."""
-    image_encoding: str
+    image_encoding: Annotated[str, Meta(pattern="^(passthrough|recode)$")]
     """``passthrough``: the official file's bytes, unchanged; ``recode``: decoded, cropped and
     re-encoded as JPEG (settings in ``extra['recode']``)."""
     licence: str
     citation: str
-    official_counts: dict[str, int]
+    official_counts: dict[str, Count]
     """Rows per official split in the full dataset."""
-    found_counts: dict[str, int]
+    found_counts: dict[str, Count]
     """Rows per split here."""
-    flags: dict[str, int]
-    flag_counts: dict[str, int]
+    flags: dict[str, Annotated[int, Meta(ge=1, lt=2**32)]]
+    flag_counts: dict[str, Count]
     tables: dict[str, list[str]]
     """Names that sequence_idx, camera_idx, subject_idx, object_id index."""
     plan_sha256: str
@@ -294,6 +302,26 @@ class StoreAttributes:
     finished: bool
     """The finish marker: the group attributes are written last."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """Return what contradicts in attributes whose types are right."""
+        shards = -(-self.num_rows // self.shard_rows)
+        bits = list(self.flags.values())
+        overflow = [name for name, count in self.flag_counts.items() if count > self.num_rows]
+        checks = {
+            f"joint_set must be one of {', '.join(JointSet.__members__)}, got "
+            f"{self.joint_set[:40]!r}": self.joint_set in JointSet.__members__,
+            f"{shards} shards of {self.shard_capacity_bytes} bytes are too large": (
+                shards * self.shard_capacity_bytes <= MAX_IMAGE_BYTES
+            ),
+            "flags must be different bits": (
+                all(bit.bit_count() == 1 for bit in bits) and len(set(bits)) == len(bits)
+            ),
+            f"flag_counts must be at most {self.num_rows}, that of {overflow[:1]} is larger": (
+                not overflow
+            ),
+        }
+        return [problem for problem, holds in checks.items() if not holds]
 
     @property
     def is_synthetic(self) -> bool:

@@ -276,7 +276,7 @@ def _check_attributes(store: "Store") -> Iterator[str]:
     if names != set(a.found_counts):
         yield f"found_counts lists {sorted(a.found_counts)}, the splits are {sorted(names)}"
     for name in sorted(names & set(a.found_counts)):
-        rows = store.split(name)
+        rows = store.listed_rows(name)
         if len(rows) != a.found_counts[name]:
             yield f"split {name} has {len(rows)} rows, found_counts says {a.found_counts[name]}"
         if len(rows) and not 0 <= rows.min() <= rows.max() < store.num_rows:
@@ -324,7 +324,7 @@ def _compare_with_source(
         yield f"{root} has {plan.num_rows} rows or other names, the store has {store.num_rows}"
         return
     for name, listed in plan.splits.items():
-        if name not in store.split_counts() or not np.array_equal(listed, store.split(name)):
+        if name not in store.split_counts() or not np.array_equal(listed, store.listed_rows(name)):
             yield f"split {name} differs from {root}"
     yield from _compare_objects(store, source)
     for shard in range(plan.num_shards):

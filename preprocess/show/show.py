@@ -145,9 +145,8 @@ def draw_row(
             draw_vertices(picture, pixels, distance if known else None)
     _draw_hands(picture, store, row, K, A_tile_from_stored)
     caption = np.full((_CAPTION_PX, tile_px, 3), GREY, np.uint8)
-    a = store.attributes
-    sequence = a.tables["sequence"][store.label("sequence_idx")[row]]
-    camera = a.tables["camera"][store.label("camera_idx")[row]]
+    sequence = store.name_of("sequence", int(store.label("sequence_idx")[row]))
+    camera = store.name_of("camera", int(store.label("camera_idx")[row]))
     names = flag_names(int(store.label("quality")[row]))
     write(caption, 13, f"{row}: {sequence} {camera} {store.label('frame_idx')[row]}")
     write(caption, 28, ", ".join(names) or "clean")

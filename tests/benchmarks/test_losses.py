@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import losses
 from benchmarks.config import LossesBenchConfig
 from benchmarks.losses import EAGER, TRITON, draw_inputs, main, step
 from train.losses.config import Impl
@@ -13,11 +12,12 @@ CPU = torch.device("cpu")
 
 
 def test_without_a_gpu_launches_and_bytes_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(losses, "BATCHES", (2,))
     results = tmp_path / "losses.jsonl"
-    config = LossesBenchConfig(compiled=False, results=str(results), min_time_s=0.05, repeats=5)
+    config = LossesBenchConfig(
+        compiled=False, batches=[2], results=str(results), min_time_s=0.05, repeats=5
+    )
     assert main(config) == 0
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     found = {(row["variant"], row["metric"]): row["p50"] for row in rows}

@@ -787,3 +787,54 @@ def test_config_survives_omegaconf() -> None:
     changed = OmegaConf.merge(node, {"store": "s", "view": {"kind": "frame"}, "batch_size": 8})
     made = OmegaConf.to_object(changed)
     assert made == PipelineConfig(store="s", view=ViewConfig(kind=ViewKind.frame), batch_size=8)
+
+
+# --- memory that a captured step reads ------------------------------------------------------------
+
+STILL = AugmentConfig(
+    rotation_deg=0, scale=0, shift=0, gain=0, brightness=0, contrast=0, saturation=0
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"channels_last": True, "image_dtype": ImageDtype.bfloat16},
+        {"augment": STILL},
+        {"augment": STILL, "image_dtype": ImageDtype.uint8, "channels_last": True, "input_px": 56},
+        {"window": WindowConfig(length=3, boundary=Boundary.repeat), "batch_size": 2},
+    ],
+)
+@pytest.mark.parametrize("codec", [CacheCodec.rgb, CacheCodec.stream])
+def test_batches_are_written_where_they_are_wanted(
+    path: Path, changes: dict[str, Any], codec: CacheCodec
+) -> None:
+    changes = changes | {"cache": CacheConfig(size_px=56, decode_threads=1, codec=codec)}
+    expected = [batch.mapped(torch.Tensor.clone) for batch in take(loader(path, **changes), 5)]
+    reused = loader(path, **changes)
+    batches = iter(reused)
+    place = next(batches).mapped(torch.Tensor.clone)
+    assert_same([place], expected[:1])
+    reused.write_into(place)
+    where = [tensor.data_ptr() for tensor in place.tensors()]
+    for batch, same in zip(batches, expected[1:], strict=False):
+        assert [tensor.data_ptr() for tensor in batch.tensors()] == where
+        assert_same([batch], [same])
+    reused.write_into(None)
+    assert next(batches).K.data_ptr() != place.K.data_ptr()
+
+
+def test_memory_given_ends_with_a_change_of_the_batches(path: Path) -> None:
+    batches = loader(path)
+    place = next(iter(batches)).mapped(torch.Tensor.clone)
+    batches.write_into(place)
+    batches.change(dataclasses.replace(batches.config, batch_size=8))
+    assert len(next(iter(batches))) == 8
+    assert len(place) == 4
+
+
+def test_batches_made_ahead_share_no_memory(path: Path) -> None:
+    ahead = loader(path, read_ahead=2)
+    with pytest.raises(ValueError, match="use read_ahead=0"):
+        ahead.write_into(next(iter(ahead)))

@@ -7,7 +7,6 @@ they differ by 3.5 mm on average.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-from model.config import ModelConfig
 from model.geometry.camera import camera_after_affine, input_rotation, project
 from model.geometry.crop import compose, invert, square_crop_affine
 from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
@@ -46,9 +44,8 @@ from train.predict.boxes import HandBox, hand_box, square_of, whole_image
 from train.predict.cameras import Cameras, checked_camera
 from train.predict.inputs import InputImage, Skipped, find_source, frames
 from train.predict.outputs import Hand
-from train.state.load import mano_of_run
-from train.state.weights import FOLDER as WEIGHTS
-from train.state.weights import weights_folder
+from train.state.load import mano_of_weights
+from train.state.weights import config_of_run, weights_folder
 from train.step.step import predict
 
 Box = HandBox | Mapping[str, Any] | Sequence[float] | np.ndarray
@@ -191,8 +188,8 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             f"meshes=true needs a network with a mesh; the weights in {folder} predict joints only "
             "(model.head=joints)"
         )
-    mano = _mano_of(config, about.model, folder) if has_mesh else None
-    joint_set = _joint_set(config.joint_set, about, mano)
+    mano = mano_of_weights(folder, about.model, config.mano) if has_mesh else None
+    joint_set = choose_joint_set(config.joint_set, about, mano)
     device = choose_device(config.device)
     return Predictor(
         model=load_pretrained(folder, mano=mano).to(device),
@@ -228,13 +225,6 @@ def _box_of(box: Box) -> HandBox:
     return hand_box({"box_xyxy": np.asarray(box).tolist(), "side": "right"})
 
 
-def _mano_of(config: PredictConfig, model: ModelConfig, folder: Path) -> ManoModels:
-    named = _config_of_run(folder).get("mano")
-    found = mano_of_run(model, config.mano, named if isinstance(named, str) else None)
-    assert found is not None
-    return found
-
-
 def crops_of(folder: Path, spec: InputSpec) -> Crops:
     """Return the crop format of the training.
 
@@ -242,7 +232,7 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
     get the pipeline's default margin and cached size.
     """
     try:
-        pipeline = _config_of_run(folder)["pipeline"]
+        pipeline = config_of_run(folder)["pipeline"]
         margin, cache_px = pipeline["view"]["margin"], pipeline["cache"]["size_px"]
         return Crops(spec=spec, margin=float(margin), cache_px=int(cache_px), is_known=True)
     except (KeyError, TypeError):
@@ -255,19 +245,14 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
         )
 
 
-def _config_of_run(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the run that contains a folder of weights; empty if none."""
-    path = folder.parent / "manifest.json"
-    if folder.name != WEIGHTS or not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_bytes())["config"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return config if isinstance(config, dict) else {}
+def choose_joint_set(
+    wanted: str | None, about: PretrainedConfig, mano: ManoModels | None
+) -> JointSet:
+    """Return what the 21 joints of the predictions mean; None takes what was trained first.
 
-
-def _joint_set(wanted: str | None, about: PretrainedConfig, mano: ManoModels | None) -> JointSet:
+    Raises:
+        ValueError: If the network cannot predict it; lists the choices.
+    """
     trained = about.inputs.joint_sets
     if wanted is None:
         return trained[0]

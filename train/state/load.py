@@ -20,6 +20,7 @@ from train.build import build_model
 from train.config import CheckpointChoice, Device, RunConfig
 from train.device.device import backbone_dtype, choose_device
 from train.state.checkpoint import config_of, mean_of, read_checkpoint
+from train.state.weights import config_of_run
 from train.step.step import predict
 
 
@@ -92,6 +93,14 @@ def load_run(
         device=found,
         dtype=backbone_dtype(config.precision, found),
     )
+
+
+def mano_of_weights(folder: Path, model: ModelConfig, given: str | None) -> ManoModels:
+    """Return the MANO models for a folder of weights of a network that needs them."""
+    named = config_of_run(folder).get("mano")
+    found = mano_of_run(model, given, named if isinstance(named, str) else None)
+    assert found is not None
+    return found
 
 
 def mano_of_run(model: ModelConfig, given: str | None, of_run: str | None) -> ManoModels | None:

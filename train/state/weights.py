@@ -1,7 +1,8 @@
 """``RUN/weights``: the averaged weights of the best checkpoint, of the last if none is scored."""
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from model.pretrained import CONFIG_FILE, InputSpec, PretrainedConfig, save_pretrained
 from pipeline.app.files import existing
@@ -67,3 +68,15 @@ def weights_folder(run: str, key: str = "run") -> Path:
         f"run writes at its end and with its best checkpoints, or a folder with {CONFIG_FILE}; "
         f"continue the run: python -m train run resume={run}"
     )
+
+
+def config_of_run(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the run that contains a folder of weights; empty if none."""
+    path = folder.parent / "manifest.json"
+    if folder.name != FOLDER or not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())["config"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from pipeline.batch import TENSORS, Batch
 from pipeline.config import AugmentConfig, PipelineConfig, ViewKind
 from pipeline.gather.params import GatherParams
 from pipeline.labels import prepare_triton
+from pipeline.labels.outputs import columns_of, empty_outputs
 from pipeline.labels.prepare import prepare, prepare_eager
 from pipeline.labels.table import LabelTable
 from pipeline.philox import Stream, uniforms
-from pipeline.view import ViewTable, column_names, table_to
+from pipeline.view import ViewTable, column_names, map_table, table_to
 from tests.pipeline.labels.test_prepare import OFF, WIDE, config, tables
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,22 +47,22 @@ def by_kernel(
     """The kernel's result on the CPU, written between guards to memory that held garbage."""
     held: list[Tensor] = []
 
-    def poisoned(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = int(np.prod(shape))
-        garbage = filled if dtype is torch.bool else -77_777
-        held.append(torch.full((size + 2 * GUARD,), garbage, dtype=dtype, device=device))
-        return held[-1][GUARD : GUARD + size].view(shape)
+    def poisoned(like: Tensor) -> Tensor:
+        size = like.numel()
+        garbage = filled if like.dtype is torch.bool else -77_777
+        held.append(torch.full((size + 2 * GUARD,), garbage, dtype=like.dtype, device=DEVICE))
+        return held[-1][GUARD : GUARD + size].view(like.shape)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", poisoned)
-        how, batch = prepare_triton.prepare(
-            table_to(view, DEVICE),
-            table_to(labels, DEVICE),
-            to_device(index),
-            None if epoch is None else epoch.to(DEVICE),
-            given,
-            is_real=None if is_real is None else to_device(is_real),
-        )
+    given_out = empty_outputs(tuple(index.shape), labels.is_right.shape[1], DEVICE)
+    how, batch = prepare_triton.prepare(
+        table_to(view, DEVICE),
+        table_to(labels, DEVICE),
+        to_device(index),
+        None if epoch is None else epoch.to(DEVICE),
+        given,
+        is_real=None if is_real is None else to_device(is_real),
+        out=(map_table(given_out[0], poisoned), map_table(given_out[1], poisoned)),
+    )
     for memory in held:
         for guard in (memory[:GUARD], memory[-GUARD:]):
             assert (guard == (filled if memory.dtype is torch.bool else -77_777)).all()
@@ -196,9 +198,67 @@ def test_any_strides_are_read() -> None:
     check(view, shared, index, torch.tensor(1), config())
 
 
-def test_types_are_those_of_the_labels() -> None:
+def test_outputs_share_one_allocation_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aligned as Triton expects, and no two of them overlap."""
+    view, labels = tables(ViewKind.frame)
+    made: list[torch.dtype] = []
+    empty = torch.empty
+
+    def counted(*shape: Any, **more: Any) -> Tensor:
+        if "dtype" in more:  # not the interpreter's own
+            made.append(more["dtype"])
+        return empty(*shape, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", counted)
+        for index in (torch.arange(3), torch.arange(6).view(2, 3)):
+            tables_there = table_to(view, DEVICE), table_to(labels, DEVICE)
+            ours = prepare_triton.prepare(
+                *tables_there, index.to(DEVICE), torch.tensor(1, device=DEVICE), config()
+            )
+            assert_matches(
+                (table_to(ours[0], torch.device("cpu")), ours[1].to("cpu")),
+                prepare_eager(view, labels, index, torch.tensor(1), config()),
+            )
+    assert len(made) == 2 * len({torch.float32, torch.int32, torch.int64, torch.bool})
+    columns = [*columns_of(ours[0]), *columns_of(ours[1])]
+    assert not [column for column in columns if column.data_ptr() % 16]
+    spans = sorted((column.data_ptr(), column.nbytes) for column in columns)
+    assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
+
+
+def test_arguments_are_passed_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the kernel: every name is what is under it."""
+    view, labels = (table_to(table, DEVICE) for table in tables(ViewKind.hand))
+    calls: list[dict[str, Any]] = []
+    order = prepare_triton.prepare_kernel.arg_names
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def launch(*arguments: Any, **options: Any) -> None:
+                assert set(options) == {"num_warps", *prepare_triton.OPTIONS}
+                calls.append(dict(zip(order, arguments, strict=True)))
+
+            return launch
+
+    monkeypatch.setattr(prepare_triton, "prepare_kernel", Kernel())
+    index = torch.arange(3, device=DEVICE)
+    given = config()
+    how, batch = prepare_triton.prepare(view, labels, index, index[0], given)
+    (call,) = calls
+    for prefix, table in (("", view), ("", labels), ("out_", how), ("out_", batch)):
+        for name in column_names(table):
+            if f"{prefix}{name}" in call:
+                assert call[f"{prefix}{name}"].data_ptr() == getattr(table, name).data_ptr(), name
+    for name in prepare_triton.RANGES:
+        assert call[name] == getattr(given.augment, name)
+    assert (call["seed"], call["frames"], call["input_px"]) == (given.seed, 1, given.input_px)
+    assert (call["HANDS"], call["MIRROR"], call["is_real"]) == (1, True, None)
+
+
+def test_cameras_of_any_type_are_read() -> None:
     view, labels = tables(ViewKind.hand, 2)
-    wide = dataclasses.replace(labels, beta=labels.beta.double(), K=labels.K.double())
+    wide = dataclasses.replace(labels, K=labels.K.double())
     check(view, wide, torch.arange(2), torch.tensor(1), config())
 
 

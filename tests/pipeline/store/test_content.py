@@ -66,7 +66,7 @@ def swap_rows(values: Any) -> None:
     [
         ("labels/joint_valid", flip_label),
         ("labels/frame_idx", swap_rows),
-        ("image/size_hw", flip_label),
+        ("image/size_hw", swap_rows),
         ("splits/train", swap_rows),
     ],
 )

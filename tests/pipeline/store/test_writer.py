@@ -149,6 +149,9 @@ def test_write_rows_lists_all_problems_and_writes_nothing(tmp_path: Path) -> Non
 def test_rows_not_written_are_missing_values(tmp_path: Path) -> None:
     path, attributes = tmp_path / "toy.zarr", toy_attributes(3, 2)
     create_store(path, attributes, {})
+    for shard, none in enumerate([[b"", b""], [b""]]):
+        offset, length, _ = write_image_shard(path, shard, none, attributes)
+        write_rows(path, shard, {"image/offset": offset, "image/length": length})
     write_rows(path, 1, {"labels/official_idx": np.array([7], np.int32)})
     finish_store(path, attributes)
     store = open_store(path)

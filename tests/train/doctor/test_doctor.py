@@ -86,7 +86,8 @@ def test_this_machine_is_checked_as_a_whole(
 def test_a_gpu_machine_is_well(freihand: SampleStore) -> None:
     config = DoctorConfig(store=str(freihand.store), mano=str(freihand.mano))
     findings = dict(run_checks(doctor.CHECKS, config))
-    assert not [f for f in findings.values() if f.verdict is Verdict.error]
+    # Such a machine may lack packages of the build, and nothing else.
+    assert {name for name, f in findings.items() if f.verdict is Verdict.error} <= {"packages"}
     assert "Triton on cuda" in findings["gather kernel"].found
     assert "Triton on cuda" in findings["prepare kernel"].found
     assert "Triton on cuda" in findings["loss kernels"].found

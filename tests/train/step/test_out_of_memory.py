@@ -236,7 +236,7 @@ def test_a_graph_is_captured_anew_with_the_parts_that_fit(
             did.append(("replay", state.accumulate))
 
     @contextmanager
-    def capture(_: Graph) -> Iterator[None]:
+    def capture(_: Graph, **__: Any) -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
@@ -256,6 +256,7 @@ def test_a_graph_is_captured_anew_with_the_parts_that_fit(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     monkeypatch.setattr(train.step.graph, "device_step", device_step)
     monkeypatch.setattr(GraphedStep, "_on_the_side", on_the_side)
     for _ in range(WARM_STEPS):

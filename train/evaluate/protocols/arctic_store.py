@@ -265,7 +265,7 @@ def _object(
 def _shape(store: Store, rows: Int64[np.ndarray, " f"]) -> ObjectShape:
     row = rows[:1]
     number = int(store.label("object_id")[row, _slot(store, row)][0])
-    return read_object(store.path, store.attributes.tables["object"][number])
+    return read_object(store.path, store.name_of("object", number))
 
 
 def _slot(store: Store, rows: Int64[np.ndarray, " f"]) -> Int64[np.ndarray, " f"]:

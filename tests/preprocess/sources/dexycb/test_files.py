@@ -289,7 +289,7 @@ def test_a_broken_picture_is_named(sides: dict[str, Arrays], tmp_path: Path) -> 
     with pytest.raises(SourceError, match=r"000000.png cannot be read \(No such file"):
         source.picture(tmp_path, image, "depth_mm")
     os.mkfifo(depth)
-    with pytest.raises(SourceError, match=r"000000.png is not a regular file"):
+    with pytest.raises(SourceError, match=r"000000.png is no regular file"):
         source.picture(tmp_path, image, "depth_mm")
     depth.unlink()
     depth.write_bytes(good)
