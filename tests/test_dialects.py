@@ -1,7 +1,6 @@
 """Options run as they may be typed: the whole key, the key below its group, its last part."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest

@@ -71,8 +71,8 @@ def as_command(
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: PTH123, SIM115 - as a new interpreter does
-    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as a new interpreter does
+    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     if file_bytes is not None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
