@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.harness import Measurement, append_rows, record
-from pipeline.app.files import PARTIAL
+from pipeline.app.files import MARKER, PARTIAL
 from pipeline.store.reader import open_store, read_attributes
 from preprocess.builder import journal
 from preprocess.sample.generate import write_sample
@@ -98,7 +98,9 @@ def final_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith((PARTIAL, ".pt.tmp", *GROWING))
+        if path.is_file()
+        and not path.name.endswith((PARTIAL, ".pt.tmp", *GROWING))
+        and not any(part.startswith(f"{MARKER}-") for part in path.parts)
     ]
 
 
