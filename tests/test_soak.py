@@ -463,6 +463,7 @@ def survives(folder: Path, case: Case, fault: str, left: Left, draw: random.Rand
     lines_lost = fault in (FULL_DISK, SMALL_FILES)
     check_same(case.result(results), left.result, lines_lost=lines_lost)
     assert tree(folder, case) == before
+    assert not [path for path in results.rglob("*") if path.name.endswith(PARTIAL)]
     return code != 0
 
 
