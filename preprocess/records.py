@@ -8,16 +8,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int16, Int32, Int64
 
 from model.hand import NUM_BETAS, NUM_HANDS, NUM_JOINTS, JointSet
 from pipeline.store.schema import NUM_OBJECTS
-
-SYNTHETIC_FILE: Final = "SYNTHETIC.txt"
-"""File in the root of a dataset that ``make-sample`` rendered; real datasets have none."""
 
 
 class SourceError(ValueError):

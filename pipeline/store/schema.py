@@ -34,6 +34,8 @@ OURS: Final = ".handloom-"
 """Begins the names of temporary folders and locks in the folder of a store."""
 LOCK: Final = f"{OURS}build.lock"
 """Lock file of the process that writes a store."""
+SYNTHETIC_FILE: Final = "SYNTHETIC.txt"
+"""File in the root of a dataset that ``make-sample`` rendered; real datasets have none."""
 NUM_OBJECTS: Final = 10
 """Object slots of a row; empty ones have id -1."""
 CONTACT_STEP_M: Final = 0.25e-3

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pipeline.store.schema import SYNTHETIC_FILE
 from preprocess.config import SAMPLE_DATASETS
-from preprocess.records import SYNTHETIC_FILE
 from preprocess.sample.freihand import write as freihand
 from preprocess.sample.hand.mesh import write_mano
 from preprocess.sample.interhand26m import write as interhand26m

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pipeline.app.words import nearest
-from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
+from pipeline.store.schema import SYNTHETIC_FILE
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sources.annotations import refuse_paths_outside
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.loader import Loader
+from pipeline.store.schema import SYNTHETIC_FILE
 from tests.conftest import SampleStore, scores_file
 from tests.train.test_run import config, log_of, weights
 from train.config import DEFAULT_STEPS, EvaluateConfig, PredictConfig
@@ -95,6 +96,7 @@ def test_windows_begin_where_single_frames_stand(
     scores = scores_of(run_dir, arctic, export=str(tmp_path / "pred"))
     assert np.isfinite(scores["acc/h"])
     assert len(list((tmp_path / "pred").glob("predictions/*.npz"))) == 8
+    assert (tmp_path / "pred" / SYNTHETIC_FILE).is_file()  # protocol=arctic says so as well
     # A window from every frame, in batches of one: those of the last frames bring nothing new.
     asked = EvaluateConfig(
         run=str(run_dir),

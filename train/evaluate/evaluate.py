@@ -15,7 +15,7 @@ from model.hand import JointSet
 from model.mano.files import ManoModels
 from model.network import Network
 from model.prediction import hands_of, prediction_at, tensors_of
-from pipeline.app.files import existing
+from pipeline.app.files import existing, replace_file
 from pipeline.app.pictures import write_picture
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
@@ -24,6 +24,7 @@ from pipeline.config import PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from pipeline.order.windows import most_central
 from pipeline.store.reader import Store, open_store, read_attributes
+from pipeline.store.schema import SYNTHETIC_FILE
 from pipeline.view import build_view, own_split, samples_at, split_rows
 from train.build import label_groups
 from train.config import EvaluateConfig, Protocol
@@ -120,15 +121,31 @@ def main(config: EvaluateConfig) -> int:
     report = _score_files(config, config.protocol)
     console = Console()
     show(report, console)
+    is_synthetic = _is_synthetic(Path(str(config.truth)).expanduser())
+    if is_synthetic:
+        _say_synthetic(str(config.truth), config.protocol.name)
     if config.details is not None and report.details is not None:
         write_details(Path(config.details).expanduser(), report.details())
         say(f"written: {config.details}")
     if config.out is not None:
         path = Path(config.out) / "scores.json"
         files = {"predictions": config.predictions, "truth": config.truth}
-        write_json(path, {**as_json(report), **files})
+        write_json(path, {**as_json(report), **files, "synthetic": is_synthetic})
         say(f"written: {path}")
     return 0
+
+
+def _say_synthetic(data: str, dataset: str) -> None:
+    say(
+        f"{data} is synthetic, rendered by make-sample: these scores test the software and say "
+        f"nothing about {dataset}"
+    )
+
+
+def _is_synthetic(truth: Path) -> bool:
+    """Return whether labels lie in a dataset that ``make-sample`` rendered."""
+    path = truth.resolve()
+    return any((folder / SYNTHETIC_FILE).is_file() for folder in (path, *path.parents))
 
 
 def _score_files(config: EvaluateConfig, protocol: Protocol) -> Report:
@@ -269,13 +286,13 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             write_details(Path(config.details).expanduser(), [*errors.details(), *named])
             say(f"written: {config.details}")
         if store.attributes.is_synthetic:
-            say(
-                f"{pipeline.store} is synthetic, rendered by make-sample: these scores test the "
-                f"software and say nothing about {store.attributes.dataset}"
-            )
+            _say_synthetic(pipeline.store, store.attributes.dataset)
         # Last: scores stay when there is no room for an export.
         if collected is not None and config.export is not None:
-            collected.protocol.export(collected, Path(config.export).expanduser())
+            export = Path(config.export).expanduser()
+            collected.protocol.export(collected, export)
+            if store.attributes.is_synthetic and export.is_dir():  # its truth is there as well
+                replace_file(export / SYNTHETIC_FILE, b"Exported from a synthetic store.\n")
             say(f"exported: {config.export}")
     return 0
 

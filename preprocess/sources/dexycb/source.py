@@ -26,8 +26,8 @@ from jaxtyping import Float64, Int64
 
 from model.hand import JointSet
 from model.mano.files import ManoModels
+from pipeline.store.schema import SYNTHETIC_FILE
 from preprocess.records import (
-    SYNTHETIC_FILE,
     DatasetSource,
     LabelJob,
     ObjectFile,

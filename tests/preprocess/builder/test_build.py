@@ -19,7 +19,7 @@ from model.hand import LEFT, RIGHT
 from model.mano.files import load_mano
 from pipeline.store.errors import StoreError
 from pipeline.store.reader import Store, open_store
-from pipeline.store.schema import FLAGS, LABELS
+from pipeline.store.schema import FLAGS, LABELS, SYNTHETIC_FILE
 from preprocess import make_sample
 from preprocess.builder.build import build, main
 from preprocess.builder.plan import StorePlan, make_plan
@@ -27,7 +27,7 @@ from preprocess.builder.report.page import PAGE_FILE
 from preprocess.builder.report.text import bad_images_line, report_text
 from preprocess.builder.tasks import build_command
 from preprocess.config import BuildConfig, OnBadImage, SampleConfig
-from preprocess.records import SYNTHETIC_FILE, DatasetSource, SourceError
+from preprocess.records import DatasetSource, SourceError
 from preprocess.sample.generate import write_sample
 from preprocess.show.show import describe
 from preprocess.sources.registry import open_source

@@ -83,7 +83,7 @@ def scored(data: SampleStore, folder: Path, split: str, *words: str) -> dict[str
 
 
 def test_a_freihand_run_is_scored_officially_and_its_export_scores_the_same(
-    freihand: SampleStore, tmp_path: Path
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export = tmp_path / "pred.json"
     record = scored(freihand, tmp_path, "evaluation", f"export={export}")
@@ -93,8 +93,12 @@ def test_a_freihand_run_is_scored_officially_and_its_export_scores_the_same(
     ours = record["model"]["pa_mpjpe_mm"]
     assert official["scores"]["pa_mpjpe_mm"] == pytest.approx(ours, rel=1e-4)
     words = [f"predictions={export}", f"truth={freihand.root}", f"out={tmp_path / 'files'}"]
+    capsys.readouterr()
     assert evaluate(composed("protocol=freihand", *words)) == 0
     again = json.loads((tmp_path / "files" / "scores.json").read_text())
+    said = f"{freihand.root} is synthetic, rendered by make-sample: these scores test the software"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert again["synthetic"] is True
     # The sample's files round to 4 digits and its mesh comes from the file, not from MANO.
     for name, value in official["scores"].items():
         assert again["scores"][name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
@@ -110,7 +114,9 @@ def test_an_interhand_run_is_scored_officially_and_its_export_scores_the_same(
     truth = interhand.root / "annotations" / "test"
     words = [f"predictions={export}", f"truth={truth}", f"out={tmp_path / 'files'}"]
     assert evaluate(composed("protocol=interhand26m", *words)) == 0
-    again = json.loads((tmp_path / "files" / "scores.json").read_text())["scores"]
+    found = json.loads((tmp_path / "files" / "scores.json").read_text())
+    assert found["synthetic"] is True  # by the folder that annotations/test lies in
+    again = found["scores"]
     for name in ("mpjpe_mm", "mpjpe_single_mm", "mpjpe_interacting_mm", "mrrpe_mm", "num_samples"):
         assert again[name] == pytest.approx(official[name], rel=1e-5), name
     assert again["handedness_accuracy"] == 1.0
