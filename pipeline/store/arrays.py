@@ -14,9 +14,10 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import zarr
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from model.records import Count, Meta, as_record, decode_record
+from model.records import Count, as_record, decode_record
 from pipeline.store.errors import StoreError
 from pipeline.store.files import MAX_ZSTD_HEADER, StoreFiles, zstd_size
 from pipeline.store.schema import IMAGE_INDEX, LABELS, PICTURES, ArraySpec, StoreAttributes

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import numpy as np
+from msgspec import Meta
 
 from model.hand import JointSet
-from model.records import Count, Meta
+from model.records import Count
 
 FORMAT_VERSION: Final = 1
 INNER_CHUNK_BYTES: Final = 256 << 10

@@ -91,7 +91,7 @@ def read_images(annotations: Annotations) -> Iterator[tuple[Place, Image]]:
             line += 1
             place = Place(line=line, start=start, num_bytes=len(data))
             start += len(data)
-            if data.strip():
+            if data.strip() or len(data) > _MAX_LINE:
                 yield place, _from_line(annotations, place, data)
 
 

@@ -5,7 +5,7 @@ others: a palm of 90 m is in millimetres.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -39,37 +39,41 @@ class Mistake:
     """Training on it is of no use: a build stops."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sample:
+    """One hand: joints as in the file, in its order; NaN where not annotated."""
+
+    joints_3d: Float[np.ndarray, "21 3"]
+    joints_2d: Float[np.ndarray, "21 2"]
+    is_right: bool
+    K: Float[np.ndarray, "3 3"]
+
+
+@dataclass(kw_only=True, slots=True)
 class Sampled:
     """Hands of a sample of the images, drawn as they are read."""
 
-    def __init__(self, header: Header) -> None:
-        self.header = header
-        self.joints_3d: list[Float[np.ndarray, "21 3"]] = []
-        """As in the file, in its joint order."""
-        self.joints_2d: list[Float[np.ndarray, "21 2"]] = []
-        self.right: list[bool] = []
-        self.K: list[Float[np.ndarray, "3 3"]] = []
-        self._seen = 0
-        self._rng = np.random.default_rng(0)
+    header: Header
+    hands: list[_Sample] = field(default_factory=list)
+    num_seen: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def add(self, image: Image) -> None:
-        """Consider the hands of an image: every hand has the same chance."""
+        """Consider the hands of an image: each of the file ends in the sample equally likely."""
         for hand in image.hands:
             if hand.joints_3d is None and hand.joints_2d is None:
                 continue
-            self._seen += 1
-            place = len(self.right)
-            if place >= _MOST_HANDS:
-                place = int(self._rng.integers(self._seen))
-                if place >= _MOST_HANDS:
-                    continue
-            else:
-                for values in (self.joints_3d, self.joints_2d, self.right, self.K):
-                    values.append(None)  # type: ignore[attr-defined]
-            self.joints_3d[place] = _points(hand.joints_3d, 3)
-            self.joints_2d[place] = _points(hand.joints_2d, 2)
-            self.right[place] = hand.side == "right"
-            self.K[place] = np.full((3, 3), np.nan) if image.K is None else np.array(image.K)
+            self.num_seen += 1
+            sample = _Sample(
+                joints_3d=_points(hand.joints_3d, 3),
+                joints_2d=_points(hand.joints_2d, 2),
+                is_right=hand.side == "right",
+                K=np.full((3, 3), np.nan) if image.K is None else np.array(image.K),
+            )
+            if len(self.hands) < _MOST_HANDS:
+                self.hands.append(sample)
+            elif (place := int(self.rng.integers(self.num_seen))) < _MOST_HANDS:
+                self.hands[place] = sample
 
 
 def _points(joints: Sequence[Sequence[float] | None] | None, size: int) -> np.ndarray:
@@ -80,12 +84,13 @@ def _points(joints: Sequence[Sequence[float] | None] | None, size: int) -> np.nd
 
 def mistakes(sampled: Sampled) -> list[Mistake]:
     """Return the likely mistakes of an annotation file, the certain ones first."""
-    if len(sampled.right) < _FEW:
+    hands, header = sampled.hands, sampled.header
+    if len(hands) < _FEW:
         return []
-    header = sampled.header
-    order = JOINT_ORDERS[header.joint_order] if isinstance(header.joint_order, str) else None
-    permutation = list(order or header.joint_order)
-    raw_3d, raw_2d = np.stack(sampled.joints_3d), np.stack(sampled.joints_2d)
+    order = header.joint_order
+    permutation = list(JOINT_ORDERS[order] if isinstance(order, str) else order)
+    raw_3d = np.stack([hand.joints_3d for hand in hands])
+    raw_2d = np.stack([hand.joints_2d for hand in hands])
     joints_2d = raw_2d[:, permutation]
     opengl = np.diag([1.0, -1.0, -1.0])
     camera = raw_3d[:, permutation] * UNITS[header.units]
@@ -94,10 +99,10 @@ def mistakes(sampled: Sampled) -> list[Mistake]:
         *_order(header, raw_3d, raw_2d, permutation),
         *_unit(header, camera),
         *_axes(header, camera),
-        *_side(camera, np.array(sampled.right)),
+        *_side(camera, np.array([hand.is_right for hand in hands])),
     ]
     if not found:
-        found = _projection(camera, joints_2d, np.stack(sampled.K))
+        found = _projection(camera, joints_2d, np.stack([hand.K for hand in hands]))
     return sorted(found, key=lambda mistake: not mistake.is_certain)
 
 

@@ -42,11 +42,11 @@ Betas = Annotated[
 ]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Record(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
 
-class ObjectEntry(_Record):
+class ObjectEntry(_Record, kw_only=True):
     """One object of the dataset."""
 
     name: Name
@@ -57,7 +57,7 @@ class ObjectEntry(_Record):
     """Scale of the mesh."""
 
 
-class Header(_Record):
+class Header(_Record, kw_only=True):
     """First record: what the numbers of the others mean."""
 
     handloom: Literal[1]
@@ -89,7 +89,7 @@ class Header(_Record):
     objects: list[ObjectEntry] = []
 
 
-class Mano(_Record):
+class Mano(_Record, kw_only=True):
     """MANO parameters of one hand."""
 
     theta: Angles
@@ -99,7 +99,7 @@ class Mano(_Record):
     """As in smplx, in ``units`` and ``axes``: joint 0 = its place at rest + transl."""
 
 
-class Hand(_Record):
+class Hand(_Record, kw_only=True):
     """One hand of an image."""
 
     side: Literal["right", "left"]
@@ -112,7 +112,7 @@ class Hand(_Record):
     """Box of the hand, pixels; derived from the joints if missing."""
 
 
-class PlacedObject(_Record):
+class PlacedObject(_Record, kw_only=True):
     """Pose of one object in an image."""
 
     name: Name
@@ -122,7 +122,7 @@ class PlacedObject(_Record):
     grasped: bool = False
 
 
-class Image(_Record):
+class Image(_Record, kw_only=True):
     """One image and its labels; everything but ``image`` is optional."""
 
     image: Name

@@ -20,7 +20,7 @@ from preprocess.records import DatasetSource, LabelJob, ObjectFile, Rows, Source
 from preprocess.sources.folder.files import Annotations, Place, open_annotations, read_images
 from preprocess.sources.folder.labels import read_labels
 from preprocess.sources.folder.mistakes import Sampled, mistakes
-from preprocess.sources.folder.records import Image
+from preprocess.sources.folder.records import Header, Image
 
 _NAME: Final = "folder"
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png")
@@ -51,7 +51,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         raise SourceError(f"{_NAME}: root={str(root)!r} is no folder")
     annotations = open_annotations(root)
     header = annotations.header
-    sampled = Sampled(header)
+    sampled = Sampled(header=header)
     columns = _read(annotations, sampled)
     found = mistakes(sampled)
     if errors := [mistake.text for mistake in found if mistake.is_certain]:
@@ -99,8 +99,8 @@ def _read(annotations: Annotations, sampled: Sampled) -> _Columns:
     line_of: dict[str, int] = {}
     counts: dict[tuple[str, str], int] = defaultdict(int)
     objects = {entry.name for entry in annotations.header.objects}
-    if len(objects) != len(annotations.header.objects):
-        raise SourceError(f"{_NAME}: the header of {annotations.path} names an object twice")
+    if wrong := _header_problem(annotations.header):
+        raise SourceError(f"{_NAME}: the header of {annotations.path}: {wrong}")
     for place, image in read_images(annotations):
         where = annotations.where(place)
         if wrong := _problem(image, objects):
@@ -108,8 +108,8 @@ def _read(annotations: Annotations, sampled: Sampled) -> _Columns:
         first = line_of.setdefault(image.image, place.line)
         if first != place.line:
             raise SourceError(
-                f"{_NAME}: {where} names {image.image!r} a second time, after {first}; put both "
-                "hands of an image into one record"
+                f"{_NAME}: {where} names {image.image!r} a second time, after line {first}; put "
+                "both hands of an image into one record"
             )
         sequence = image.sequence or str(PurePosixPath(image.image).parent)
         number = len(columns.image)
@@ -130,13 +130,31 @@ def _read(annotations: Annotations, sampled: Sampled) -> _Columns:
     return columns
 
 
+def _header_problem(header: Header) -> str:
+    order, names = header.joint_order, [entry.name for entry in header.objects]
+    if not isinstance(order, str) and len(set(order)) < len(order):
+        twice = next(joint for joint in order if order.count(joint) > 1)
+        return f"joint_order names joint {twice} twice"
+    if len(set(names)) < len(names):
+        return "objects names an object twice"
+    outside = [entry.mesh for entry in header.objects if entry.mesh and not _is_below(entry.mesh)]
+    if outside:
+        return f"objects: expected a mesh below the folder, got {outside[0]!r}"
+    return ""
+
+
+def _is_below(path: str) -> bool:
+    return not (path.startswith("/") or "\\" in path or "\0" in path) and not (
+        {"", ".", ".."} & set(path.split("/"))
+    )
+
+
 def _problem(image: Image, objects: set[str]) -> str:
     """Return what contradicts in one record; the format itself was checked."""
     path = image.image
     if not path.lower().endswith(_SUFFIXES):
         return f"image: expected a file that ends in {', '.join(_SUFFIXES)}, got {path!r}"
-    parts = path.split("/")
-    if path.startswith("/") or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
+    if not _is_below(path):
         return f"image: expected a path below the folder, with '/' and without '..', got {path!r}"
     sides = [hand.side for hand in image.hands]
     if len(set(sides)) != len(sides):

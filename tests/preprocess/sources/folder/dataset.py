@@ -45,7 +45,8 @@ def hand(rng: np.random.Generator, *, curl: float = 0.9) -> np.ndarray:
             turned = Rotation.from_rotvec([curl * k / 2, 0, 0]).apply(direction)
             joints[1 + 4 * finger + k] = joints[4 * finger + k] + 0.03 * turned
     turn = Rotation.random(random_state=rng)
-    return np.asarray(turn.apply(joints) + [rng.normal(0, 0.03), rng.normal(0, 0.03), 0.6])
+    place = np.array([rng.normal(0, 0.03), rng.normal(0, 0.03), 0.6])
+    return np.asarray(turn.apply(joints) + place)
 
 
 def write_folder(
@@ -87,8 +88,6 @@ def write_folder(
             record["K"] = K.tolist()
         records.append(record)
     header = {"handloom": 1, "units": units, "axes": axes, "joint_order": joint_order}
-    folder = Folder(
-        root=root, header=header, records=records, joints=joints, K=K, images=images
-    )
+    folder = Folder(root=root, header=header, records=records, joints=joints, K=K, images=images)
     folder.write()
     return folder
