@@ -99,7 +99,6 @@ class Loader:
         self.config = config
         self.device = usable_device(device)
         self.training = training
-        self._groups = tuple(groups)
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
@@ -108,6 +107,10 @@ class Loader:
         with ExitStack() as on_error:
             on_error.callback(self.close)
             self._parts = open_parts(config, self._resources, training=training)
+            stores = [part.store for part in self._parts]
+            self._groups = tuple(
+                group for group in groups if not group.OPTIONAL or any(map(group.is_in, stores))
+            )
             self.num_samples = sum(len(part) for part in self._parts)
             """Number of samples (windows) of all ranks together."""
             self.content_sha256 = content_of(config)

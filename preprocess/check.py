@@ -152,7 +152,14 @@ def _spread(count: int, most: int) -> list[int]:
 def _hands(labels: LabelStack) -> dict[str, int]:
     joints = (labels.joint_valid & np.isfinite(labels.joints_3d).all(-1)).any(-1)
     mano = np.isfinite(labels.theta).all(-1)
-    counts = {"right": joints[:, RIGHT], "left": joints[:, LEFT], "with MANO": mano}
+    flat = np.isfinite(labels.joints_2d).all(-1).any(-1)
+    counts = {
+        "right": (joints | flat)[:, RIGHT],
+        "left": (joints | flat)[:, LEFT],
+        "with joints_3d": joints,
+        "with joints_2d": flat,
+        "with MANO": mano,
+    }
     return {kind: int(np.count_nonzero(hit)) for kind, hit in counts.items()}
 
 
@@ -188,8 +195,11 @@ def _tile(
         width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
         canvas[:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         for slot, rgb in ((RIGHT, RIGHT_RGB), (LEFT, LEFT_RGB)):
-            joints = (project(labels.joints_3d[i, slot], labels.K[i]) + 0.5) * scale - 0.5
-            draw_skeleton(canvas, joints, labels.joint_valid[i, slot], thickness=1)
+            valid = labels.joint_valid[i, slot]
+            pixels = project(labels.joints_3d[i, slot], labels.K[i])
+            pixels = np.where(valid[:, None], pixels, labels.joints_2d[i, slot])
+            joints = (pixels + 0.5) * scale - 0.5
+            draw_skeleton(canvas, joints, np.isfinite(joints).all(-1), thickness=1)
             _draw_box(canvas, (labels.bbox_xyxy[i, slot] + 0.5) * scale - 0.5, joints, rgb)
     caption = np.full((_CAPTION_PX, tile_px, 3), GREY, np.uint8)
     write(caption, 13, source.rows.image[row])

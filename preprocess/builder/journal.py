@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from pipeline.app.files import replace_file, sync
 from pipeline.store.errors import StoreError
-from pipeline.store.schema import StoreAttributes
 from pipeline.store.shard import prove_shard, shard_path
 from preprocess.builder.shard import ShardResult, ShardTask, result_from_json, result_to_json
 
@@ -53,6 +52,7 @@ def inputs_of(task: ShardTask) -> str:
         a.image_encoding, a.mano_sha256, task.object_names, task.shard, task.images,
         task.image_bytes.tolist(), {name: v.tolist() for name, v in task.indices.items()},
         str(task.work), task.region, task.stop_at_bad_image, task.left_as_shipped, task.pictures,
+        task.optional,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def append(store: Path, task: ShardTask, result: ShardResult) -> None:
     file = shard_path(store, task.shard)
     line = {
         "inputs": inputs_of(task),
-        "files": _hashes(store, task.shard, task.attributes, task.pictures),
+        "files": _hashes(store, task),
         "image_nbytes": file.stat().st_size if file.exists() else -1,
         "result": result_to_json(result),
     }
@@ -132,7 +132,7 @@ def is_done(store: Path, task: ShardTask, entries: Mapping[int, Entry]) -> bool:
             prove_shard(file, task.attributes.shard_capacity_bytes)
         except StoreError:
             return False
-    return _hashes(store, task.shard, task.attributes, task.pictures) == entry.files
+    return _hashes(store, task) == entry.files
 
 
 def remove(store: Path) -> None:
@@ -142,15 +142,15 @@ def remove(store: Path) -> None:
     sync(path.parent)
 
 
-def _hashes(
-    store: Path, shard: int, attributes: StoreAttributes, pictures: tuple[str, ...]
-) -> dict[str, str]:
+def _hashes(store: Path, task: ShardTask) -> dict[str, str]:
     """Return the hashes of a shard's files except its image file, whose crc32c they contain."""
     from pipeline.store.pictures import picture_files
     from pipeline.store.writer import ROW_ARRAYS, chunk_file
 
-    files = [chunk_file(name, shard) for name in ROW_ARRAYS]
-    files += [file for name in pictures for file in picture_files(name, shard, attributes)]
+    names = [*ROW_ARRAYS, *(f"labels/{name}" for name in task.optional)]
+    files = [chunk_file(name, task.shard) for name in names]
+    for name in task.pictures:
+        files += picture_files(name, task.shard, task.attributes)
     return {file: _sha256(store / file) for file in files}
 
 

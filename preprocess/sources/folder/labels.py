@@ -43,6 +43,8 @@ def image_labels(root: Path, header: Header, image: Image, mano: ManoModels | No
         if hand.joints_3d is not None:
             labels.joints_3d[slot] = metres * hand_joints(header, hand.joints_3d, 3) @ R
             labels.joint_valid[slot] = np.isfinite(labels.joints_3d[slot]).all(-1)
+        if hand.joints_2d is not None:
+            labels.joints_2d[slot] = hand_joints(header, hand.joints_2d, 2)
         if hand.bbox_xyxy is not None:
             labels.bbox_xyxy[slot] = hand.bbox_xyxy
         if hand.mano is not None and mano is not None:

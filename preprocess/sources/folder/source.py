@@ -36,6 +36,7 @@ class _Columns:
     camera: list[str] = field(default_factory=list)
     subject: list[str] = field(default_factory=list)
     frame: list[int] = field(default_factory=list)
+    has_joints_2d: bool = False
     splits: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     without_split: list[int] = field(default_factory=list)
 
@@ -79,6 +80,7 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         ),
         left_as_shipped=header.mano_left == "as_shipped",
         official_boxes=True,
+        optional_labels=("joints_2d",) if columns.has_joints_2d else (),
         notes={"name": header.name} | ({"warnings": warnings} if warnings else {}),
     )
 
@@ -126,6 +128,7 @@ def _read(annotations: Annotations, sampled: Sampled) -> _Columns:
         else:
             for name in [image.split] if isinstance(image.split, str) else image.split:
                 columns.splits[name].append(number)
+        columns.has_joints_2d |= any(hand.joints_2d is not None for hand in image.hands)
         sampled.add(image)
     return columns
 
