@@ -146,7 +146,7 @@ def draw(source: DatasetSource, config: CheckConfig) -> Path:
 def _spread(count: int, most: int) -> list[int]:
     """Return at most ``most`` numbers below ``count``, evenly spaced."""
     kept = min(count, most)
-    return ((np.arange(kept) + 0.5) * count / max(kept, 1)).astype(int).tolist()
+    return [int((i + 0.5) * count / kept) for i in range(kept)]
 
 
 def _hands(labels: LabelStack) -> dict[str, int]:

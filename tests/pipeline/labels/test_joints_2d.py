@@ -165,7 +165,7 @@ def test_the_loss_holds_joints_against_their_pixels(folder: Folder, batch: Batch
     assert terms.seen[terms.names.index("joints_2d")].all()
     without = replace(batch, groups={})
     _, alone = total_loss(prediction, without, None, plan)
-    has_3d = batch.has_joints[:, 0]
-    assert torch.equal(alone.seen[alone.names.index("joints_2d")], has_3d)
+    seen = alone.seen[alone.names.index("joints_2d")]
+    assert torch.equal(seen, batch.has_joints[:, 0])
     others = [i for i, name in enumerate(terms.names) if name != "joints_2d"]
     assert torch.equal(terms.values[others], alone.values[others])
