@@ -191,9 +191,10 @@ def build_view(
 
 def _has_joints(store: Store) -> NDArray[np.bool_]:
     """Return which hands [n, 2] have an annotated joint, in 3D or 2D."""
-    has = store.label("has_joints")
+    has = np.asarray(store.label("has_joints"))
     if store.has_label("joints_2d"):
-        return np.asarray(has | np.isfinite(store.label("joints_2d")).all(-1).any(-1))
+        annotated = np.isfinite(store.label("joints_2d")).all(-1).any(-1)
+        return np.asarray(has | annotated)
     return has
 
 
