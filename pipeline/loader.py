@@ -131,7 +131,7 @@ class Loader:
         config, cache = self.config, self._cache
         num_samples = sum(len(view) for view in self._samples.views)
         plan = memory.plan_memory(
-            memory.demand_of(self._parts, config, num_samples, self._groups),
+            memory.demand_of(self._parts, config, num_samples, self._groups, self.device),
             device_bytes=memory.available_bytes(self.device),
             model_bytes=model_bytes,
             codecs=memory.allowed_codecs(cache, training=self.training),
@@ -320,8 +320,9 @@ class Loader:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of the pixels on the device; 0 where they are streamed."""
-        return 0 if self.resident is None else self.resident.pixels.nbytes
+        """Memory of pixels and labels on the device; pixels that are streamed are not held."""
+        pixels = 0 if self.resident is None else self.resident.pixels.nbytes
+        return pixels + self._assembler.nbytes
 
     def close(self) -> None:
         """Free the device's memory, the decoder and the files; iterators then end."""

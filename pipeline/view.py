@@ -75,6 +75,11 @@ def column_names(table: Table) -> list[str]:
     return [f.name for f in fields(table) if isinstance(getattr(table, f.name), Tensor)]
 
 
+def table_bytes(table: Table) -> int:
+    """Return the memory of a table's tensors."""
+    return sum(getattr(table, name).nbytes for name in column_names(table))
+
+
 def split(table: Table, lengths: Sequence[int]) -> list[Table]:
     """Split a table into parts; inverts ``concatenated``."""
     names = column_names(table)
@@ -166,7 +171,7 @@ def build_view(
         box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
     else:
         row, sample_id = rows, 2 * rows
-        has_joints = annotated.any(-1)
+        has_joints = np.asarray(annotated.any(-1))
         is_frame = config.kind is ViewKind.frame
         box = _frame_box(store, row) if is_frame else _hand_object_box(store, row)
     if config.require_joints:

@@ -57,7 +57,7 @@ def test_a_store_that_vanishes_is_named_and_the_run_can_go_on(
     assert run(config(own_store, run_dir, "steps=4")) == 0
     own_store.store.rename(away)
     assert front_door("python -m train", COMMANDS, said_by(own_store, run_dir, "steps=6")) == 2
-    assert f"{own_store.store}, which is not here" in capsys.readouterr().err
+    assert f"no store at {own_store.store}" in capsys.readouterr().err
     moved = SampleStore(root=own_store.root, mano=own_store.mano, store=away)
     assert run(config(moved, run_dir, "steps=6")) == 0
     assert read_checkpoint(run_dir, say=pytest.fail)["step"] == 6
