@@ -15,8 +15,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from msgspec import Meta
+
+from model.records import as_record, parse_json
 from pipeline.app.files import replace_file, sync
 from pipeline.store.errors import StoreError
 from pipeline.store.shard import prove_shard, shard_path
@@ -37,6 +40,16 @@ class Entry:
     image_nbytes: int
     """Size of its image file, bytes; -1 for none."""
     result: ShardResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """An ``Entry`` as JSON."""
+
+    inputs: str
+    files: dict[str, str]
+    image_nbytes: Annotated[int, Meta(ge=-1, le=2**62)]
+    result: dict[str, Any]
 
 
 def journal_path(store: Path) -> Path:
@@ -98,15 +111,15 @@ def read(store: Path) -> dict[int, Entry]:
     data = path.read_bytes()
     for line in data.splitlines(keepends=True):
         try:
-            value = json.loads(line)
-            result = result_from_json(value["result"])
+            found = as_record(_Line, parse_json(line))
+            result = result_from_json(found.result)
             entry = Entry(
-                inputs=str(value["inputs"]),
-                files=dict(value["files"]),
-                image_nbytes=int(value["image_nbytes"]),
+                inputs=found.inputs,
+                files=found.files,
+                image_nbytes=found.image_nbytes,
                 result=result,
             )
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             break  # lines after a broken one are not trusted
         if not line.endswith(b"\n"):
             break

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from model.records import Count, as_record
 from pipeline.store.errors import StoreError
 from pipeline.store.schema import LABELS, OPTIONAL_LABELS, StoreAttributes
 from preprocess.builder.plan import StorePlan
@@ -387,14 +388,35 @@ def result_from_json(value: Mapping[str, Any]) -> ShardResult:
     """Convert JSON values to a result.
 
     Raises:
-        TypeError: If a field is missing or unknown.
-        KeyError: If one is missing.
+        ValueError: If a field is missing or of another type.
     """
-    known = dict(value)
-    known["bad_images"] = [BadImage(**bad) for bad in value["bad_images"]]
+    found = as_record(_PlainResult, dict(value))
+    known = {f.name: getattr(found, f.name) for f in fields(found)}
     known["residuals"] = Residuals(
-        edges_mm=tuple(value["residuals"]["edges_mm"]),
-        vertices=np.array(value["residuals"]["vertices"], np.int64),
-        refit=np.array(value["residuals"]["refit"], np.int64),
+        edges_mm=found.residuals.edges_mm,
+        vertices=np.array(found.residuals.vertices, np.int64),
+        refit=np.array(found.residuals.refit, np.int64),
     )
     return ShardResult(**known)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlainResiduals:
+    edges_mm: tuple[float, ...]
+    vertices: list[Count]
+    refit: list[Count]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlainResult:
+    """A ``ShardResult`` as JSON."""
+
+    shard: Count
+    num_rows: Count
+    num_bytes: Count
+    bad_images: list[BadImage]
+    processes: dict[str, Count]
+    max_residual_m: float | None
+    max_refit_m: float | None
+    residuals: _PlainResiduals
+    object_rows: dict[str, Count]
