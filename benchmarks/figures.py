@@ -1,6 +1,7 @@
 """Figures shown in README.md and docs/: the result row behind each one and its format.
 
 A figure is the newest matching row of benchmarks/results; without one it reads "not yet measured".
+Where the newest is of one run and others on its machine had other seeds, it is the median of them.
 """
 
 import json
@@ -30,22 +31,35 @@ class Figure:
     """A count that is the same on every machine."""
 
     def value(self, rows: Rows) -> str:
-        """Return the newest row as text, or ``NOT_MEASURED``."""
-        newest = self.row(rows)
-        return NOT_MEASURED if newest is None else self.text.format(**(newest["params"] | newest))
+        """Return the row as text, or ``NOT_MEASURED``."""
+        row = self.row(rows)
+        return NOT_MEASURED if row is None else self.text.format(**(row["params"] | row))
 
     def row(self, rows: Rows) -> dict[str, Any] | None:
-        """Return the newest matching row."""
+        """Return the newest matching row; of runs with several seeds the median one."""
+        seeds = self._seeds(rows)
+        return seeds[(len(seeds) - 1) // 2] if seeds else None
+
+    def _seeds(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return the newest row of every seed, from small to large; or the newest row."""
         found = [
             row
             for row in rows
             if (row["bench"], row["metric"]) == (self.bench, self.metric)
             and re.fullmatch(self.variant, row["variant"])
         ]
-        return max(found, key=lambda row: (row["date"], row["p50"]), default=None)
+        found.sort(key=lambda row: (row["date"], row["p50"]))
+        if not found or found[-1]["n"] != 1 or "seed" not in found[-1]["params"]:
+            return found[-1:]
+        by_seed = {
+            row["params"]["seed"]: row
+            for row in found
+            if row["n"] == 1 and "seed" in row["params"] and _machine(row) == _machine(found[-1])
+        }
+        return sorted(by_seed.values(), key=lambda row: float(row["p50"]))
 
     def tolerance(self, rows: Rows) -> str:
-        """Return half the range between the 20 % and 80 % quantiles, in words.
+        """Return half the range between the 20 % and 80 % quantiles, or the seeds, in words.
 
         Raises:
             ValueError: If there is no row.
@@ -55,10 +69,15 @@ class Figure:
             raise ValueError(f"{self.what!r} has no row in benchmarks/results")
         if self.is_exact:
             return "exact"
-        if row["n"] == 1:
+        seeds, over = self._seeds(rows), ""
+        low, high = row["p20"], row["p80"]
+        if len(seeds) > 1:
+            low, high = seeds[0]["p50"], seeds[-1]["p50"]
+            over = f", {len(seeds)} seeds"
+        elif row["n"] == 1:
             return "one run"
-        share = (row["p80"] - row["p20"]) / 2 / abs(row["p50"])
-        return f"± {100 * share:.0f} %" if share >= 0.005 else "under 0.5 %"
+        share = (high - low) / 2 / abs(row["p50"])
+        return (f"± {100 * share:.0f} %" if share >= 0.005 else "under 0.5 %") + over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +151,7 @@ def _machine(row: dict[str, Any]) -> str:
 def _measured_on(machines: Sequence[str]) -> str:
     return (
         f"Measured on {' and '.join(dict.fromkeys(machines))}. The tolerance is half the range "
-        "between the 20 % and 80 % quantiles of the repeats."
+        "between the 20 % and 80 % quantiles of the repeats, or between the extremes of the seeds."
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar
 E = TypeVar("E", bound=Enum)
 MISSING: Final = "???"
 """OmegaConf's text for a value that has to be given."""
+NO_OPTION: Final = {"omegaconf_ignore": True}
+"""Metadata of a field that is no option, nor part of what is written of a configuration."""
 
 
 def check_fields(config: Any, group: str = "", /, **bounds: tuple[float, float]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from model.config import ModelConfig
 from model.families import config_class, upgraded
+from model.fields import NO_OPTION
 
 T = TypeVar("T")
 
@@ -16,7 +17,8 @@ def to_plain(config: Any) -> dict[str, Any]:
     """Return a dataclass as nested JSON values; enums by name."""
     plain = _plain(dataclasses.asdict(config))
     assert isinstance(plain, dict)
-    return plain
+    left_out = {field.name for field in dataclasses.fields(config) if field.metadata == NO_OPTION}
+    return {key: value for key, value in plain.items() if key not in left_out}
 
 
 def from_plain(kind: type[T], plain: Mapping[str, Any]) -> T:

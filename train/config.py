@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 from model.config import ModelConfig
 from model.families import config_classes
-from model.fields import check_fields
+from model.fields import NO_OPTION, check_fields
 from model.regressor.config import RegressorConfig
 from pipeline.config import PipelineConfig
 from train.losses.config import LossConfig
@@ -236,7 +236,7 @@ class RunConfig:
     resume: str | None = None
     """Folder of a run to continue with its own configuration; store is not needed then. Only steps,
     *_every, keep_checkpoints, threads, accumulate, debug, device, mano and store may be given
-    beside it; one that is set to its default counts as not given."""
+    beside it."""
     init: str | None = None
     """Folder of a run, or of weights, to begin with: every tensor of the same name and shape is
     taken over, what is left begins anew. For fine-tuning, or windows after single frames."""
@@ -293,6 +293,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=RegressorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    given: list[str] = field(default_factory=list, compare=False, metadata=NO_OPTION)
+    """Keys that ``compose`` was given, also those that equal their default."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -20,7 +20,7 @@ from pipeline.app.words import say
 from pipeline.loader import Loader, require_known_order
 from pipeline.order.parts import content_of, joint_sets_of
 from train.build import build_model, label_groups, required_mano
-from train.config import DEFAULT_STEPS, RunConfig
+from train.config import RunConfig
 from train.device.device import choose_device
 from train.device.distributed import (
     Ranks,
@@ -128,10 +128,7 @@ def _nothing_to_do(config: RunConfig, step: int, end: int) -> str:
     where = f"{config.run_dir} is at step {step} of {end}: nothing to do"
     if config.stages:
         return f"{where}; its stages are done, a new run with init={config.run_dir} goes on from it"
-    fix = f"{where}; python -m train run resume={config.run_dir} steps=N trains on to a larger N"
-    if step < DEFAULT_STEPS:
-        fix += f" (the default, {DEFAULT_STEPS}, counts as not given: write {DEFAULT_STEPS + 1})"
-    return fix
+    return f"{where}; python -m train run resume={config.run_dir} steps=N trains on to a larger N"
 
 
 def _run(

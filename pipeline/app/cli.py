@@ -202,7 +202,8 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     A schema may name a folder of YAML deltas in the class attribute ``EXPERIMENTS`` (adds the key
     ``experiment``), short spellings of nested keys in ``ALIASES``, fields whose class is chosen by
     name in ``GROUPS`` (``model=NAME``; in YAML ``defaults: [override /model: NAME]``), and in
-    ``SPELLINGS`` words that are not of an option's type with what they stand for.
+    ``SPELLINGS`` words that are not of an option's type with what they stand for. A field ``given``
+    that is no option gets the keys of ``words``.
 
     Raises:
         UsageError: For an unknown key, group or value, a missing required value, a type error.
@@ -267,7 +268,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
                     f"{expected!r}; choose with {group}=NAME, in an experiment with defaults: "
                     f"[override /{group}: NAME]"
                 )
-        return OmegaConf.to_object(config)
+        composed = OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         text = str(cause)
@@ -275,6 +276,9 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         keys = [line for line in lines if line.startswith("full_key:")]
         where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
         raise UsageError(f"{where}{lines[0]}") from error
+    if hasattr(composed, "given"):
+        composed.given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    return composed
 
 
 def grid(schema: type[Any], words: Sequence[str]) -> list[GridPoint]:
@@ -506,6 +510,8 @@ def _options(
     docs = field_docs(schema)
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
+        if field.metadata.get("omegaconf_ignore"):
+            continue
         hint = (classes or {}).get(field.name, hints[field.name])
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             yield from _options(hint, f"{prefix}{field.name}.")

@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
+import functools
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -14,7 +17,8 @@ MARKER: Final = ".handloom"
 """Empty file in a folder whose content may be removed: a command of ours made it."""
 PARTIAL: Final = ".partial"
 """Suffix of unfinished files, ours and zarr-python's; leftover ones may be removed."""
-
+LEFT_BEHIND: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}$")
+"""Ends the name of a file that a killed process left unfinished."""
 
 _KINDS: Final = {
     stat.S_IFIFO: "a FIFO",
@@ -73,8 +77,8 @@ def replacing(
 
     The bytes are synced to disk first: a kill or a full disk at any moment leaves the old file or
     the new one. After an error nothing of the new one is left, after a kill at most a temporary
-    file. Several processes may replace the same file concurrently, for example a worker that
-    outlived its build.
+    file, which the next process that writes into its folder removes. Several processes may replace
+    the same file concurrently, for example a worker that outlived its build.
 
     Args:
         path: The file.
@@ -85,8 +89,9 @@ def replacing(
         OSError: If a write fails; the temporary file is removed.
     """
     partial = (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}{PARTIAL}"
+    _remove_leftovers(partial.parent)
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = _locked(partial)
 
         def write(data: Any) -> None:
             view = memoryview(data).cast("B")
@@ -108,6 +113,36 @@ def replacing(
         raise
     if durable:
         sync(path.parent)
+
+
+def _locked(path: Path) -> int:
+    """Create a file, locked while its process lives where the disk has locks."""
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return descriptor
+        os.close(descriptor)  # taken for a leftover before it was locked
+
+
+@functools.cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove, once per process, files of ``replacing`` whose processes are dead."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - of many thousands, names are enough
+            if LEFT_BEHIND.search(name):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(folder / name)
+
+
+def _remove_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def emptied(folder: Path, key: str) -> Path:

@@ -26,7 +26,7 @@ import zarr.codecs
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from pipeline.app.files import PARTIAL, replace_file, sync
+from pipeline.app.files import LEFT_BEHIND, PARTIAL, replace_file, sync
 from pipeline.app.words import closest
 from pipeline.store.content import content_sha256
 from pipeline.store.errors import StoreError
@@ -64,8 +64,6 @@ OPTIONAL_ARRAYS: Final[Mapping[str, ArraySpec]] = {
 _SPECS: Final = {**ROW_ARRAYS, **OPTIONAL_ARRAYS}
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
 """Chunk files of per-row arrays are in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
-_LEFT_BEHIND: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}$")
-"""Ends the name of a file that a killed process left unfinished, ours and zarr-python's."""
 _ZSTD: Final = Zstd(level=3, checksum=False)
 MEMBERS: Final = (*GROUPS, "zarr.json")
 """What the folder of a store holds."""
@@ -302,7 +300,7 @@ def finish_store(
         if expected != got:
             raise StoreError(f"store {path} was created with {name}={expected}, got {got}")
     for leftover in path.rglob(f"*{PARTIAL}"):
-        if _LEFT_BEHIND.search(leftover.name):
+        if LEFT_BEHIND.search(leftover.name):
             leftover.unlink()
     # pread: mapped pages would count as this process's memory until they are reclaimed.
     store = open_store(path, reader="pread", allow_unfinished=True, allow_unlisted=True)

@@ -86,6 +86,20 @@ def test_figures_show_tolerance_and_machine() -> None:
         comparison_table([Comparison(ours=FIGURE, beside=(OTHER,))], [row("ours", 1), elsewhere])
 
 
+def test_runs_with_several_seeds_are_shown_as_such() -> None:
+    days = ("2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04")
+    errors = (99, 20, 18, 21)
+    seeds = (0, 0, 1, 2)  # seed 0 was measured anew
+    zipped = zip(errors, days, seeds, strict=True)
+    rows = [row("ours", error, day, n=1, seed=seed) for error, day, seed in zipped]
+    assert (FIGURE.value(rows), FIGURE.tolerance(rows)) == ("20 images/s", "± 8 %, 3 seeds")
+    assert FIGURE.tolerance(rows[:2]) == "one run"
+    unknown = row("ours", 5, "2026-02-01", n=1)
+    assert (FIGURE.value([*rows, unknown]), FIGURE.tolerance([*rows, unknown])) == (
+        "5 images/s", "one run",
+    )  # fmt: skip
+
+
 def test_a_figure_of_the_front_pages_without_a_row_is_seen(tmp_path: Path) -> None:
     for name in FRONT:
         assert not loose_figures((ROOT / name).read_text(encoding="utf-8")), name

@@ -1,9 +1,11 @@
 """Processes that train: forks of a server that has imported torch and the trainer once."""
 
+import importlib
 import multiprocessing
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,34 @@ def as_rank(
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the parent's, as torchrun's is
         }
     sys.exit(function(*args))
+
+
+def as_command(
+    package: str, words: Sequence[str], folder: Path, said: Path, file_bytes: int | None
+) -> None:
+    """Run ``python -m package words...`` as a shell in ``folder`` would, and end as it does.
+
+    Args:
+        package: The package.
+        words: Command and options.
+        folder: Working directory; home and temporary files are in it.
+        said: File or named pipe that gets what it prints.
+        file_bytes: Largest file that it may write: beyond, writing fails as on a full disk.
+    """
+    os.chdir(folder)
+    os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
+    os.environ.pop("XDG_CACHE_HOME", None)
+    output = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as a new interpreter does
+    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    torch.set_num_threads(1)
+    if file_bytes is not None:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    from pipeline.app.cli import front_door
+
+    commands = importlib.import_module(f"{package}.__main__").COMMANDS
+    sys.exit(front_door(f"python -m {package}", commands, words))

@@ -5,6 +5,7 @@ negative control, the same training with the hands' labels shuffled over the ima
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ def pa_mpjpe_ratio(data: SampleStore, store: Path, run_dir: Path, variant: str) 
     """Train, score on the untouched evaluation split, keep a row; return model over mean pose."""
     begin = time.perf_counter()
     words = ["experiment=soak", f"store={store}", f"mano={data.mano}", f"run_dir={run_dir}"]
+    words += [f"seed={os.environ['SOAK_SEED']}"] if "SOAK_SEED" in os.environ else []
     settings = compose(RunConfig, words)
     assert isinstance(settings, RunConfig)
     assert run(settings) == 0
@@ -70,6 +72,7 @@ def pa_mpjpe_ratio(data: SampleStore, store: Path, run_dir: Path, variant: str) 
     model, mean = scores["model"]["pa_mpjpe_mm"], scores["mean_pose"]["pa_mpjpe_mm"]
     params = {
         "minutes": round(minutes, 1),
+        "seed": settings.pipeline.seed,
         "steps": settings.steps,
         "poses": NUM_POSES,
         "pa_mpjpe_mm": model,

@@ -72,13 +72,13 @@ def continue_from(config: RunConfig, say: Say) -> tuple[RunConfig, dict[str, Any
 def _merged(config: RunConfig, payload: dict[str, Any], run_dir: str) -> RunConfig:
     """Return the checkpoint's configuration with the free keys that were given.
 
-    Given is what differs from the default: the front door does not tell more.
+    In Python, without ``compose``, given is what differs from the default.
     """
     plain = to_plain(config_of(payload))
     old, new, default = flat(plain), flat(to_plain(config)), flat(to_plain(RunConfig(resume="")))
     for name in config.pipeline.mix:
         default |= flat(to_plain(MixPart()), f"pipeline.mix.{name}.")
-    given = {key for key in new if new[key] != default.get(key)}
+    given = {key for key in new if key in config.given or new[key] != default.get(key)}
     shown = _changed(old, new, given)
     if shown:
         raise ValueError(

@@ -1,11 +1,13 @@
 import errno
+import fcntl
 import multiprocessing
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 
-from pipeline.app.files import PARTIAL, existing, replace_file, replacing
+from pipeline.app.files import PARTIAL, _remove_leftovers, existing, replace_file, replacing
 
 
 def test_a_path_that_does_not_exist_is_named_with_its_option(tmp_path: Path) -> None:
@@ -96,3 +98,23 @@ def test_processes_that_replace_the_same_file_do_not_mix(tmp_path: Path) -> None
         writer.join()
         assert writer.exitcode == 0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    names = [f"{name}.{uuid.uuid4().hex}{PARTIAL}" for name in ("a.obj", "b.obj")]
+    theirs = (f"a.obj{PARTIAL}", f"{uuid.uuid4().hex}.txt")
+    for name in (*names, *theirs):
+        (tmp_path / name).write_bytes(b"half")
+    with (tmp_path / names[1]).open("rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)  # its process lives
+        replace_file(tmp_path / "c.obj", b"whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"c.obj", names[1], *theirs}
+
+
+def test_a_file_under_way_is_no_leftover(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as write:
+        write(b"whole")
+        _remove_leftovers.cache_clear()  # as in another process
+        replace_file(tmp_path / "b", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -192,6 +192,18 @@ def test_resume_alone_continues_with_the_runs_own_configuration(
     assert steps_logged(tmp_path / "parts") == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_key_that_is_given_its_default_counts(trained: Path) -> None:
+    """The run was trained with other values, which a resume without the keys keeps."""
+    words = {"steps": 20_000, "log_every": 50, "accumulate": 1, "keep_checkpoints": 3}
+    kept = {name: getattr(continue_from(resumed(trained), pytest.fail)[0], name) for name in words}
+    given = [f"{name}={value}" for name, value in words.items()]
+    config, _ = continue_from(resumed(trained, *given), pytest.fail)
+    assert {name: getattr(config, name) for name in words} == words
+    assert (kept["steps"], kept["log_every"]) == (8, 1)
+    with pytest.raises(ValueError, match=r"cannot change \(optim.warmup_steps: 2 -> 100\)"):
+        run(resumed(trained, "warmup_steps=100"))
+
+
 def test_resume_refuses_what_cannot_change(trained: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot change \(optim.lr: 0.0003 -> 0.1\); leave out"):
         run(resumed(trained, "optim.lr=0.1"))
