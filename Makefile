@@ -74,7 +74,7 @@ $(VENV)/.docs: $(READY)
 	@touch $@
 
 # Speeds are measured here, so shapes are not checked.
-soak: $(READY)
+soak: $(READY) test-floor
 	JAXTYPING_DISABLE=1 $(PY) -m pytest -m slow --override-ini addopts=-ra --override-ini faulthandler_timeout=0
 
 clean:

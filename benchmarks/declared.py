@@ -9,6 +9,7 @@ from pipeline.store.schema import (
     IMAGE_INDEX,
     LABELS,
     OBJECT_ARRAYS,
+    OPTIONAL_LABELS,
     PICTURES,
     ArraySpec,
 )
@@ -22,6 +23,9 @@ def store_table() -> str:
     lines = [("`image/bytes`", "uint8, one axis", "byte", jpegs)]
     lines += [_array("image", spec) for spec in IMAGE_INDEX]
     lines += [_array("labels", spec) for spec in LABELS]
+    for spec in OPTIONAL_LABELS:
+        *array, meaning = _array("labels", spec)
+        lines.append((array[0], array[1], array[2], f"{meaning}; optional"))
     for spec in PICTURES:
         name, kind, unit, meaning = _array("labels", spec)
         lines.append((name, f"{kind} [height, width]", unit, f"{meaning}; optional"))

@@ -31,7 +31,8 @@ class Family:
     losses: str
     """Tuple of ``train.losses.plan.Group``."""
     labels: tuple[str, ...] = ()
-    """Subclasses of ``pipeline.batch.LabelGroup`` to load in addition to the core labels."""
+    """Subclasses of ``pipeline.batch.LabelGroup`` to load in addition to the core labels; optional
+    ones are loaded where a store has them."""
 
 
 FAMILIES: Final[dict[str, Family]] = {
@@ -39,6 +40,7 @@ FAMILIES: Final[dict[str, Family]] = {
         config="model.regressor.config:RegressorConfig",
         network="model.regressor.net:HandRegressor",
         losses="train.losses.families.regressor:GROUPS",
+        labels=("pipeline.labels.joints_2d:Joints2DLabels",),
     ),
 }
 """Families by the name given as ``model=NAME``."""

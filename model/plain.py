@@ -31,7 +31,7 @@ def from_plain(kind: type[T], plain: Mapping[str, Any]) -> T:
     """
     try:
         found = _built(kind, plain, "")
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"a configuration of another version of this code: {error}") from error
     assert isinstance(found, kind)
     return found

@@ -7,10 +7,12 @@ MANO model requires the same files. The mean pose that the network starts from i
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.network import Network
 from model.plain import from_plain, to_plain
+from model.records import Count, as_record, parse_json
 
 FORMAT: Final = 3
 READABLE: Final = (2, FORMAT)
@@ -103,9 +106,9 @@ def read_pretrained_config(folder: Path) -> PretrainedConfig:
             "python -m train run"
         )
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = as_record(dict[str, Any], parse_json(path.read_bytes()))
         found = record["format"]
-        if found in READABLE:
+        if found in READABLE and not isinstance(found, bool):
             return _parsed(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
@@ -140,8 +143,7 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
         right_only=config.inputs.mirror_left,
         load_weights=False,
     )
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    expected, found = _shapes(model.state_dict()), _shapes(tensors)
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         shown = ", ".join(f"{k}: {expected.get(k)} -> {found.get(k)}" for k in wrong[:4])
@@ -151,6 +153,14 @@ def load_pretrained(folder: Path, *, mano: ManoModels | None) -> Network:
         )
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...] | str]:
+    """Return each tensor's shape; text for one of integers, which no float is replaced by."""
+    return {
+        name: tuple(value.shape) if value.is_floating_point() else f"{value.dtype} {value.shape}"
+        for name, value in tensors.items()
+    }
 
 
 def fitting_tensors(model: nn.Module, folder: Path) -> dict[str, Tensor]:
@@ -183,9 +193,17 @@ def fitting_tensors(model: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or write it again") from error
+        tensors = load_file(path)
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        shown = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged ({shown}); copy or write it again") from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"{path} is damaged: {name} is not finite; copy it again, or take the weights of "
+                "another checkpoint"
+            )
+    return tensors
 
 
 def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None) -> None:
@@ -208,15 +226,41 @@ def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None)
 
 
 def _parsed(record: dict[str, Any]) -> PretrainedConfig:
-    inputs = dict(record["inputs"])
-    inputs |= {"joint_sets": tuple(JointSet[name] for name in inputs["joint_sets"])}
-    inputs |= {name: tuple(inputs[name]) for name in ("mean", "std")}
+    found = as_record(_Record, record)
+    inputs = {f.name: getattr(found.inputs, f.name) for f in fields(_Inputs)}
+    inputs["joint_sets"] = tuple(JointSet[name] for name in found.inputs.joint_sets)
     return PretrainedConfig(
-        model=from_plain(ModelConfig, record["model"]),
+        model=from_plain(ModelConfig, found.model),
         inputs=InputSpec(**inputs),
-        mano_sha256=record["mano_sha256"],
-        step=record["step"],
+        mano_sha256=found.mano_sha256,
+        step=found.step,
     )
+
+
+_Finite = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_Positive = Annotated[float, Meta(gt=1e-6, le=1e6)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inputs:
+    """An ``InputSpec`` in JSON."""
+
+    input_px: Annotated[int, Meta(ge=1, le=16_384)]
+    mean: tuple[_Finite, _Finite, _Finite]
+    std: tuple[_Positive, _Positive, _Positive]
+    mirror_left: bool
+    pad: Annotated[float, Meta(gt=0, le=100)]
+    joint_sets: Annotated[list[str], Meta(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """A ``config.json``."""
+
+    model: dict[str, Any]
+    inputs: _Inputs
+    mano_sha256: str
+    step: Count
 
 
 def _without_paths(model: dict[str, Any]) -> dict[str, Any]:

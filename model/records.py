@@ -20,7 +20,7 @@ _PLACE: Final = re.compile(r"^(?P<problem>.*) - at `\$?\.?(?P<key>.*)`$", re.DOT
 T = TypeVar("T")
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text; NaN and infinities are accepted, as Python writes them.
 
     Raises:

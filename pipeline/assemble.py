@@ -17,7 +17,7 @@ from pipeline.host_pool import HostPool
 from pipeline.labels.outputs import copy_columns, empty_outputs
 from pipeline.labels.prepare import prepare, without_labels
 from pipeline.labels.table import LabelTable, hide_group, hide_labels
-from pipeline.view import Table, ViewTable, concatenated, map_table, samples_at, split
+from pipeline.view import SampleTable, Table, ViewTable, map_table, samples_at, split, table_bytes
 
 DTYPES: Final = {kind: getattr(torch, kind.value) for kind in ImageDtype}
 PREPARED_AT_ONCE: Final = 4096
@@ -121,6 +121,12 @@ class Assembler:
                 batch=own,
                 params=None if params is None else params[i],
             )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tables, on the device."""
+        tables: list[SampleTable] = [self._view, self._labels, *self._groups.values()]
+        return sum(table_bytes(table) for table in [*tables, *(self._prepared or ())])
 
     def labels(self, plan: BatchPlan) -> Batch:
         """Return the samples unaugmented; ``image`` has no pixels."""
@@ -228,13 +234,15 @@ class Assembler:
 
     def _prepare_all(self) -> None:
         """Prepare every sample unaugmented, and see whether its cached crop is the input."""
-        everything = torch.arange(len(self._view), device=self._device)
-        done = [
-            prepare(self._view, self._labels, some, None, self._config)
-            for some in torch.split(everything, PREPARED_AT_ONCE)
-        ]
-        params = concatenated([params for params, _ in done])
-        self._prepared = params, concatenated([batch for _, batch in done])
+        self._prepared = None  # the old ones first: there is memory for one of them
+        num, num_hands = self._labels.is_right.shape
+        params, batch = empty_outputs((num,), num_hands, self._device)
+        parts = torch.split(torch.arange(num, device=self._device), PREPARED_AT_ONCE)
+        lengths = [len(some) for some in parts]
+        outs = zip(split(params, lengths), split(batch, lengths), strict=True)
+        for some, out in zip(parts, outs, strict=True):
+            prepare(self._view, self._labels, some, None, self._config, out=out)
+        self._prepared = params, batch
         identity = torch.tensor(IDENTITY_Q16, dtype=torch.int32, device=self._device)
         self._is_copy = (
             self._format.dtype is torch.uint8

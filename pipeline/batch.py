@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 class LabelGroup:
     """Optional labels, needed by some networks: a dataclass of tensors with one row per sample.
 
-    A subclass (``pipeline.labels.{object_slots,contact,world}``) is named in its family's row of
-    ``model.families``; then every batch has it: ``ContactLabels.of(batch)``.
+    A subclass (``pipeline.labels.{object_slots,contact,joints_2d,world}``) is named in its
+    family's row of ``model.families``; then every batch has it: ``ContactLabels.of(batch)``.
     """
 
     NAME: ClassVar[str]
     """Key in ``Batch.groups``."""
     MASKS: ClassVar[tuple[str, ...]]
     """Its bool fields, False where a sample has no such label."""
+    OPTIONAL: ClassVar[bool] = False
+    """Loaded only if a store has such labels; networks also work without them."""
+
+    @classmethod
+    def is_in(cls, store: "Store") -> bool:
+        """Return whether a store has labels of an optional group."""
+        return True
 
     @classmethod
     def load(

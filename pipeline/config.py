@@ -125,7 +125,8 @@ class CacheConfig:
     reader: Reader = Reader.auto
     """auto: memory map where the files allow it. pread: for network disks. zarr: any layout."""
     decode_threads: int = 0
-    """CPU threads of the decoder; 0 = all cores of this process."""
+    """CPU threads of the decoder; 0 = this process's share of the cores, at most 16 beside a GPU,
+    which does most of the decoding."""
     decode_batch: int = 64
     """Images per decoder batch."""
     hw_decoder_load: float = 0.65

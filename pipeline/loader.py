@@ -99,7 +99,6 @@ class Loader:
         self.config = config
         self.device = usable_device(device)
         self.training = training
-        self._groups = tuple(groups)
         self._cache = config.cache
         if not training:
             self._cache = replace(config.cache, on_bad_image=OnBadImage.stop)
@@ -108,6 +107,10 @@ class Loader:
         with ExitStack() as on_error:
             on_error.callback(self.close)
             self._parts = open_parts(config, self._resources, training=training)
+            stores = [part.store for part in self._parts]
+            self._groups = tuple(
+                group for group in groups if not group.OPTIONAL or any(map(group.is_in, stores))
+            )
             self.num_samples = sum(len(part) for part in self._parts)
             """Number of samples (windows) of all ranks together."""
             self.content_sha256 = content_of(config)
@@ -128,7 +131,7 @@ class Loader:
         config, cache = self.config, self._cache
         num_samples = sum(len(view) for view in self._samples.views)
         plan = memory.plan_memory(
-            memory.demand_of(self._parts, config, num_samples, self._groups),
+            memory.demand_of(self._parts, config, num_samples, self._groups, self.device),
             device_bytes=memory.available_bytes(self.device),
             model_bytes=model_bytes,
             codecs=memory.allowed_codecs(cache, training=self.training),
@@ -317,8 +320,9 @@ class Loader:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of the pixels on the device; 0 where they are streamed."""
-        return 0 if self.resident is None else self.resident.pixels.nbytes
+        """Memory of pixels and labels on the device; pixels that are streamed are not held."""
+        pixels = 0 if self.resident is None else self.resident.pixels.nbytes
+        return pixels + self._assembler.nbytes
 
     def close(self) -> None:
         """Free the device's memory, the decoder and the files; iterators then end."""

@@ -2,6 +2,8 @@
 
     needed = (1 + margin) * model + pixels + labels + decoder
 
+Labels are counted as recorded, once more as an unaugmented stage holds them (``Assembler``), and
+the indices of the order.
 The decoder's pool is counted although it is released after the fill: model and cache are allocated
 while it works.
 """
@@ -10,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,16 +26,19 @@ from pipeline.batch import LabelGroup
 from pipeline.config import CacheCodec, CacheConfig, PipelineConfig, PlanConfig
 from pipeline.decode.buffers import PREFETCH
 from pipeline.decode.codec import Codec, bytes_per_sample
+from pipeline.decode.threads import DEVICE_BYTES, decoder_threads
+from pipeline.labels.prepare import prepare
 from pipeline.labels.table import load_groups, load_labels
 from pipeline.order.parts import Part, open_parts
-from pipeline.view import samples_at
+from pipeline.view import samples_at, table_bytes
 
 GIB: Final = 2**30
 CARDS: Final = {"24 GB": 23.5, "48 GB": 44.4, "80 GB": 79.0, "141 GB": 139.0}
 """Name: approximate GiB that a process finds free on such cards."""
 MODEL_MARGIN: Final = 0.05
 DECODER_FIXED_BYTES: Final = GIB
-"""Context and scratch memory of the decoder besides its batches; an unmeasured estimate."""
+"""Context and scratch memory of the decoder besides batches and threads; an unmeasured estimate."""
+GPU: Final = torch.device("cuda")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +49,7 @@ class Demand:
     """Number of samples on this device."""
     size_px: int
     label_bytes: int
-    """Bytes per sample."""
+    """Bytes per sample, as recorded and as prepared."""
     decoder_bytes: int
 
 
@@ -131,6 +136,7 @@ def demand_of(
     config: PipelineConfig,
     num_samples: int,
     groups: Sequence[type[LabelGroup]] = (),
+    device: torch.device = GPU,
 ) -> Demand:
     """Return the demand of ``num_samples`` of the parts on a device; loads one sample's labels."""
     label_bytes, frame_bytes = [], []
@@ -139,15 +145,16 @@ def demand_of(
         stores = [(part.store, one)]
         labels = load_labels(part.store, one, config.view.kind)
         tables: list[Any] = [one, labels, *load_groups(groups, stores, config.view.kind, [0])]
-        label_bytes.append(
-            sum(getattr(table, field.name).nbytes for table in tables for field in fields(table))
-        )
+        tables += prepare(one, labels, torch.zeros(1, dtype=torch.int64), None, config)
+        label_bytes.append(sum(table_bytes(table) for table in tables))
         height_width = part.store.image_index.size_hw[np.unique(part.view.row)].astype(np.int64)
         crops = max(1, math.ceil(len(part.view) / len(height_width)))
         frame_bytes.append(
             3 * int(height_width.prod(1).max()) + crops * 3 * config.cache.size_px**2
         )
     decoded = (PREFETCH + 1) * config.cache.decode_batch * max(frame_bytes)
+    if device.type == "cuda":
+        decoded += decoder_threads(config.cache, device) * DEVICE_BYTES
     return Demand(
         num_samples=num_samples,
         size_px=config.cache.size_px,

@@ -29,6 +29,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from pipeline.app.files import open_regular
 from pipeline.npy import flat_array, parse_npy, plain_dtype
 
 MAX_BYTES: Final = 64 * 2**20
@@ -154,7 +155,7 @@ def _read(source: Path | bytes, name: str, max_bytes: int) -> bytes:
     if isinstance(source, bytes):
         data = source
     else:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise PickleError(f"{name} is refused: it is larger than {max_bytes} bytes")

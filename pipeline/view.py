@@ -75,6 +75,11 @@ def column_names(table: Table) -> list[str]:
     return [f.name for f in fields(table) if isinstance(getattr(table, f.name), Tensor)]
 
 
+def table_bytes(table: Table) -> int:
+    """Return the memory of a table's tensors."""
+    return sum(getattr(table, name).nbytes for name in column_names(table))
+
+
 def split(table: Table, lengths: Sequence[int]) -> list[Table]:
     """Split a table into parts; inverts ``concatenated``."""
     names = column_names(table)
@@ -157,15 +162,16 @@ def build_view(
         mask = np.bitwise_or.reduce([FLAGS[flag] for flag in config.exclude_flags])
         left_out["with an excluded flag"] = (store.label("quality")[rows] & mask) != 0
     in_view = store.label("official_valid")[rows, :NUM_HANDS]
+    annotated = in_view & _has_joints(store)[rows]
     if config.kind is ViewKind.hand:
         row = np.repeat(rows, NUM_HANDS)
         slot = np.tile(np.arange(NUM_HANDS), len(rows))
         left_out = {reason: np.repeat(out, NUM_HANDS) for reason, out in left_out.items()}
-        sample_id, has_joints = 2 * row + slot, (in_view & store.label("has_joints")[rows]).ravel()
+        sample_id, has_joints = 2 * row + slot, annotated.ravel()
         box = store.label("bbox_xyxy")[row, slot].astype(np.float64)
     else:
         row, sample_id = rows, 2 * rows
-        has_joints = (in_view & store.label("has_joints")[rows]).any(-1)
+        has_joints = np.asarray(annotated.any(-1))
         is_frame = config.kind is ViewKind.frame
         box = _frame_box(store, row) if is_frame else _hand_object_box(store, row)
     if config.require_joints:
@@ -186,6 +192,15 @@ def build_view(
         size_px=size_px,
         A_cache_from_frame=square_crop_affine(center_px, size_px * margin, cache_px),
     )
+
+
+def _has_joints(store: Store) -> NDArray[np.bool_]:
+    """Return which hands [n, 2] have an annotated joint, in 3D or 2D."""
+    has = np.asarray(store.label("has_joints"))
+    if store.has_label("joints_2d"):
+        annotated = np.isfinite(store.label("joints_2d")).all(-1).any(-1)
+        return np.asarray(has | annotated)
+    return has
 
 
 def _frame_box(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from pipeline.app.files import open_regular
+
 MAX_MEMBERS: Final = 20_000
 _MAX_DIRECTORY: Final = 8 * 2**20
 _END: Final = struct.Struct("<4s4H2LH")
@@ -37,7 +39,7 @@ def open_zip(source: Path | bytes, *, name: str) -> Iterator[zipfile.ZipFile]:
         ValueError: If it is not a zip file, or lists more members than any known download.
         OSError: If it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as stream:
         _check_directory(stream, name)
         try:
             archive = zipfile.ZipFile(stream)

@@ -24,6 +24,12 @@ COMMANDS = (
         summary="convert your MANO download to plain .npz files, without running its pickles",
     ),
     Command(
+        name="check",
+        module="preprocess.check",
+        config="preprocess.config:CheckConfig",
+        summary="look at a raw dataset, your own included: what is there, likely mistakes, a sheet",
+    ),
+    Command(
         name="build-cache",
         module="preprocess.builder.build",
         config="preprocess.config:BuildConfig",

@@ -133,11 +133,12 @@ class BuildConfig:
     ALIASES: ClassVar[dict[str, str]] = {"executor": "executor.kind", "jpeg": "image.jpeg"}
 
     dataset: str = MISSING
-    """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d or arctic."""
+    """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d, arctic, or folder: your
+    own images with annotations.jsonl."""
     root: str = MISSING
     """Folder of the unpacked dataset: FreiHAND_pub_v2; HO3D_v2 or HO3D_v3; DexYCB's folder of
     subjects; InterHand2.6M's with images and annotations; ARCTIC's with images (or
-    cropped_images), raw_seqs and meta."""
+    cropped_images), raw_seqs and meta; your own with annotations.jsonl."""
     out: str = MISSING
     """Output folder of the store; created. By convention <dataset>.zarr."""
     mano: str | None = None
@@ -173,6 +174,31 @@ class BuildConfig:
                 "depth and segmentation have the official pixels; they go with image.region=frame "
                 "and image.max_px=0"
             )
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckConfig:
+    """Settings of ``check``: look at a raw dataset before a build. Treat as read-only."""
+
+    dataset: str = MISSING
+    """Which dataset ``root`` holds, as for build-cache; folder for your own images."""
+    root: str = MISSING
+    """Folder of the unpacked dataset, or of your images with their annotations."""
+    mano: str | None = None
+    """MANO folder. null: the environment variable HANDLOOM_MANO; without either, MANO parameters
+    are not looked at."""
+    out: str = "check.png"
+    """Contact sheet to write, .png or .jpg."""
+    num: int = 16
+    """Number of images on the sheet, evenly spaced over the dataset."""
+    tile_px: int = 320
+    """Longer side of each image on the sheet, pixels."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "dataset", "root", "out")
+        check_fields(self, num=(1, 1000), tile_px=(64, 8192))
+        if not self.out.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise ValueError(f"out must end in .png or .jpg, got {self.out!r}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -32,6 +32,8 @@ class Labels:
     are crops; NaN if unknown."""
     joints_3d: Float[np.ndarray, "2 21 3"]
     joint_valid: Bool[np.ndarray, "2 21"]
+    joints_2d: Float[np.ndarray, "2 21 2"]
+    """Annotated pixels of joints, beside or instead of ``joints_3d``; NaN: not annotated."""
     bbox_xyxy: Float[np.ndarray, "2 4"]
     """Official hand bounding box, pixels; NaN: derive it from the projected joints."""
     theta: Float[np.ndarray, "2 48"]
@@ -73,6 +75,7 @@ def empty_labels() -> Labels:
         A_file_from_raw=np.eye(2, 3),
         joints_3d=np.full((NUM_HANDS, NUM_JOINTS, 3), np.nan),
         joint_valid=np.zeros((NUM_HANDS, NUM_JOINTS), bool),
+        joints_2d=np.full((NUM_HANDS, NUM_JOINTS, 2), np.nan),
         bbox_xyxy=np.full((NUM_HANDS, 4), np.nan),
         theta=np.full((NUM_HANDS, 48), np.nan),
         beta=np.full((NUM_HANDS, NUM_BETAS), np.nan),
@@ -99,6 +102,7 @@ class LabelStack:
     A_file_from_raw: Float[np.ndarray, "n 2 3"]
     joints_3d: Float[np.ndarray, "n 2 21 3"]
     joint_valid: Bool[np.ndarray, "n 2 21"]
+    joints_2d: Float[np.ndarray, "n 2 21 2"]
     bbox_xyxy: Float[np.ndarray, "n 2 4"]
     theta: Float[np.ndarray, "n 2 48"]
     beta: Float[np.ndarray, "n 2 10"]
@@ -216,6 +220,8 @@ class DatasetSource:
     """Left hands were fitted with MANO's left model as shipped (smplx issue 48)."""
     official_boxes: bool = False
     """``Labels.bbox_xyxy`` may differ from the bounding box of the projected joints."""
+    optional_labels: tuple[str, ...] = ()
+    """Names in ``schema.OPTIONAL_LABELS`` that the dataset has."""
     picture: Callable[[Path, str, str], np.ndarray | None] | None = None
     """Reads a depth map or segmentation mask in a worker: (root, path of the image, name in
     ``schema.PICTURES``) to [height, width], None where a row has none. Must be a module-level

@@ -34,7 +34,7 @@ from train.step.stages import Stage, stage_at
 from train.step.step import StepOutput, TrainState, enter_stage, predict, train_step
 from train.watch.log import RunLog
 from train.watch.meters import Meters, bottleneck
-from train.watch.pictures import draw_predictions
+from train.watch.pictures import MOST_DRAWN, draw_predictions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +161,8 @@ def draw(state: TrainState, windows: Batch, run: Run) -> None:
     """Draw predictions of the averaged weights over a batch."""
     if not state.ranks.is_first:
         return
+    # No more than is drawn: the plan knows of no forward pass of a whole batch beside training.
+    windows = windows.rows(0, -(-MOST_DRAWN // windows.num_frames))
     batch = windows.frames()
     prediction = predict(state.ema, windows, state.dtype)
     sheet = draw_predictions(batch, prediction, run.config.pipeline, run.loader.objects)

@@ -8,11 +8,15 @@ Shape legend: n = rows. Metres and radians; ``joint0 = J0(beta) + transl``.
 """
 
 import hashlib
+import math
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Final
+from tokenize import TokenError
+from typing import IO, Final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -23,6 +27,13 @@ from model.hand import MANO_PARENTS, NUM_JOINTS, NUM_MANO_JOINTS, NUM_VERTICES
 MANO_ENV: Final = "HANDLOOM_MANO"
 MANO_FILES: Final = ("MANO_RIGHT.npz", "MANO_LEFT.npz")
 INTERHAND_REGRESSOR_FILE: Final = "J_regressor_mano_ih26m.npy"
+_INTEGERS: Final = ("f", "kintree_table")
+_MOST_BYTES: Final = 64 << 20
+_BROKEN: Final = (
+    ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError,
+    NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, TokenError,
+)  # fmt: skip
+"""What damaged archives and headers raise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -93,7 +104,14 @@ def load_mano(folder: Path) -> ManoModels:
     regressor = None
     regressor_path = folder / INTERHAND_REGRESSOR_FILE
     if regressor_path.is_file():
-        regressor = np.load(regressor_path, allow_pickle=False).astype(np.float32)
+        try:
+            with regressor_path.open("rb") as opened:
+                regressor = _plain_array(opened).astype(np.float32)
+        except _BROKEN as error:
+            raise ValueError(
+                f"{regressor_path} is damaged ({error}); write it again: python -m preprocess "
+                "import-mano"
+            ) from error
         if regressor.shape != (NUM_JOINTS, NUM_VERTICES):
             raise ValueError(
                 f"{regressor_path}: expected shape {(NUM_JOINTS, NUM_VERTICES)}, "
@@ -148,26 +166,49 @@ def _load_arrays(path: Path) -> ManoArrays:
     """Read one npz file; one error reports all of its problems."""
     arrays: dict[str, np.ndarray] = {}
     problems = []
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; python -m preprocess import-mano writes it")
     try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            for name, shape in MANO_SHAPES.items():
+                if f"{name}.npy" not in names:
+                    problems.append(f"no {name}")
+                    continue
+                with archive.open(f"{name}.npy") as member:
+                    array = _plain_array(member)
+                arrays[name] = array.astype(np.int64 if name in _INTEGERS else np.float64)
+                if array.shape != shape:
+                    problems.append(f"{name} has shape {array.shape}, expected {shape}")
+                elif not np.isfinite(arrays[name]).all():
+                    problems.append(f"{name} is not finite")
+    except _BROKEN as error:
         raise ValueError(
             f"{path} is empty or damaged; write it again: python -m preprocess import-mano"
         ) from error
-    with file:
-        for name, shape in MANO_SHAPES.items():
-            if name not in file:
-                problems.append(f"no {name}")
-                continue
-            dtype = np.int64 if name in ("f", "kintree_table") else np.float64
-            arrays[name] = file[name].astype(dtype)
-            if arrays[name].shape != shape:
-                problems.append(f"{name} has shape {arrays[name].shape}, expected {shape}")
     if not problems and tuple(arrays["kintree_table"][0, 1:]) != MANO_PARENTS[1:]:
         problems.append("kintree_table is not MANO's joint tree")
     if problems:
         raise ValueError(f"{path} is no MANO model: {'; '.join(problems)}")
     return ManoArrays(**arrays)
+
+
+def _plain_array(stream: IO[bytes]) -> np.ndarray:
+    """Return the array of numbers in a ``.npy`` stream; nothing is allocated for a false header.
+
+    Raises:
+        ValueError: If it holds anything else, or more than any array of MANO.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(stream, max_header_size=1000)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "iuf" or not 0 <= num_bytes <= _MOST_BYTES or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {dtype} {shape}")
+    data = stream.read(num_bytes)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 def mano_forward(

@@ -7,10 +7,11 @@ import functools
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 MARKER: Final = ".handloom"
 """Empty file in a folder whose content may be removed: a command of ours made it."""
@@ -19,6 +20,13 @@ PARTIAL: Final = ".partial"
 LEFT_BEHIND: Final = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(PARTIAL)}$")
 """Ends the name of a file that a killed process left unfinished."""
 
+_KINDS: Final = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 _CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -32,6 +40,33 @@ def existing(path: str, key: str) -> Path:
     if not found.exists():
         raise FileNotFoundError(f"{key}={path!r} does not exist")
     return found
+
+
+def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file; a FIFO or a device would block, or never end.
+
+    Raises:
+        ValueError: If it is anything but a regular file, or larger than ``max_bytes``.
+        OSError: If it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        ValueError: If it is a FIFO, a socket, a device or a folder, also behind a link.
+        OSError: If it cannot be opened.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
+    return path.open("rb")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Measured on 2 cores, frames of 640x480 to 160 px: decode and ``fn.resize`` with 
 bilinear when it enlarges, and repeats the border pixel outside the frame.
 """
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.config import CacheConfig
 from pipeline.decode.buffers import KEPT_DECODED, PREFETCH, READ_AHEAD
 from pipeline.decode.read_ahead import read_ahead
 from pipeline.decode.source import EncodedBatch
+from pipeline.decode.threads import decoder_threads
 
 
 def decode_crops(
@@ -70,7 +70,7 @@ def decode_crops(
         "mixed" if on_gpu else "cpu",
         hardware,
         batch_size=batch_size,
-        num_threads=config.decode_threads or len(os.sched_getaffinity(0)),
+        num_threads=decoder_threads(config, device),
         device_id=device_id,
         prefetch_queue_depth=PREFETCH,
     )

@@ -166,7 +166,7 @@ def _find_bad(
     samples = torch.tensor([i for batch in batches for i in batch.tolist() if i not in skipped])
 
     def encoded(first: int, last: int) -> Iterator[EncodedBatch]:
-        parts = samples[first:last].split(config.decode_batch)
+        parts = torch.split(samples[first:last], config.decode_batch)
         return _encoded(frames, iter(parts), deque(), set())
 
     bad = first_undecodable(len(samples), encoded, config, 1, device)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def empty_outputs(
     blocks = {
         dtype: torch.empty(number, dtype=dtype, device=device) for dtype, number in sizes.items()
     }
-    columns: dict[str, Tensor] = {
+    columns: dict[str, Any] = {
         name: torch.as_strided(blocks[dtype], size, stride, first)
         for name, dtype, size, stride, first in places
     }

@@ -50,8 +50,8 @@ def prepare(
     made = prepare_eager(view, labels, index, epoch, config, is_real=is_real)
     if out is None:
         return made
-    for values, place in zip(made, out, strict=True):
-        copy_columns(columns_of(values), columns_of(place))
+    copy_columns(columns_of(made[0]), columns_of(out[0]))
+    copy_columns(columns_of(made[1]), columns_of(out[1]))
     return out
 
 

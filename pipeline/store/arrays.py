@@ -14,12 +14,20 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import zarr
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from model.records import Count, Meta, as_record, decode_record
+from model.records import Count, as_record, decode_record
 from pipeline.store.errors import StoreError
 from pipeline.store.files import MAX_ZSTD_HEADER, StoreFiles, zstd_size
-from pipeline.store.schema import IMAGE_INDEX, LABELS, PICTURES, ArraySpec, StoreAttributes
+from pipeline.store.schema import (
+    IMAGE_INDEX,
+    LABELS,
+    OPTIONAL_LABELS,
+    PICTURES,
+    ArraySpec,
+    StoreAttributes,
+)
 from pipeline.store.shard import corrupt, crc32c, num_shards
 
 ZARR_ERRORS: Final = (OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError,
@@ -174,7 +182,7 @@ def check_arrays(path: Path, attributes: StoreAttributes, files: StoreFiles, cur
     """
     rows = attributes.num_rows
     specs = {f"image/{spec.name}": spec for spec in IMAGE_INDEX}
-    specs |= {f"labels/{spec.name}": spec for spec in (*LABELS, *PICTURES)}
+    specs |= {f"labels/{spec.name}": spec for spec in (*LABELS, *OPTIONAL_LABELS, *PICTURES)}
     image_bytes = num_shards(attributes) * attributes.shard_capacity_bytes
     for name, keys in _chunk_files(files).items():
         if name not in specs and name != "image/bytes" and not _SPLIT.fullmatch(name):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.store.objects import object_names, read_object
 from pipeline.store.pictures import picture_names
 from pipeline.store.reader import ALL_ROWS, Store
-from pipeline.store.schema import LABELS
+from pipeline.store.schema import LABELS, OPTIONAL_LABELS
 
 
 def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda *_: None) -> str:
@@ -31,7 +31,8 @@ def content_sha256(store: Store, *, report: Callable[[int, int], None] = lambda 
     digest = hashlib.sha256()
     digest.update(_array_bytes("image/length", store.image_index.length))
     digest.update(_array_bytes("image/size_hw", store.image_index.size_hw))
-    names = sorted([*(spec.name for spec in LABELS), *picture_names(store.path)])
+    optional = [spec.name for spec in OPTIONAL_LABELS if store.has_label(spec.name)]
+    names = sorted([*(spec.name for spec in LABELS), *optional, *picture_names(store.path)])
     for name in names:
         for part in _parts(store, f"labels/{name}"):
             digest.update(part)

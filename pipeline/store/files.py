@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
 
+from msgspec import Meta
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from model.records import Count, Meta, decode_record
+from model.records import Count, decode_record
 from pipeline.app.files import PARTIAL, replace_file
 from pipeline.store.errors import StoreCorruptError
 from pipeline.store.shard import corrupt, crc32c

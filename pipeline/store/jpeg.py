@@ -17,7 +17,7 @@ _STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 
 def jpeg_size(jpeg: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return height and width that a decoder will use; None if there is no whole header."""
-    data = memoryview(np.ascontiguousarray(jpeg))
+    data = np.ascontiguousarray(jpeg).data
     at, end = 2, len(data)
     if end < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return None

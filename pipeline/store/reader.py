@@ -32,6 +32,7 @@ from pipeline.store.schema import (
     FORMAT_VERSION,
     IMAGE_INDEX,
     LABELS,
+    OPTIONAL_LABELS,
     ArraySpec,
     StoreAttributes,
 )
@@ -172,13 +173,18 @@ class Store:
             StoreError: If there is no such label; lists the choices.
         """
         if name not in self._labels:
-            specs = {spec.name: spec for spec in LABELS}
+            optional = [spec for spec in OPTIONAL_LABELS if self.has_label(spec.name)]
+            specs = {spec.name: spec for spec in (*LABELS, *optional)}
             if name not in specs:
                 raise StoreError(f"unknown label {name!r}; choices: {', '.join(specs)}")
             self._labels[name] = _read_rows(
                 self.path, "labels", specs[name], self.attributes, self._files
             )
         return self._labels[name]
+
+    def has_label(self, name: str) -> bool:
+        """Return whether the store has the array ``labels/<name>``, one of ``OPTIONAL_LABELS``."""
+        return (self.path / "labels" / name / "zarr.json").is_file()
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Open an array such as ``labels/K`` or ``splits/train``; reading it checks its files.

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import numpy as np
+from msgspec import Meta
 
 from model.hand import JointSet
-from model.records import Count, Meta
+from model.records import Count
 
 FORMAT_VERSION: Final = 1
 INNER_CHUNK_BYTES: Final = 256 << 10
@@ -181,6 +182,18 @@ LABELS: Final = (
 )
 """Arrays below ``labels/``, one chunk per image shard, zstd."""
 
+OPTIONAL_LABELS: Final = (
+    _spec(
+        "joints_2d",
+        "float32",
+        (2, 21, 2),
+        "px",
+        "annotated pixels of the joints, standard order, where the dataset has them beside or "
+        "instead of joints_3d; NaN = not annotated",
+    ),
+)
+"""Arrays below ``labels/`` that a store may have."""
+
 PICTURES: Final = (
     _spec("depth_mm", "uint16", (), "mm", "distance along the optical axis; 0 = unknown"),
     _spec(
@@ -252,7 +265,7 @@ FLAG_MEANINGS: Final = {
     "image_missing": "The image file is not there, is empty or cannot be read.",
     "image_truncated": "The image file is truncated, or its coded pixels end early.",
     "image_not_jpeg": "The image file has no format that the store can keep.",
-    "no_label": "No joint of either hand is annotated.",
+    "no_label": "No joint of either hand is annotated, in 3D or 2D.",
     "no_mano": "A hand has joints but no MANO parameters.",
     "joints_not_finite": "A joint annotated by the dataset is NaN or infinite.",
     "behind_camera": "A joint is on or behind the camera plane.",

@@ -40,6 +40,7 @@ from pipeline.store.schema import (
     IMAGE_INDEX,
     INNER_CHUNK_BYTES,
     LABELS,
+    OPTIONAL_LABELS,
     OURS,
     ArraySpec,
     StoreAttributes,
@@ -56,7 +57,11 @@ ROW_ARRAYS: Final[Mapping[str, ArraySpec]] = {
     **{f"image/{spec.name}": spec for spec in IMAGE_INDEX},
     **{f"labels/{spec.name}": spec for spec in LABELS},
 }
-"""Per-row arrays by their path in the store."""
+"""Per-row arrays of every store by their path in it."""
+OPTIONAL_ARRAYS: Final[Mapping[str, ArraySpec]] = {
+    f"labels/{spec.name}": spec for spec in OPTIONAL_LABELS
+}
+_SPECS: Final = {**ROW_ARRAYS, **OPTIONAL_ARRAYS}
 FLAT_KEYS: Final[dict[str, Any]] = {"name": "default", "separator": "."}
 """Chunk files of per-row arrays are in one folder: ``c.7.0.0``, not ``c/7/0/0``."""
 _ZSTD: Final = Zstd(level=3, checksum=False)
@@ -72,6 +77,7 @@ def create_store(
     *,
     objects: Sequence[ObjectShape] = (),
     pictures: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    optional: Sequence[str] = (),
 ) -> None:
     """Create an unfinished store at ``path`` with all its arrays; write its splits and objects.
 
@@ -84,6 +90,7 @@ def create_store(
         splits: Row lists by name.
         objects: The shapes of ``attributes.tables['object']``.
         pictures: Height and width of the ``schema.PICTURES`` to create, by name.
+        optional: Names of the ``schema.OPTIONAL_LABELS`` to create.
 
     Raises:
         StoreError: If there is a store, or the arguments contradict each other; lists all problems.
@@ -107,7 +114,8 @@ def create_store(
         compressors=None,
     )
     zstd = zarr.codecs.ZstdCodec(level=_ZSTD.level, checksum=_ZSTD.checksum)
-    for name, spec in ROW_ARRAYS.items():
+    chosen = {f"labels/{name}": OPTIONAL_ARRAYS[f"labels/{name}"] for name in optional}
+    for name, spec in {**ROW_ARRAYS, **chosen}.items():
         group.create_array(
             name,
             shape=(attributes.num_rows, *spec.shape),
@@ -242,7 +250,7 @@ def write_rows(path: Path, shard: int, columns: Mapping[str, NDArray[Any]]) -> N
         raise StoreError(f"shard {shard} of {path}: {'; '.join(problems)}")
     for name, values in columns.items():
         file = path / chunk_file(name, shard)
-        encoded = _encoded_chunk(values, ROW_ARRAYS[name], attributes.shard_rows)
+        encoded = _encoded_chunk(values, _SPECS[name], attributes.shard_rows)
         if encoded:
             replace_file(file, encoded)
         else:
@@ -263,7 +271,7 @@ def chunk_file(name: str, shard: int) -> str:
 
     The file is absent where all values are the fill value.
     """
-    ndim = 1 + len(ROW_ARRAYS[name].shape)
+    ndim = 1 + len(_SPECS[name].shape)
     return f"{name}/{'.'.join(['c', str(shard), *['0'] * (ndim - 1)])}"
 
 
@@ -347,10 +355,10 @@ def _split_problems(
 
 def _row_problem(name: str, values: NDArray[Any], num_rows: int) -> str:
     """Return the problem of one column, "" if there is none."""
-    if name not in ROW_ARRAYS:
-        near = closest(name, ROW_ARRAYS)
+    if name not in _SPECS:
+        near = closest(name, _SPECS)
         return f"unknown array {name!r}" + (f", did you mean {near!r}?" if near else "")
-    spec = ROW_ARRAYS[name]
+    spec = _SPECS[name]
     expected, got = f"{spec.dtype} {(num_rows, *spec.shape)}", _kind(values)
     return f"{name} must be {expected}, got {got}" if got != expected else ""
 

@@ -204,6 +204,7 @@ def _prepare(tasks: Tasks, console: Console) -> dict[int, ShardResult]:
         tasks.plan.splits,
         objects=shapes,
         pictures=dict.fromkeys(tasks.pictures, size_hw),
+        optional=tasks.source.optional_labels,
     )
     journal.begin(out)
     return {}

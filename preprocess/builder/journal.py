@@ -15,11 +15,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from msgspec import Meta
+
+from model.records import as_record, parse_json
 from pipeline.app.files import replace_file, sync
 from pipeline.store.errors import StoreError
-from pipeline.store.schema import StoreAttributes
 from pipeline.store.shard import prove_shard, shard_path
 from preprocess.builder.shard import ShardResult, ShardTask, result_from_json, result_to_json
 
@@ -40,6 +42,16 @@ class Entry:
     result: ShardResult
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """An ``Entry`` as JSON."""
+
+    inputs: str
+    files: dict[str, str]
+    image_nbytes: Annotated[int, Meta(ge=-1, le=2**62)]
+    result: dict[str, Any]
+
+
 def journal_path(store: Path) -> Path:
     """Return the path of a store's journal."""
     return store / _FILE
@@ -53,6 +65,7 @@ def inputs_of(task: ShardTask) -> str:
         a.image_encoding, a.mano_sha256, task.object_names, task.shard, task.images,
         task.image_bytes.tolist(), {name: v.tolist() for name, v in task.indices.items()},
         str(task.work), task.region, task.stop_at_bad_image, task.left_as_shipped, task.pictures,
+        task.optional,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
@@ -71,7 +84,7 @@ def append(store: Path, task: ShardTask, result: ShardResult) -> None:
     file = shard_path(store, task.shard)
     line = {
         "inputs": inputs_of(task),
-        "files": _hashes(store, task.shard, task.attributes, task.pictures),
+        "files": _hashes(store, task),
         "image_nbytes": file.stat().st_size if file.exists() else -1,
         "result": result_to_json(result),
     }
@@ -98,15 +111,15 @@ def read(store: Path) -> dict[int, Entry]:
     data = path.read_bytes()
     for line in data.splitlines(keepends=True):
         try:
-            value = json.loads(line)
-            result = result_from_json(value["result"])
+            found = as_record(_Line, parse_json(line))
+            result = result_from_json(found.result)
             entry = Entry(
-                inputs=str(value["inputs"]),
-                files=dict(value["files"]),
-                image_nbytes=int(value["image_nbytes"]),
+                inputs=found.inputs,
+                files=found.files,
+                image_nbytes=found.image_nbytes,
                 result=result,
             )
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             break  # lines after a broken one are not trusted
         if not line.endswith(b"\n"):
             break
@@ -132,7 +145,7 @@ def is_done(store: Path, task: ShardTask, entries: Mapping[int, Entry]) -> bool:
             prove_shard(file, task.attributes.shard_capacity_bytes)
         except StoreError:
             return False
-    return _hashes(store, task.shard, task.attributes, task.pictures) == entry.files
+    return _hashes(store, task) == entry.files
 
 
 def remove(store: Path) -> None:
@@ -142,15 +155,15 @@ def remove(store: Path) -> None:
     sync(path.parent)
 
 
-def _hashes(
-    store: Path, shard: int, attributes: StoreAttributes, pictures: tuple[str, ...]
-) -> dict[str, str]:
+def _hashes(store: Path, task: ShardTask) -> dict[str, str]:
     """Return the hashes of a shard's files except its image file, whose crc32c they contain."""
     from pipeline.store.pictures import picture_files
     from pipeline.store.writer import ROW_ARRAYS, chunk_file
 
-    files = [chunk_file(name, shard) for name in ROW_ARRAYS]
-    files += [file for name in pictures for file in picture_files(name, shard, attributes)]
+    names = [*ROW_ARRAYS, *(f"labels/{name}" for name in task.optional)]
+    files = [chunk_file(name, task.shard) for name in names]
+    for name in task.pictures:
+        files += picture_files(name, task.shard, task.attributes)
     return {file: _sha256(store / file) for file in files}
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from model.records import Count, as_record
 from pipeline.store.errors import StoreError
-from pipeline.store.schema import LABELS, StoreAttributes
+from pipeline.store.schema import LABELS, OPTIONAL_LABELS, StoreAttributes
 from preprocess.builder.plan import StorePlan
 from preprocess.builder.report.facts import Residuals, residual_counts
 from preprocess.camera import project
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _ROUNDED: Final = tuple(
     spec.name
-    for spec in LABELS
+    for spec in (*LABELS, *OPTIONAL_LABELS)
     if spec.name in {field.name for field in fields(LabelStack)} and spec.dtype == "float32"
 )
 
@@ -72,6 +73,8 @@ class ShardTask:
     left_as_shipped: bool
     pictures: tuple[str, ...]
     """Names in ``schema.PICTURES`` to store."""
+    optional: tuple[str, ...]
+    """Names in ``schema.OPTIONAL_LABELS`` to store."""
     read_picture: Callable[[Path, str, str], np.ndarray | None] | None
     """``DatasetSource.picture``."""
 
@@ -82,7 +85,7 @@ class ShardContent:
 
     images: ShardImages
     columns: dict[str, np.ndarray]
-    """Every array of ``schema.LABELS``, in the store's dtype."""
+    """Every array of ``schema.LABELS``, and the task's optional ones, in the store's dtype."""
     labels: LabelStack
     """Labels from the source, in official pixels."""
 
@@ -241,17 +244,27 @@ def label_columns(
     values["A_stored_from_raw"] = A_stored_from_raw
     values["quality"] = derived.quality | images.flags
     values["sample_ok"] = images.flags & np.uint32(UNREADABLE) == 0
-    return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype) for spec in LABELS}
+    specs = [*LABELS, *(spec for spec in OPTIONAL_LABELS if spec.name in task.optional)]
+    return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype) for spec in specs}
 
 
 def to_stored_pixels(
     labels: LabelStack, A_stored_from_raw: Float[np.ndarray, "n 2 3"]
 ) -> LabelStack:
-    """Transform labels from raw to stored pixels: ``K' = A K``, boxes transformed."""
+    """Transform labels from raw to stored pixels: ``K' = A K``, boxes and 2D joints moved."""
     A = _homogeneous(A_stored_from_raw)
+
+    def moved(points: Float[np.ndarray, "n 2 k 2"]) -> Float[np.ndarray, "n 2 k 2"]:
+        turned = np.einsum("nij,nhcj->nhci", A[:, :2, :2], points)
+        return np.asarray(turned + A[:, None, None, :2, 2])
+
     corners = labels.bbox_xyxy.reshape(-1, 2, 2, 2)
-    moved = np.einsum("nij,nhcj->nhci", A[:, :2, :2], corners) + A[:, None, None, :2, 2]
-    return replace(labels, K=A @ labels.K, bbox_xyxy=moved.reshape(labels.bbox_xyxy.shape))
+    return replace(
+        labels,
+        K=A @ labels.K,
+        bbox_xyxy=moved(corners).reshape(labels.bbox_xyxy.shape),
+        joints_2d=moved(labels.joints_2d),
+    )
 
 
 def _composed(
@@ -281,6 +294,7 @@ def region_boxes(
 
     valid = labels.joint_valid & np.isfinite(labels.joints_3d).all(-1)
     joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K[:, None])
+    joints_2d = np.where(valid[..., None], joints_2d, labels.joints_2d)
     official = np.isfinite(labels.bbox_xyxy)
     boxes = [np.where(official, labels.bbox_xyxy, joint_bbox(joints_2d))]
     if region == "hand_object":
@@ -374,14 +388,35 @@ def result_from_json(value: Mapping[str, Any]) -> ShardResult:
     """Convert JSON values to a result.
 
     Raises:
-        TypeError: If a field is missing or unknown.
-        KeyError: If one is missing.
+        ValueError: If a field is missing or of another type.
     """
-    known = dict(value)
-    known["bad_images"] = [BadImage(**bad) for bad in value["bad_images"]]
+    found = as_record(_PlainResult, dict(value))
+    known = {f.name: getattr(found, f.name) for f in fields(found)}
     known["residuals"] = Residuals(
-        edges_mm=tuple(value["residuals"]["edges_mm"]),
-        vertices=np.array(value["residuals"]["vertices"], np.int64),
-        refit=np.array(value["residuals"]["refit"], np.int64),
+        edges_mm=found.residuals.edges_mm,
+        vertices=np.array(found.residuals.vertices, np.int64),
+        refit=np.array(found.residuals.refit, np.int64),
     )
     return ShardResult(**known)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlainResiduals:
+    edges_mm: tuple[float, ...]
+    vertices: list[Count]
+    refit: list[Count]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlainResult:
+    """A ``ShardResult`` as JSON."""
+
+    shard: Count
+    num_rows: Count
+    num_bytes: Count
+    bad_images: list[BadImage]
+    processes: dict[str, Count]
+    max_residual_m: float | None
+    max_refit_m: float | None
+    residuals: _PlainResiduals
+    object_rows: dict[str, Count]

@@ -83,6 +83,7 @@ class Tasks:
             mano=self.mano,
             left_as_shipped=self.source.left_as_shipped,
             pictures=self.pictures,
+            optional=self.source.optional_labels,
             read_picture=self.source.picture,
         )
 

@@ -260,6 +260,8 @@ def _stored_labels(store: "Store") -> LabelStack:
         "refit_error_m": np.full((n, 2), np.nan),
         "object_start": np.full((n, NUM_OBJECTS, 3), np.nan),
     }
+    if not store.has_label("joints_2d"):
+        stored["joints_2d"] = np.full((n, 2, 21, 2), np.nan)
     for field in fields(LabelStack):
         if field.name not in stored:
             stored[field.name] = store.label(field.name)

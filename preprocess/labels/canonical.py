@@ -180,6 +180,39 @@ def interhand26m_hands(
     return _as_shipped(own, theta, shape, transl)
 
 
+def folder_hands(
+    models: ManoModels,
+    slot: int,
+    theta: Float[np.ndarray, "n 48"],
+    beta: Float[np.ndarray, "n 10"],
+    transl: Float[np.ndarray, "n 3"],
+    *,
+    opengl: bool,
+    relative: bool,
+    as_shipped: bool,
+) -> HandParameters:
+    """Convert parameters of the folder format, metres.
+
+    Args:
+        models: MANO models.
+        slot: Hand.
+        theta: Axis-angle, root first.
+        beta: Shape.
+        transl: smplx's convention.
+        opengl: The camera axes are OpenGL's, not OpenCV's.
+        relative: Finger angles are relative to the mean pose.
+        as_shipped: Left hands were fitted with the unfixed model.
+    """
+    own = _as_fitted(models, slot) if as_shipped or slot != LEFT else models.left
+    if relative:
+        theta = np.concatenate((theta[:, :3], add_mean(own, theta[:, 3:])), axis=1)
+    R = _OPENCV_FROM_OPENGL if opengl else np.eye(3)
+    theta, transl = move_mano(theta, transl, R[None], np.zeros((1, 3)), rest_root(own, beta))
+    if as_shipped:
+        return _with_fixed_left(models, slot, own, theta, beta, transl)
+    return _as_shipped(own, theta, beta, transl)
+
+
 # --- objects and points ---------------------------------------------------------------------------
 
 

@@ -54,16 +54,18 @@ def derive(labels: LabelStack, size_hw: Integer[np.ndarray, "n 2"]) -> Derived:
     finite = np.isfinite(labels.joints_3d).all(-1)
     valid = labels.joint_valid & finite
     joints_2d = project(np.where(valid[..., None], labels.joints_3d, np.nan), labels.K[:, None])
+    joints_2d = np.where(valid[..., None], joints_2d, labels.joints_2d)
+    shown = valid | np.isfinite(joints_2d).all(-1)
     has_joints = valid.any(-1)
     has_mano = _all_finite(labels.theta, labels.transl, labels.root_rest)
     residual_bad = labels.vertices_check_m > MANO_RESIDUAL_LIMIT_M
     refit_bad = labels.refit_error_m > LEFT_REFIT_LIMIT_M
     rules = {
-        "no_label": ~has_joints.any(-1),
+        "no_label": ~shown.any((-1, -2)),
         "no_mano": (has_joints & ~has_mano).any(-1),
         "joints_not_finite": (labels.joint_valid & ~finite).any((-1, -2)),
         "behind_camera": (valid & (labels.joints_3d[..., 2] <= 0)).any((-1, -2)),
-        "outside_image": outside_image(joints_2d, valid, size_hw).any(-1),
+        "outside_image": outside_image(joints_2d, shown, size_hw).any(-1),
         "mano_residual": residual_bad,
         "left_refit": refit_bad.any(-1),
         **object_flags(labels),

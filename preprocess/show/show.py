@@ -184,6 +184,12 @@ def _draw_hands(
     from model.draw import draw_skeleton
 
     joints = project(store.label("joints_3d")[row].astype(np.float64), K)
+    valid = store.label("joint_valid")[row]
+    if store.has_label("joints_2d"):
+        flat = store.label("joints_2d")[row].astype(np.float64)
+        flat = flat @ A_tile_from_stored[:2, :2].T + A_tile_from_stored[:2, 2]
+        joints = np.where(valid[..., None], joints, flat)
+        valid = valid | np.isfinite(flat).all(-1)
     side = len(picture)
     for slot, letter, rgb in _SIDES:
         corners = store.label("bbox_xyxy")[row, slot].reshape(2, 2).astype(np.float64)
@@ -194,8 +200,7 @@ def _draw_hands(
             place = (min(max(x0, 0), side - 12), min(max(y0 - 4, 12), side - 4))
             for colour, width in (((0, 0, 0), 4), (rgb, 1)):  # a dark rim is visible on any image
                 cv2.putText(picture, letter, place, FONT, 0.5, colour, width, cv2.LINE_AA)
-        valid = store.label("joint_valid")[row, slot]
-        draw_skeleton(picture, joints[slot], valid, thickness=1)
+        draw_skeleton(picture, joints[slot], valid[slot], thickness=1)
 
 
 def _matching_mano(config: ShowConfig, store: "Store") -> "ManoModels | None":

@@ -13,7 +13,7 @@ from preprocess.sources.annotations import refuse_paths_outside
 if TYPE_CHECKING:
     from model.mano.files import ManoModels
 
-DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic")
+DATASETS: Final = ("freihand", "interhand26m", "dexycb", "ho3d", "arctic", "folder")
 """Dataset names. Each is a subpackage whose ``source`` module has ``open_source(root, mano)``."""
 
 

@@ -23,7 +23,7 @@ from train.state.mean_pose import measure_mean_pose
 from train.step.graph import GraphedStep
 from train.step.peak import measure_need
 from train.step.stages import Stage, resolve_stages
-from train.step.step import TrainState, build_state, train_step
+from train.step.step import TrainState, build_state, enter_stage, train_step
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -76,6 +76,33 @@ def test_a_step_trains_in_bf16_without_waiting(freihand: SampleStore, tmp_path: 
     (stage,) = resolve_stages(settings, loader.steps_per_epoch)
     assert state.dtype is torch.bfloat16
     assert_learns_without_waiting(state, next(iter(loader)), settings, stage, 30)
+
+
+def test_a_compiled_step_is_the_eager_one_and_does_not_wait(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    """The default: network and losses compiled, Triton losses as custom operators, bf16."""
+    mano, found = load_mano(freihand.mano), []
+    for compiled in (False, True):
+        settings = replace(config(freihand, tmp_path), compile=compiled)
+        torch.manual_seed(0)
+        loader = Loader(settings.pipeline, device=CUDA)
+        model = build_model(settings, mano, loader.joint_sets, load_weights=True).to(CUDA)
+        state = build_state(model, settings, 16)
+        (stage,) = resolve_stages(settings, loader.steps_per_epoch)
+        enter_stage(state, stage, settings)
+        batch, losses = next(iter(loader)), []
+        for i in range(4):
+            if i == 3:
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+            output = train_step(state, batch, settings, stage)
+            torch.cuda.set_sync_debug_mode("default")
+            losses.append(float(output.loss))
+        found.append(losses)
+        assert int(state.fault.count) == 0
+    eager, compiled_losses = found
+    assert compiled_losses == pytest.approx(eager, rel=0.03)
 
 
 SCENE = (

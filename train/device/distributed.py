@@ -67,7 +67,9 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         world=int(os.environ["WORLD_SIZE"]),
         local=int(os.environ["LOCAL_RANK"]),
     )
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpu = device.type == "cuda"
+    # Told its device, NCCL connects now and on this one; else the first collective guesses which.
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     try:
         yield ranks
     finally:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, UInt8
+from msgspec import Meta
 from torch import Tensor
 
 from model.geometry.camera import camera_after_affine, input_rotation, project
@@ -31,6 +32,7 @@ from model.pretrained import (
     load_pretrained,
     read_pretrained_config,
 )
+from model.records import as_record
 from pipeline.app.words import nearest
 from pipeline.batch import Batch, blank_batch
 from pipeline.config import PipelineConfig
@@ -233,9 +235,10 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
     """
     try:
         pipeline = config_of_run(folder)["pipeline"]
-        margin, cache_px = pipeline["view"]["margin"], pipeline["cache"]["size_px"]
-        return Crops(spec=spec, margin=float(margin), cache_px=int(cache_px), is_known=True)
-    except (KeyError, TypeError):
+        numbers = {"margin": pipeline["view"]["margin"], "cache_px": pipeline["cache"]["size_px"]}
+        found = as_record(_Trained, numbers)
+        return Crops(spec=spec, margin=found.margin, cache_px=found.cache_px, is_known=True)
+    except (KeyError, TypeError, ValueError):
         default = PipelineConfig(store="")
         return Crops(
             spec=spec,
@@ -243,6 +246,14 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
             cache_px=round(spec.input_px * default.cache.size_px / default.input_px),
             is_known=False,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trained:
+    """Crops of a run's training, as its configuration states them."""
+
+    margin: Annotated[float, Meta(ge=1, le=100)]
+    cache_px: Annotated[int, Meta(ge=1, le=16_384)]
 
 
 def choose_joint_set(

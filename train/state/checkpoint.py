@@ -17,17 +17,20 @@ import pickle
 import secrets
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 import torch
+from msgspec import Meta
 from torch import nn
 
+from model.hand import NUM_HANDS
 from model.mean_pose import MeanPose
 from model.plain import from_plain
-from pipeline.app.files import sync
+from model.records import Count, as_record, parse_json
+from pipeline.app.files import open_regular, read_regular, sync
 from train.config import CheckpointChoice, RunConfig
 from train.step.ema import load_average
 from train.step.step import TrainState
@@ -40,6 +43,9 @@ _OLD_NAME: Final = "checkpoint.pt"
 """The only file of format 0."""
 _OLD_INDEX: Final = "index.json"
 """The list of files that earlier releases kept: not read, removed by the next save."""
+_MAY_LACK: Final = ("vertices_rel", "theta_rot6d", "beta", "object_state")
+"""Parts of a mean pose that not every network has."""
+_MOST_HEADER: Final = 1 << 28
 _SEAL_BYTES: Final = 2 + 64
 """Length and text of the zip archive's comment, which end the file."""
 
@@ -71,8 +77,8 @@ class Score:
     """The value of a validation metric at a step; smaller is better."""
 
     metric: str
-    value: float
-    step: int
+    value: Annotated[float, Meta(ge=-1e300, le=1e300)]
+    step: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +89,23 @@ class _Header:
     run_id: str
     best: Score | None
     """The best score when the file was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Payload:
+    """The plain values of a payload."""
+
+    format: int
+    run_id: str
+    step: Count
+    config: str
+    store_sha256: str
+    mano_sha256: str
+    accumulate: Annotated[int, Meta(ge=1, le=2**20)] = 1
+    best: Score | None = None
+
+
+_PLAIN: Final = frozenset(field.name for field in fields(_Payload))
 
 
 def new_run_id() -> str:
@@ -236,7 +259,35 @@ def require_same(
 
 
 def restore(state: TrainState, payload: dict[str, Any]) -> None:
-    """Put a payload into a state of the same configuration; see ``require_same``."""
+    """Put a payload into a state of the same configuration; see ``require_same``.
+
+    Raises:
+        ValueError: If it does not hold the states of the network.
+    """
+    with refused_states(f"the checkpoint of step {payload['step']}"):
+        _put_states(state, payload)
+
+
+@contextlib.contextmanager
+def refused_states(what: str) -> Iterator[None]:
+    """Turn the errors of torch's ``load_state_dict`` into a sentence about ``what``.
+
+    Raises:
+        ValueError: If the states are not those of this network, optimizer or generator.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        shown = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"{what} does not hold the states of the network in its configuration ({shown}); take "
+            "another checkpoint, or train again in another run_dir"
+        ) from error
+
+
+def _put_states(state: TrainState, payload: dict[str, Any]) -> None:
     state.model.load_state_dict(payload["model"])
     state.average = load_average(state.ema, state.model, payload["ema"])
     state.accumulate = max(state.accumulate, int(payload.get("accumulate", 1)))
@@ -275,12 +326,39 @@ def config_of(payload: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: If a key or value is not of this version.
     """
-    return from_plain(RunConfig, json.loads(payload["config"]))
+    try:
+        return from_plain(RunConfig, as_record(dict[str, Any], parse_json(payload["config"])))
+    except ValueError as error:
+        raise ValueError(f"the checkpoint's configuration cannot be used: {error}") from error
 
 
 def mean_of(payload: dict[str, Any]) -> MeanPose:
-    """Return the mean pose kept in a checkpoint."""
-    return MeanPose(**payload["mean_pose"])
+    """Return the mean pose kept in a checkpoint.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = payload["mean_pose"]
+    joints = found.get("joints_rel")
+    num = len(joints) if isinstance(joints, torch.Tensor) and joints.ndim else 0
+    shapes = {
+        "joints_rel": (num, 21, 3),
+        "vertices_rel": (num, 778, 3),
+        "theta_rot6d": (num, 96),
+        "beta": (num, 10),
+        "place": (num, 3),
+        "object_state": (10,),
+    }
+    wrong = [
+        name
+        for name, shape in shapes.items()
+        if not (name in _MAY_LACK and found.get(name) is None)
+        and not (isinstance(found.get(name), torch.Tensor) and found[name].shape == shape)
+    ]
+    as_record(Count, found.get("num_hands"))
+    if not 1 <= num <= NUM_HANDS or wrong or found.keys() != {*shapes, "num_hands"}:
+        raise ValueError(f"the checkpoint's mean pose is damaged: {', '.join(wrong) or 'its keys'}")
+    return MeanPose(**found)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -348,11 +426,16 @@ def _read(path: Path, run_id: str | None) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"torch cannot load it ({' '.join(str(error).split())[:200]})") from error
     found = payload.get("format") if isinstance(payload, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"it has checkpoint format {found!r}, this code reads {FORMAT}")
-    if run_id is not None and payload["run_id"] != run_id:
-        raise ValueError(f"it is foreign: of run {payload['run_id']}, expected run {run_id}")
-    assert isinstance(payload, dict)
+    if found != FORMAT or not isinstance(payload, dict):
+        raise ValueError(f"it has checkpoint format {found!r:.40}, this code reads {FORMAT}")
+    facts = as_record(_Payload, {k: v for k, v in payload.items() if k in _PLAIN})
+    states = ("model", "ema", "optimizer", "loader", "rng", "mean_pose")
+    if run_id is not None and facts.run_id != run_id:
+        raise ValueError(f"it is foreign: of run {facts.run_id!r:.40}, expected run {run_id}")
+    if wrong := [name for name in states if not isinstance(payload.get(name), dict)]:
+        raise ValueError(f"it lacks {', '.join(wrong)}")
+    if path != _file_of(path.parent, facts.step):
+        raise ValueError(f"it is of step {facts.step}, expected what its name says")
     return payload
 
 
@@ -396,11 +479,13 @@ def _files_of(run_id: str, folder: Path) -> dict[Path, _Header | None]:
 
 def _header(path: Path) -> _Header | None:
     with contextlib.suppress(Exception):  # damage makes zip and pickle raise many kinds
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if archive.getinfo("archive/data.pkl").file_size > _MOST_HEADER:
+                return None
             data = archive.read("archive/data.pkl")  # checks its CRC32
         payload = _Skeleton(io.BytesIO(data)).load()
-        best = Score(**payload["best"]) if payload.get("best") else None
-        return _Header(format=payload["format"], run_id=str(payload["run_id"]), best=best)
+        plain = {name: payload.get(name) for name in ("format", "run_id", "best")}
+        return as_record(_Header, plain)
     return None
 
 
@@ -431,7 +516,7 @@ def _owner(run_dir: Path) -> str | None:
         ValueError: If it holds files of several runs and the manifest is lost.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((run_dir / "manifest.json").read_bytes())["run_id"])
+        return str(parse_json(read_regular(run_dir / "manifest.json"))["run_id"])
     files = _files(run_dir / FOLDER)
     owners = {header.run_id: file.name for file in files if (header := _header(file))}
     if len(owners) > 1:

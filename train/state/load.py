@@ -19,7 +19,7 @@ from pipeline.batch import Batch
 from train.build import build_model
 from train.config import CheckpointChoice, Device, RunConfig
 from train.device.device import backbone_dtype, choose_device
-from train.state.checkpoint import config_of, mean_of, read_checkpoint
+from train.state.checkpoint import config_of, mean_of, read_checkpoint, refused_states
 from train.state.weights import config_of_run
 from train.step.step import predict
 
@@ -83,7 +83,8 @@ def load_run(
             "be another hand; pass mano=FOLDER with the files of the training"
         )
     model = build_model(config, models, joint_sets, load_weights=False).to(found)
-    model.load_state_dict(payload["ema"])
+    with refused_states(f"run={str(run)!r}"):
+        model.load_state_dict(payload["ema"])
     return LoadedRun(
         config=config,
         model=model.eval(),

@@ -17,6 +17,7 @@ from model.mean_pose import MeanPose
 from model.network import Network
 from model.parts.hand_decoder import HandDecoder
 from pipeline.batch import Batch
+from pipeline.labels.joints_2d import Joints2DLabels
 from pipeline.loader import Loader
 from train.device.distributed import ALONE, Ranks, all_gather
 from train.step.mesh import decode_hands
@@ -63,10 +64,19 @@ def measure_mean_pose(loader: Loader, model: Network, ranks: Ranks = ALONE) -> M
     )
     joints, place = whole.mean("joints_rel"), whole.mean("place")
     if joints is None or place is None:
-        raise ValueError(
-            f"split {loader.config.split!r} of {loader.config.store} has no hand with a valid "
-            "wrist; nothing to train on"
-        )
+        place = whole.mean("place_2d")
+        if place is None:
+            raise ValueError(
+                f"split {loader.config.split!r} of {loader.config.store} has no hand with a valid "
+                "wrist; nothing to train on"
+            )
+        joints = _rest_joints(model.decoder, len(place))
+        if joints is None:
+            raise ValueError(
+                f"split {loader.config.split!r} of {loader.config.store} has 2D joints only, from "
+                "which depth cannot be learned without a hand model; use model.head=mano, or add a "
+                "store with 3D joints by pipeline.mix"
+            )
     theta = whole.mean("theta_rot6d")
     if theta is None and model.decoder is not None:
         theta = _theta_of_joints(model.decoder, joints)
@@ -80,8 +90,16 @@ def measure_mean_pose(loader: Loader, model: Network, ranks: Ranks = ALONE) -> M
         beta=whole.mean("beta"),
         place=place,
         object_state=torch.cat(known) if model.has_object else None,
-        num_hands=int(whole.count["place"].sum()),
+        num_hands=int(whole.count["place" if whole.count["place"].any() else "place_2d"].sum()),
     )
+
+
+def _rest_joints(decoder: HandDecoder | None, num_hands: int) -> Float[Tensor, "h 21 3"] | None:
+    """Return the joints of MANO's mean pose relative to the wrist; None without MANO."""
+    if decoder is None or decoder.mano is None or decoder.rest_rot6d is None:
+        return None
+    _, joints = _rest_hands(decoder, decoder.rest_rot6d[:num_hands])
+    return (joints - joints[:, ROOT : ROOT + 1]).cpu()
 
 
 def _theta_of_joints(
@@ -93,17 +111,24 @@ def _theta_of_joints(
     """
     if decoder.mano is None or decoder.rest_rot6d is None:
         return None
-    num_hands = len(joints_rel)
-    rest = decoder.rest_rot6d[:num_hands]
-    theta = rot6d_to_rotmat(rest.view(num_hands, -1, 6))
-    side = torch.arange(num_hands, device=rest.device) == RIGHT
-    beta = torch.zeros(num_hands, NUM_BETAS, device=rest.device)
-    vertices, skeleton = decoder.mano(theta, beta, None, side)
-    sets = torch.full((num_hands,), int(JointSet.smplx), device=rest.device)
-    joints = regress_joints(vertices, skeleton, decoder.regressors, sets, side)
-    _, R, _ = procrustes(joints.double(), joints_rel.to(rest.device).double(), reflection=False)
+    theta, joints = _rest_hands(decoder, decoder.rest_rot6d[: len(joints_rel)])
+    _, R, _ = procrustes(joints.double(), joints_rel.to(theta.device).double(), reflection=False)
     theta[:, 0] = R.float() @ theta[:, 0]
     return rotmat_to_rot6d(theta).flatten(1).cpu()
+
+
+def _rest_hands(
+    decoder: HandDecoder, rest_rot6d: Float[Tensor, "h 96"]
+) -> tuple[Float[Tensor, "h 16 3 3"], Float[Tensor, "h 21 3"]]:
+    """Return the rotations and the joints of MANO's mean pose, the right hand first."""
+    assert decoder.mano is not None
+    num_hands, device = len(rest_rot6d), rest_rot6d.device
+    theta = rot6d_to_rotmat(rest_rot6d.view(num_hands, -1, 6))
+    side = torch.arange(num_hands, device=device) == RIGHT
+    beta = torch.zeros(num_hands, NUM_BETAS, device=device)
+    vertices, skeleton = decoder.mano(theta, beta, None, side)
+    sets = torch.full((num_hands,), int(JointSet.smplx), device=device)
+    return theta, regress_joints(vertices, skeleton, decoder.regressors, sets, side)
 
 
 def _added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -121,6 +146,12 @@ def _add(sums: _Sums, batch: Batch, model: Network) -> None:
     sums.add("joints_rel", batch.joints_3d - wrist[:, :, None], valid)
     place = place_in_crop(wrist, batch.K, model.input_px)
     sums.add("place", place, valid[:, :, ROOT] & (wrist[..., 2] > 0))
+    flat = batch.groups.get(Joints2DLabels.NAME)
+    if isinstance(flat, Joints2DLabels):
+        # As far away as a hand that fills the crop.
+        place = place_in_crop(flat.ray[:, :, ROOT], batch.K, model.input_px)
+        place = torch.cat((place[..., :2], torch.zeros_like(place[..., 2:])), -1)
+        sums.add("place_2d", place, flat.valid[:, :, ROOT])
     if model.has_object:
         t = batch.object_pose[:, :, 3]
         place = place_in_crop(t[:, None], batch.K, model.input_px)[:, 0]

@@ -1,11 +1,11 @@
 """``RUN/weights``: the averaged weights of the best checkpoint, of the last if none is scored."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from model.pretrained import CONFIG_FILE, InputSpec, PretrainedConfig, save_pretrained
-from pipeline.app.files import existing
+from model.records import parse_json
+from pipeline.app.files import existing, read_regular
 from pipeline.config import ImageDtype, PipelineConfig, ViewKind
 from pipeline.loader import Loader
 from train.config import RunConfig
@@ -76,7 +76,7 @@ def config_of_run(folder: Path) -> dict[str, Any]:
     if folder.name != FOLDER or not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_bytes())["config"]
+        config = parse_json(read_regular(path))["config"]
     except (ValueError, KeyError, TypeError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -102,8 +102,10 @@ def require_known(model: nn.Module, config: OptimConfig) -> None:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Write ``lr`` times each group's share into the optimizer's tensors, in place."""
-    for group in optimizer.param_groups:
-        group["lr"].fill_(lr * group["lr_share"])
+    groups = optimizer.param_groups
+    rates = [group["lr"] for group in groups]  # two calls for all groups: layer decay makes dozens
+    torch._foreach_zero_(rates)
+    torch._foreach_add_(rates, [lr * group["lr_share"] for group in groups])
 
 
 def _layer_shares(model: nn.Module, layer_decay: float) -> dict[int, float]:

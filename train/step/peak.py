@@ -144,7 +144,8 @@ def _blank(state: TrainState, pipeline: PipelineConfig, num: int) -> Batch:
         image = image.movedim(2, -1).contiguous().movedim(-1, 2)
     if length == 1:
         image = image[:, 0]
-    return blank_batch(image, state.model.num_hands, label_groups(state.family))
+    needed = [group for group in label_groups(state.family) if not group.OPTIONAL]
+    return blank_batch(image, state.model.num_hands, needed)
 
 
 def _one_object(device: torch.device) -> ObjectModels:

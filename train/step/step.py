@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ from train.step.out_of_memory import NoMemoryError, more_parts, retried
 from train.step.ramp import Ramp, loss_of, ramp_of, set_weights
 from train.step.schedule import learning_rate
 from train.step.stages import Stage, freeze, frozen_by, trainable_names, training_mode
+
+RECOMPILE_LIMIT: Final = 256
+"""Beyond torch's 8, the losses of a sweep's ninth batch size would end it; a network runs eager."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -154,8 +158,7 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
     state.average = follow(state.ema, state.model)
     state.net, state.has_stepped = parallel(state.model, state.ranks), False
     if config.compile and not config.debug and state.clock.device.type == "cuda":
-        state.net = torch.compile(state.net)  # type: ignore[assignment]
-        state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
+        compile_step(state)
     loss = loss_of(stage)
     if config.debug:
         loss = dataclasses.replace(loss, impl=Impl.eager)
@@ -165,6 +168,14 @@ def enter_stage(state: TrainState, stage: Stage, config: RunConfig) -> None:
         set_weights(state.ramp, state.step - stage.begin)
     local = stage.pipeline.batch_size // state.ranks.world * stage.pipeline.window.length
     state.fault = no_fault(local, state.clock.device)
+
+
+def compile_step(state: TrainState) -> None:
+    """Compile network and losses, for any number of batch sizes and terms in one process."""
+    limits = torch._dynamo.config  # noqa: SLF001 - has no public name
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    state.net = torch.compile(state.net)  # type: ignore[assignment]
+    state.total_loss = torch.compile(total_loss, fullgraph=True, dynamic=False)
 
 
 def inputs_of(batch: Batch, image: Tensor, num_frames: int = 1) -> Inputs:

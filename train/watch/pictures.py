@@ -1,5 +1,7 @@
 """Predictions drawn over the images that the network saw."""
 
+from typing import Final
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -16,6 +18,8 @@ from train.losses.scene import posed, surfaces_of
 _TRUTH_RGB = (255, 255, 255)
 _OBJECT_RGB = (_TRUTH_RGB, (255, 190, 0))
 """Colours of the true and of the predicted points."""
+MOST_DRAWN: Final = 16
+"""Samples of an image grid."""
 _NUM_POINTS = 96
 """Number of points drawn per object."""
 
@@ -27,7 +31,7 @@ def draw_predictions(
     config: PipelineConfig,
     objects: ObjectModels | None = None,
     *,
-    most: int = 16,
+    most: int = MOST_DRAWN,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return an image grid: each input with the truth (white) under the prediction (colours).
 

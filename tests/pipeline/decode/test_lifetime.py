@@ -157,7 +157,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tensors of decoded batches that were alive whenever a decoder's pool was released."""
     alive: list[weakref.ref[torch.Tensor]] = []
     counts: list[int] = []
-    real = torch.from_dlpack
+    real = torch.utils.dlpack.from_dlpack
 
     def tensor(crop: Any) -> torch.Tensor:
         made = real(crop)
@@ -191,7 +191,7 @@ def test_a_fill_holds_nothing_when_the_pool_is_released(path: Path, held: list[i
 
 def test_a_stream_holds_nothing_when_the_pool_is_released(path: Path, held: list[int]) -> None:
     view = view_of(path)
-    batches = iter(torch.arange(6).split(2))
+    batches = iter(torch.split(torch.arange(6), 2))
     deque(stream_crops(frames_of([view], SMALL), batches, SMALL, 2, CPU, set()), maxlen=0)
     assert held == [0]
 

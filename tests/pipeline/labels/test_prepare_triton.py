@@ -229,7 +229,8 @@ def test_outputs_share_one_allocation_a_type(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_arguments_are_passed_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the kernel: every name is what is under it."""
-    view, labels = (table_to(table, DEVICE) for table in tables(ViewKind.hand))
+    on_host = tables(ViewKind.hand)
+    view, labels = table_to(on_host[0], DEVICE), table_to(on_host[1], DEVICE)
     calls: list[dict[str, Any]] = []
     order = prepare_triton.prepare_kernel.arg_names
 

@@ -31,6 +31,7 @@ def stack(num: int = 1) -> LabelStack:
         A_file_from_raw=np.tile(np.eye(2, 3), (num, 1, 1)),
         joints_3d=joints,
         joint_valid=np.ones((num, 2, 21), bool),
+        joints_2d=np.full((num, 2, 21, 2), np.nan),
         bbox_xyxy=np.full((num, 2, 4), np.nan),
         theta=np.zeros((num, 2, 48)),
         beta=np.zeros((num, 2, 10)),

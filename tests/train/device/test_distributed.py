@@ -219,3 +219,27 @@ def test_a_fault_on_one_rank_stops_both(freihand: SampleStore, tmp_path: Path) -
     said = tmp_path / "said"
     assert two_ranks_train(words, said) == [2, 2], said.read_text()
     assert "not finite in" in said.read_text()
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda:3", "nccl"), ("cpu", "gloo")])
+def test_a_group_is_told_its_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str
+) -> None:
+    """Without it the first collective guesses a rank's GPU."""
+    calls: list[tuple[Any, Any]] = []
+
+    def begin(name: str, *, device_id: Any = None) -> None:
+        calls.append((name, device_id))
+
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "a",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with joined_ranks(torch.device(device)):
+        pass
+    assert calls == [(backend, torch.device(device) if backend == "nccl" else None)]

@@ -46,7 +46,17 @@ def payload(step: int, run_id: str = "ours") -> dict[str, Any]:
         "bias": torch.randn(3, generator=generator).double(),
         "count": torch.tensor(step),
     }
-    return {"format": FORMAT, "run_id": run_id, "step": step, "model": tensors}
+    empty = ("ema", "optimizer", "loader", "rng", "mean_pose")
+    return {
+        "format": FORMAT,
+        "run_id": run_id,
+        "step": step,
+        "model": tensors,
+        **{name: {} for name in empty},
+        "config": "{}",
+        "store_sha256": "",
+        "mano_sha256": "",
+    }
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -275,7 +285,7 @@ def one_fault(seed: int, run_dir: Path) -> str:
     if kind == "manifest_flip_a_bit" and owner_named(run_dir) not in ("ours", None):
         with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
             newest(run_dir, said.append)
-        assert all("it is foreign: of run ours, expected run " in line for line in said)
+        assert all("it is foreign: of run 'ours', expected run " in line for line in said)
         train_on(run_dir, keep)
         return kind
     found = newest(run_dir, said.append)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train.loop
 from model.regressor.config import Head, RegressorConfig
@@ -240,3 +241,22 @@ def test_a_frozen_backbone_is_shared_in_a_run() -> None:
     assert shared == {f"backbone.{name}" for name, _ in net.backbone.named_parameters()}
     enter_stage(state, second, settings)
     assert not set(pointers(state.ema).values()) & {p.data_ptr() for p in net.parameters()}
+
+
+def test_no_buffer_is_copied_in_a_step() -> None:
+    """Constants of frozen norms and statistics are the model's own."""
+    net = a_model()
+    average = follow(evaluation_copy(net), net)
+    calls: list[str] = []
+
+    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            calls.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Count():  # type: ignore[no-untyped-call]
+        update_average(average, torch.tensor(0), DECAY)
+    assert not [name for name in calls if "copy" in name]
+    assert len([name for name in calls if "foreach" in name]) == 3

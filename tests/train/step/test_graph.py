@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train.step.graph
+import train.step.step
 from pipeline.batch import Batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
@@ -23,11 +24,11 @@ from train.step.step import StepOutput, TrainState, build_state, enter_stage, tr
 CPU = torch.device("cpu")
 
 
-class Copies(TorchDispatchMode):
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts calls that copy."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,7 +79,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorded:
         seen.steps.append(("capture", batch))
         return plain(state, batch, *rest)
 
-    plain = train.step.graph.device_step
+    plain = train.step.step.device_step
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "graph", capture)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train.loop
 from model.regressor.config import Head, Readout, RegressorConfig
@@ -17,7 +18,7 @@ from tests.train.test_run import losses, weights
 from train.config import OptimConfig, RunConfig, StageConfig
 from train.device.distributed import Ranks
 from train.run import main as run
-from train.step.optim import build_optimizer
+from train.step.optim import build_optimizer, set_learning_rate
 from train.step.stages import (
     Stage,
     freeze,
@@ -397,6 +398,36 @@ def test_a_backbone_without_layers_of_its_own_learns_slower_below() -> None:
     shares = [found[name][0] for name, _ in model.named_parameters()]
     assert shares == sorted(shares)
     assert shares[0] < shares[-1] == 1
+
+
+def test_rates_are_set_in_two_calls() -> None:
+    """Layer decay makes dozens of groups; each has its share of the rate, rounded once."""
+    shares = [0.75**i for i in range(26)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [torch.zeros(1)], "lr": torch.tensor(1.0), "lr_share": share}
+            for share in shares
+        ],
+        fused=True,
+    )
+    before = [group["lr"].data_ptr() for group in optimizer.param_groups]
+    calls: list[str] = []
+
+    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            calls.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for lr in (3e-4, 1.7e-5):
+        calls.clear()
+        with Count():  # type: ignore[no-untyped-call]
+            set_learning_rate(optimizer, lr)
+        assert len(calls) <= 2
+        expected = [torch.tensor(lr * share) for share in shares]
+        assert [group["lr"] for group in optimizer.param_groups] == expected
+    assert [group["lr"].data_ptr() for group in optimizer.param_groups] == before
 
 
 def test_shares_of_the_peak() -> None:

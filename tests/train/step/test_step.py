@@ -1,7 +1,9 @@
 """One step: accumulation, averaged weights, activations computed again."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from model.regressor.net import HandRegressor
 from pipeline.batch import TENSORS, blank_batch
 from pipeline.loader import Loader
 from tests.conftest import SampleStore
+from tests.train.device.two_ranks import Toy
 from tests.train.test_run import config
+from train.step import step as step_module
 from train.step.peak import measure_need, rehearse
 from train.step.stages import resolve_stages
-from train.step.step import build_state, train_step
+from train.step.step import build_state, compile_step, train_step
 
 CPU = torch.device("cpu")
 
@@ -85,3 +89,30 @@ def test_a_blank_batch_has_the_shapes_of_a_real_one(freihand: SampleStore, tmp_p
         assert ours.dtype == theirs.dtype, name
     assert not (blank.has_joints | blank.has_mano | blank.has_beta).any()
     assert replace(blank, image=real.image).image is real.image
+
+
+def test_more_batch_sizes_than_torch_recompiles_by_default(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook or a sweep: losses may not raise, networks not run eager without a word."""
+    settings = config(freihand, tmp_path)
+    state = build_state(Toy("vit"), settings, 8)
+    seen: list[int] = []
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return values.sum()
+
+    def traced(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        seen.append(1)
+        return graph.forward
+
+    monkeypatch.setattr(step_module, "total_loss", loss)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
+    # torch's own: importing timm's optimisers happens to change it
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    compile_step(state)
+    call: Any = state.total_loss
+    for size in range(2, 14):
+        assert call(torch.ones(size)) == size
+    assert len(seen) == 12
+    torch._dynamo.reset()

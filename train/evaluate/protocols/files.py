@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pipeline.app.files import replace_file, replacing
+from pipeline.app.files import read_regular, replace_file, replacing
 from pipeline.app.words import nearest
 from pipeline.pickles import load_npy
 from pipeline.zips import open_zip, read_member
@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not JSON.
     """
-    data = path.read_bytes()
+    data = read_regular(path, max_bytes=_MAX_BYTES)
     if data.startswith(b"PK"):
         with open_zip(data, name=str(path)) as archive:
             found = [m for m in archive.infolist() if Path(m.filename).name == PREDICTION_FILE]

@@ -1,7 +1,18 @@
 """Loss groups of networks that predict hands and the object they act on."""
 
+import torch
+from torch import Tensor
+
 from model.hand import ROOT
-from train.losses.groups import eager_terms, joint_losses, mesh_losses, rotation_losses
+from pipeline.labels.joints_2d import Joints2DLabels
+from train.losses.config import Impl
+from train.losses.groups import (
+    eager_terms,
+    joint_losses,
+    mesh_losses,
+    rotation_losses,
+    weighted,
+)
 from train.losses.inputs import (
     JOINT_TERMS,
     LIMIT_TERMS,
@@ -16,6 +27,7 @@ from train.losses.inputs import (
 )
 from train.losses.plan import Group, LossInputs, Weights
 from train.losses.scene import between, motion_terms, object_terms
+from train.losses.terms.joints import joints_2d
 from train.losses.terms.mano import joint_limits
 
 
@@ -34,7 +46,36 @@ def joints(inputs: LossInputs, weights: Weights) -> GroupLoss | None:
         kind=settings.distance,
         smooth=settings.smooth_m,
     )
+    flat = batch.groups.get(Joints2DLabels.NAME)
+    if isinstance(flat, Joints2DLabels) and "joints_2d" in weights.names:
+        return _with_pixels(found, flat, weights, settings.impl)
     return joint_losses(found, weights.names, weights.lam, settings.impl)
+
+
+def _with_pixels(
+    joints: JointInputs, flat: Joints2DLabels, weights: Weights, impl: Impl
+) -> GroupLoss:
+    """Return the terms, joints_2d also of joints that have no label but a pixel."""
+    at = weights.names.index("joints_2d")
+    others = [i for i in range(len(weights.names)) if i != at]
+    target = torch.where(joints.valid[..., None], joints.target, flat.ray)
+    valid = joints.valid | flat.valid
+    value = joints_2d(joints.pred, target, valid, joints.K, joints.input_px, joints.weight)
+    own = weighted([(value, valid)], weights.lam[at : at + 1])
+    if not others:
+        return own
+    names = tuple(weights.names[i] for i in others)
+    lam = torch.cat((weights.lam[:at], weights.lam[at + 1 :]))
+    rest = joint_losses(joints, names, lam, impl)
+
+    def inserted(column: Tensor, row: Tensor) -> Tensor:
+        return torch.cat((column[:at], row, column[at:]))
+
+    return GroupLoss(
+        total=rest.total + own.total,
+        values=inserted(rest.values, own.values),
+        seen=inserted(rest.seen, own.seen),
+    )
 
 
 def mesh(inputs: LossInputs, weights: Weights) -> GroupLoss | None:

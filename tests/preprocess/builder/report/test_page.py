@@ -204,7 +204,7 @@ def test_the_page_says_what_the_store_is() -> None:
         "Cite Someone, 2020",
         "99.9 % of the rows without a flag",
         "has_mano 1,000 25.0 % 900 200 theta is valid",
-        "no_label 3 < 0.1 % No joint of either hand is annotated.",
+        "no_label 3 < 0.1 % No joint of either hand is annotated, in 3D or 2D.",
         "box 123.4 mm 4 8 2,000 50.0 %",
         "jpeg_processes baseline 3999",
     ):

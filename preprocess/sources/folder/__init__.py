@@ -1,0 +1,1 @@
+"""The folder format: your own images with annotations in one file, ``docs/your-data.md``."""

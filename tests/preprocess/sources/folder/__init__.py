@@ -1,0 +1,1 @@
+"""Tests of preprocess.sources.folder."""
