@@ -268,7 +268,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
                     f"{expected!r}; choose with {group}=NAME, in an experiment with defaults: "
                     f"[override /{group}: NAME]"
                 )
-        composed = OmegaConf.to_object(config)
+        composed: Any = OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         text = str(cause)
