@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.config import BackboneConfig
+from model.fields import shown
 from model.parts.recompute import checkpoint_activations
 
 GRID_CHANNELS: Final = 64
@@ -38,7 +39,7 @@ def build_backbone(
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone[:6]}*")[:5]
         raise ValueError(
-            f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
+            f"model.backbone={shown(config.backbone)} is not a timm model; near: {', '.join(near)}"
         )
     options: dict[str, Any] = {"pretrained": config.pretrained and load_weights, "num_classes": 0}
     if grid:

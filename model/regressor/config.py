@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from model.config import BackboneConfig
+
+MOST_WIDE: Final = 65_536
+MOST_DEEP: Final = 1000
+"""Bounds that only a damaged configuration exceeds."""
 
 
 class Head(Enum):
@@ -59,15 +64,16 @@ class RegressorConfig(BackboneConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         BackboneConfig.__post_init__(self)
-        if self.hidden <= 0:
-            raise ValueError(f"model.hidden must be positive, got {self.hidden}")
-        if self.temporal_layers < 0:
+        if not 1 <= self.hidden <= MOST_WIDE:
+            raise ValueError(f"model.hidden must be in 1..{MOST_WIDE}, got {self.hidden}")
+        if not 0 <= self.temporal_layers <= MOST_DEEP:
             raise ValueError(
-                f"model.temporal_layers must not be negative, got {self.temporal_layers}"
+                f"model.temporal_layers must be in 0..{MOST_DEEP}, got {self.temporal_layers}"
             )
-        if self.temporal_width <= 0 or self.temporal_width % 64:
+        if not 0 < self.temporal_width <= MOST_WIDE or self.temporal_width % 64:
             raise ValueError(
-                f"model.temporal_width must be a multiple of 64, got {self.temporal_width}"
+                f"model.temporal_width must be a multiple of 64 up to {MOST_WIDE}, got "
+                f"{self.temporal_width}"
             )
 
     @property

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.app.files import existing
+from pipeline.app.files import existing, read_regular
 from train.predict.boxes import some
 
 IMAGE_SUFFIXES: Final = (
@@ -168,7 +168,7 @@ def _decoded(path: Path) -> InputImage | Skipped:
         OSError: If the file cannot be read.
         cv2.error: If the image is too large.
     """
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    data = np.frombuffer(read_regular(path), np.uint8)
     bgr = None
     if len(data) and path.suffix.lower() in ANIMATED_SUFFIXES:
         _, images = cv2.imdecodemulti(data, cv2.IMREAD_COLOR, None, (0, 2))
