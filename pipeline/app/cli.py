@@ -271,13 +271,14 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
                     f"{expected!r}; choose with {group}=NAME, in an experiment with defaults: "
                     f"[override /{group}: NAME]"
                 )
-        composed = OmegaConf.to_object(config)
+        composed: Any = OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         text = str(cause).replace("experiment/given", f"experiment={experiment}")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         keys = [line for line in lines if line.startswith("full_key:")]
-        where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
+        key = keys[0].removeprefix("full_key:").strip() if keys else ""
+        where = f"{key}: " if key else ""
         said = " ".join(line for line in lines if not line.startswith(_OF_OMEGACONF))
         unreadable = None if keys else _unreadable(overrides)
         raise UsageError(unreadable or f"{where}{said}") from error
