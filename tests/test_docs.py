@@ -77,7 +77,7 @@ def schema_of(command: Command) -> type[Any]:
 
 @cache
 def targets() -> frozenset[str]:
-    return frozenset(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return frozenset(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def problem_of(schema: type[Any], words: list[str]) -> str | None:
