@@ -118,8 +118,29 @@ def test_an_experiment_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (found.steps, found.pipeline.view.pad, found.optim.lr) == (7, 2.5, 2e-3)
     with pytest.raises(UsageError, match=r"experiment='.*none.yaml' is no file"):
         compose(RunConfig, ["store=a", f"experiment={tmp_path}/none.yaml"])
-    path.write_text("stepps: 7\n")
-    with pytest.raises(UsageError, match="stepps"):
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"stepps: 7\n", "stepps"),
+        (b"optim:\n  lr: [1\n", "is no YAML: while parsing a flow sequence .* line 2"),
+        (b"steps: \xff\n", "is no YAML"),
+        (b"- steps\n", "must hold keys and values"),
+        (b"just words\n", "just words: .*mine.yaml.*"),
+        (b"steps: " + 5000 * b"[" + b"\n", "is no YAML"),
+        (b"!!python/object:os.system {}\n", "is no YAML"),
+        (b"steps: seven\n", "steps: .*mine.yaml.* 'seven' .* could not be converted to Integer"),
+        (b"optim: {lr: '${nothing}'}\n", "Interpolation key 'nothing' not found"),
+        (b"defaults: 7\n", "defaults must be a list, got 7"),
+        (b"defaults: [override /model: nothing]\n", "nothing"),
+        (b"optim: 3\n", "mine.yaml.* ValidationError"),
+    ],
+)
+def test_a_broken_experiment_is_one_sentence(tmp_path: Path, text: bytes, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UsageError, match=expected):
         compose(RunConfig, ["store=a", f"experiment={path}"])
 
 
@@ -222,6 +243,9 @@ def test_short_spelling_sets_the_nested_key() -> None:
         (["root=x", "kind=tiny_small"], "got 'tiny_small'; did you mean 'small'"),
         (["root=x", "share=abc"], "share: "),
         (["root=x", "inner.size=1.5"], "inner.size: "),
+        (["root=x", "inner=null"], "unknown option 'inner'; it is a group of options: inner.twice"),
+        (["root=x", "size=[1,"], "inner.size='[1,' cannot be read: a list is [1,2]"),
+        (["root=x", "size={"], "inner.size='{' cannot be read"),
         (["root=x", "size=1,2"], "Ambiguous value for argument 'inner.size=1,2'"),
         (["--rot", "x"], "did you mean 'root'"),
         (["--root"], "not key=value"),
@@ -256,7 +280,7 @@ def test_entries_of_a_dict_come_to_be_by_their_keys() -> None:
         ("mix.fh.weight=2", r"needs mix\.fh\.store=\.\.\. \(Store directory"),
         ("mix.fh.weights=2", r"unknown option 'mix.fh.weights'; did you mean '.*mix.NAME.weight'"),
         ("mix.fh=2", r"unknown option 'mix.fh'; choose from: mix.NAME.store, mix.NAME.split"),
-        ("mix=2", "unknown option 'mix'; choose from: mix.NAME.store"),
+        ("mix=2", "unknown option 'mix'; it is a group of options: mix.NAME.store"),
         ("mix.fh.store.x=2", "unknown option 'mix.fh.store.x'"),
         ("mix.fh.subset=2", r"subset must lie in \(0, 1\], got 2"),
     ],

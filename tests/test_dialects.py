@@ -8,11 +8,11 @@ import json
 import shlex
 import shutil
 import zipfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -93,15 +93,15 @@ def typed(command: Command, words: list[str], dialect: Callable[[str], list[str]
         short = dialect(word) if "=" in word and not word.startswith(NAMED) else [word]
         full, key = word.partition("=")[0], short[0].partition("=")[0]
         if len(short) == 1 and key != full and aliases.get(key) != full:
-            short = [word] if key in taken or is_ambiguous(cast("Hashable", schema), key) else short
+            short = [word] if key in taken or is_ambiguous(command, key) else short
         result += short
     return result
 
 
 @cache
-def is_ambiguous(schema: Hashable, key: str) -> bool:
+def is_ambiguous(command: Command, key: str) -> bool:
     try:
-        compose(cast("type[Any]", schema), [f"{key}={{}}"])
+        compose(schema_of(command), [f"{key}={{}}"])
     except ValueError as error:  # also that the rest of the command is missing
         return "write more of the key" in str(error)
     return False
@@ -235,10 +235,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (disk / "boxes.json").write_text(json.dumps({photo.name: hand for photo in photos}))
     (disk / "frames.json").write_text(json.dumps({str(i): hand for i in range(0, 10, 5)}))
     clip = cv2.VideoWriter(str(disk / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (224, 224))
-    picture = cv2.imread(str(photos[0]))
-    assert picture is not None
+    pixels = cv2.imread(str(photos[0]))
+    assert pixels is not None
     for _ in range(10):
-        clip.write(picture)
+        clip.write(pixels)
     clip.release()
     return disk
 

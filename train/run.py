@@ -14,7 +14,7 @@ from model.mean_pose import MeanPose
 from model.network import Network
 from model.plain import to_plain
 from model.pretrained import CONFIG_FILE, fitting_tensors
-from pipeline.app.files import replace_file
+from pipeline.app.files import replace_file, require_ours
 from pipeline.app.lock import locked
 from pipeline.app.words import say
 from pipeline.loader import Loader, require_known_order
@@ -41,6 +41,7 @@ from train.loop import Run, train
 from train.state.checkpoint import (
     NotWrittenError,
     RunFacts,
+    has_checkpoints,
     mean_of,
     new_run_id,
     require_same,
@@ -61,6 +62,9 @@ from train.watch.manifest import manifest
 
 LOCK: Final = "run.lock"
 """In the folder of a run while it trains."""
+MANIFEST: Final = "manifest.json"
+WRITTEN: Final = (MANIFEST, "log.jsonl", "checkpoints", WEIGHTS, "tensorboard", "pictures")
+"""What a run writes into its folder."""
 
 
 def main(config: RunConfig) -> int:
@@ -82,6 +86,7 @@ def main(config: RunConfig) -> int:
     with ExitStack() as stack:
         if run_dir is not None and is_there and is_first_rank():
             stack.enter_context(_alone_in(Path(run_dir)))
+            _require_ours(Path(run_dir))
         config, payload = continue_from(config, say)
         if resumed is not None:  # else the paths are those of the command
             require_here(config, resumed)
@@ -121,6 +126,22 @@ def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
         instead="choose another run_dir",
         say=say,
     )
+
+
+def _require_ours(run_dir: Path) -> None:
+    """Refuse a folder in which a new run would replace what it does not know.
+
+    Raises:
+        FileExistsError: If there are files of another origin, or weights without checkpoints.
+    """
+    if has_checkpoints(run_dir):
+        return
+    require_ours(run_dir, "run_dir", WRITTEN, MANIFEST, b'"run_id"')
+    if (run_dir / WEIGHTS / CONFIG_FILE).is_file():
+        raise FileExistsError(
+            f"run_dir={str(run_dir)!r} holds the weights of a run whose checkpoints are gone, and "
+            "they would be replaced; choose another run_dir"
+        )
 
 
 def _nothing_to_do(config: RunConfig, step: int, end: int) -> str:
@@ -209,7 +230,7 @@ def _run(
         record = {"run_id": facts.run_id}
         record |= manifest(facts.config, loader.content_sha256, mano.sha256 if mano else "")
         text = json.dumps(record, indent=2) + "\n"
-        replace_file(run_dir / "manifest.json", text.encode())
+        replace_file(run_dir / MANIFEST, text.encode())
     with RunLog(run_dir, stages[-1].end, state.step) if ranks.is_first else NoLog() as log:
         if resumed_at is not None and resumed_at >= stages[-1].end:
             log.say(_nothing_to_do(config, resumed_at, stages[-1].end))

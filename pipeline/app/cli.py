@@ -23,10 +23,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.app.output import lasting_output
 from pipeline.app.words import closest, nearest, printable, sentence
+
+if TYPE_CHECKING:  # not needed to answer --help
+    from omegaconf import DictConfig
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 USER_ERRORS: Final = (ValueError, OSError)
@@ -234,7 +237,7 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     experiment = dict(word.split("=", 1) for word in words if "=" in word).get("experiment", "")
     if experiments and _is_file_name(experiment):
         path = _experiment_path(experiments, experiment)
-        store.store(group="experiment", name="given", node=OmegaConf.load(path), package="_global_")
+        store.store(group="experiment", name="given", node=_loaded(path), package="_global_")
     node = OmegaConf.structured(schema)
     defaults: list[Any] = ["schema"]
     for group, kind in chosen.items():
@@ -271,14 +274,38 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
         composed: Any = OmegaConf.to_object(config)
     except (MissingMandatoryValue, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        text = str(cause)
+        text = str(cause).replace("experiment/given", f"experiment={experiment}")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         keys = [line for line in lines if line.startswith("full_key:")]
-        where = f"{keys[0].removeprefix('full_key:').strip()}: " if keys else ""
-        raise UsageError(f"{where}{lines[0]}") from error
+        key = keys[0].removeprefix("full_key:").strip() if keys else ""
+        where = f"{key}: " if key else ""
+        said = " ".join(line for line in lines if not line.startswith(_OF_OMEGACONF))
+        unreadable = None if keys else _unreadable(overrides)
+        raise UsageError(unreadable or f"{where}{said}") from error
     if hasattr(composed, "given"):
         composed.given = [override.partition("=")[0].lstrip("+") for override in overrides]
     return composed
+
+
+_OF_OMEGACONF: Final = ("full_key:", "object_type=", "reference_type=", "Set the environment")
+"""Begin the lines of its errors that a user cannot use."""
+
+
+def _unreadable(overrides: Sequence[str]) -> str | None:
+    """Return what is wrong with the first override that Hydra's grammar rejects."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_override(override)
+        except HydraException:
+            key, _, value = override.lstrip("+").partition("=")
+            return (
+                f"{key}={value!r} cannot be read: a list is [1,2], a table {{a: 1}}, and text with "
+                "brackets or commas goes into quotes"
+            )
+    return None
 
 
 def grid(schema: type[Any], words: Sequence[str]) -> list[GridPoint]:
@@ -347,11 +374,35 @@ def _override_in(experiments: Path | None, name: str | None, group: str) -> str 
         return None  # an unknown name, which composing refuses
     from omegaconf import OmegaConf
 
-    entries = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", [])  # type: ignore[union-attr]
+    entries = OmegaConf.to_container(_loaded(path)).get("defaults", [])  # type: ignore[union-attr]
+    if not isinstance(entries, list):
+        raise UsageError(f"experiment={name!r}: defaults must be a list, got {entries!r}")
     for entry in entries:
         if isinstance(entry, dict) and f"override /{group}" in entry:
             return str(entry[f"override /{group}"])
     return None
+
+
+def _loaded(path: Path) -> "DictConfig":
+    """Return the content of a YAML file.
+
+    Raises:
+        UsageError: If it is none, or no table.
+    """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        node = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"experiment={str(path)!r} is no YAML: {reason}") from error
+    if not isinstance(node, DictConfig):
+        raise UsageError(
+            f"experiment={str(path)!r} must hold keys and values, one KEY: VALUE a line"
+        )
+    return node
 
 
 def _experiment_path(experiments: Path, name: str) -> Path:
@@ -457,6 +508,9 @@ def _full_key(key: str, options: Collection[str], aliases: dict[str, str]) -> st
 
 def _near_keys(key: str, known: Sequence[str]) -> str:
     """Return a hint of at most five keys: those whose last part is close, else its group's."""
+    below = [name for name in known if name.startswith(f"{key}.")]
+    if below:
+        return f"it is a group of options: {', '.join(below[:5])}"
     group, _, last = key.rpartition(".")
     ends = [name.rpartition(".")[2] for name in known]
     close = difflib.get_close_matches(last, dict.fromkeys(ends), n=5, cutoff=0.6)
@@ -464,7 +518,7 @@ def _near_keys(key: str, known: Sequence[str]) -> str:
     near.sort(key=lambda name: group.rpartition(".")[2] not in name.split(".")[:-1])
     if near:
         return f"did you mean {' or '.join(repr(name) for name in near[:5])}?"
-    inside = [name for name in known if name.startswith((f"{key}.", f"{key.partition('.')[0]}."))]
+    inside = [name for name in known if name.startswith(f"{key.partition('.')[0]}.")]
     return f"choose from: {', '.join(inside[:5])}" if inside else "--help lists the options"
 
 

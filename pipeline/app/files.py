@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -143,6 +143,34 @@ def _remove_unlocked(path: Path) -> None:
         path.unlink()
     finally:
         os.close(descriptor)
+
+
+def require_ours(folder: Path, key: str, names: Sequence[str], proof: str, text: bytes) -> None:
+    """Refuse a folder in which files of another origin would be replaced.
+
+    Args:
+        folder: Where a command writes.
+        key: The option that names it, for the message.
+        names: The files and folders that it writes.
+        proof: The file among them that shows whose they are.
+        text: What its first bytes hold if this command wrote it.
+
+    Raises:
+        FileExistsError: If one of ``names`` is there and ``proof`` is not this command's.
+    """
+    paths = [folder / name for name in names]
+    found = [p for p in paths if os.path.lexists(p) and not (p.is_dir() and not any(p.iterdir()))]
+    if not found:
+        return
+    first = b""
+    if (folder / proof).is_file():
+        with (folder / proof).open("rb") as file:
+            first = file.read(4096)
+    if text not in first:
+        raise FileExistsError(
+            f"{key}={str(folder)!r} holds {found[0].name}, which would be replaced and is not of "
+            "this command; choose another folder, or move it away"
+        )
 
 
 def emptied(folder: Path, key: str) -> Path:

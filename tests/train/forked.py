@@ -74,6 +74,7 @@ def as_command(
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as a new interpreter does
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True  # Python would keep what it could not write to the end
     if file_bytes is not None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))

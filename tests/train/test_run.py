@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_what_cannot_be_drawn_costs_a_warning(
     for name in ("pictures", "tensorboard"):  # a file where a folder should be made
         run_dir.mkdir(exist_ok=True)
         (run_dir / name).touch()
+    (run_dir / "manifest.json").write_text('{"run_id": "killed before its first checkpoint"}')
     words = ["steps=4", "pictures_every=2", "model.head=joints"]
     assert run(config(freihand, run_dir, *words)) == 0
     printed = capsys.readouterr().out
@@ -193,7 +195,7 @@ def test_two_runs_do_not_share_a_folder(
     run_dir = tmp_path / "run"
     words = ["steps=2", "model.head=joints"]
     with locked(run_dir / LOCK, "", instead=""):
-        (run_dir / "log.jsonl").touch()
+        (run_dir / "notes.txt").touch()
         for config_ in (
             config(freihand, run_dir, *words),
             compose(RunConfig, [f"resume={run_dir}", "device=cpu"]),
@@ -208,6 +210,35 @@ def test_two_runs_do_not_share_a_folder(
     assert run(config(freihand, run_dir, *words)) == 0
     assert f"{run_dir}: taken over from process 3 on node7, since" in capsys.readouterr().out
     assert sorted((run_dir / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["log.jsonl", "weights/model.safetensors", "checkpoints/x.pt.tmp", "manifest.json"]
+)
+def test_a_folder_of_others_is_no_folder_of_a_run(
+    freihand: SampleStore, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"mine": 1}\n')
+    with pytest.raises(
+        FileExistsError, match=f"holds {name.split('/', maxsplit=1)[0]}, which would be"
+    ):
+        run(config(freihand, tmp_path, "steps=2"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == '{"mine": 1}\n'
+
+
+def test_weights_whose_checkpoints_are_gone_are_not_replaced(
+    freihand: SampleStore, tmp_path: Path
+) -> None:
+    words = ["steps=2", "model.head=joints"]
+    assert run(config(freihand, tmp_path, *words)) == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = (tmp_path / "weights" / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="holds the weights of a run whose checkpoints"):
+        run(config(freihand, tmp_path, *words))
+    assert (tmp_path / "weights" / "model.safetensors").read_bytes() == before
 
 
 def test_a_mixture_of_an_earlier_release_is_refused_before_anything_is_loaded(

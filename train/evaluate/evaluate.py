@@ -15,7 +15,7 @@ from model.hand import JointSet
 from model.mano.files import ManoModels
 from model.network import Network
 from model.prediction import hands_of, prediction_at, tensors_of
-from pipeline.app.files import existing, replace_file
+from pipeline.app.files import existing, replace_file, require_ours
 from pipeline.app.pictures import write_picture
 from pipeline.app.progress import tracked
 from pipeline.app.words import say
@@ -62,6 +62,8 @@ PROTOCOL: Final = (
 )
 """Defined in ``train.evaluate.metrics.hand``."""
 _ARCHIVES: Final = (".zip", ".tar", ".gz", ".npz")
+SCORES: Final = "scores.json"
+PICTURE: Final = "predictions.png"
 CAMERA: Final = "intrinsics of the dataset"
 _SCORE: Final = {
     Protocol.freihand: freihand.score,
@@ -112,8 +114,11 @@ def main(config: EvaluateConfig) -> int:
         python -m train evaluate run=runs/dex store=dexycb.zarr split=s0_test export=results.txt
         python -m train evaluate protocol=freihand predictions=pred.json truth=FreiHAND_pub_v2_eval
     """
-    if config.out is not None and Path(config.out).expanduser().is_file():
-        raise ValueError(f"out={config.out!r} is a file, expected a folder")
+    if config.out is not None:
+        out = Path(config.out).expanduser()
+        if out.is_file():
+            raise ValueError(f"out={config.out!r} is a file, expected a folder")
+        require_ours(out, "out", (SCORES, PICTURE), SCORES, b'"protocol"')
     if config.details is not None:
         require_details(config.details)
     if config.protocol is None:
@@ -128,7 +133,7 @@ def main(config: EvaluateConfig) -> int:
         write_details(Path(config.details).expanduser(), report.details())
         say(f"written: {config.details}")
     if config.out is not None:
-        path = Path(config.out) / "scores.json"
+        path = Path(config.out) / SCORES
         files = {"predictions": config.predictions, "truth": config.truth}
         write_json(path, {**as_json(report), **files, "synthetic": is_synthetic})
         say(f"written: {path}")
@@ -236,7 +241,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                         collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
-                write = partial(write_picture, out / "predictions.png", sheet)
+                write = partial(write_picture, out / PICTURE, sheet)
                 BestEffort(say)("the picture", write)
         context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
         report = None if collected is None else on_store.official_report(collected, context)
@@ -278,7 +283,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
-        write_json(out / "scores.json", record)
+        write_json(out / SCORES, record)
         if errors is not None and config.details is not None:
             official = report.details if isinstance(report, Report) else None
             more = [] if official is None else official()

@@ -18,7 +18,7 @@ from model.hand import JOINT_NAMES, JointSet
 from model.network import Inputs, Network
 from model.prediction import tensors_of
 from model.pretrained import InputSpec, load_pretrained, read_pretrained_config
-from pipeline.app.files import replace_file
+from pipeline.app.files import replace_file, require_ours
 from pipeline.app.words import say
 from train.config import ExportConfig, ExportFormat
 from train.predict.hands import choose_joint_set
@@ -119,6 +119,9 @@ def main(config: ExportConfig) -> int:
             f"out={config.out!r} must end in {SUFFIXES[config.format]} for "
             f"format={config.format.name}"
         )
+    description = out.with_suffix(".json")
+    name = description.name
+    require_ours(out.parent, "folder of out", [name], name, b'"frames_per_window"')
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}.unfinished{out.suffix}")
     try:
@@ -135,7 +138,7 @@ def main(config: ExportConfig) -> int:
     if needs_mano:
         record |= {"licence": MANO_LICENCE}
     text = json.dumps(record, indent=2) + "\n"
-    replace_file(out.with_suffix(".json"), text.encode())
+    replace_file(description, text.encode())
     compared = ", ".join(f"{name} {error.max_mm:.1e} mm" for name, error in worst.items())
     say(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, {', '.join(INPUTS)} -> "

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from model.plain import to_plain
-from pipeline.app.files import replacing
+from pipeline.app.files import replacing, require_ours
 from pipeline.app.machine import version_of
 from train.config import PredictConfig
 from train.predict.inputs import InputMedia
+from train.predict.outputs import FORMAT as RESULT_FORMAT
 
 NAME: Final = "predictions.jsonl"
+FINAL: Final = "predictions.json"
+WRITTEN: Final = (FINAL, "pictures", "meshes")
+"""What stays."""
 FORMAT: Final = "handloom-predict-lines-1"
 _KINDS: Final = ("image", "hand", "skipped", "done")
 
@@ -80,9 +84,12 @@ def open_lines(folder: Path, of: dict[str, Any], say: Callable[[str], None]) -> 
 
     Raises:
         ValueError: If the file is none of ours, or another process writes it.
+        FileExistsError: If results of another origin would be replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
+    if not (path.exists() and path.stat().st_size):
+        require_ours(folder, "out", WRITTEN, FINAL, RESULT_FORMAT.encode())
     header = _line({"format": FORMAT, "of": of})
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     with os.fdopen(descriptor, "r+b") as file:

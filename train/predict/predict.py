@@ -34,7 +34,7 @@ from train.predict.inputs import (
     frames,
     unanswered,
 )
-from train.predict.lines import Lines, open_lines, what_of, write_final
+from train.predict.lines import FINAL, Lines, open_lines, what_of, write_final
 from train.predict.outputs import Hand, draw_hand, hand_record, head_of, picture_name, write_obj
 from train.state.weights import weights_folder
 
@@ -141,7 +141,7 @@ def main(config: PredictConfig) -> int:
             "crop": "whole image" if boxes is None else f"boxes={config.boxes}",
             "camera": assumed if config.intrinsics is None else f"intrinsics={config.intrinsics}",
         }
-        path = out / "predictions.json"
+        path = out / FINAL
         num_skipped = write_final(path, lines, head_of(about), [asdict(one) for one in left_out])
         lines.path.unlink()
     say(

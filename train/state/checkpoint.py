@@ -151,7 +151,7 @@ def save_checkpoint(
     path = _file_of(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(f"*{TEMPORARY}"):
+        for unfinished in folder.glob(f"step-*.pt{TEMPORARY}"):
             with contextlib.suppress(OSError):
                 unfinished.unlink()
         ours = _files_of(run_id, folder)

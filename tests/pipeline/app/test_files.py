@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.app.files import PARTIAL, _remove_leftovers, existing, replace_file, replacing
+from pipeline.app.files import (
+    PARTIAL,
+    _remove_leftovers,
+    existing,
+    replace_file,
+    replacing,
+    require_ours,
+)
 
 
 def test_a_path_that_does_not_exist_is_named_with_its_option(tmp_path: Path) -> None:
@@ -110,6 +117,23 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
         replace_file(tmp_path / "c.obj", b"whole")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"c.obj", names[1], *theirs}
+
+
+def test_a_folder_of_others_is_not_written_into(tmp_path: Path) -> None:
+    def require() -> None:
+        require_ours(tmp_path, "out", ("a.json", "pictures"), "a.json", b'"ours"')
+
+    require()
+    (tmp_path / "pictures").mkdir()
+    require()  # nothing is lost
+    (tmp_path / "pictures" / "holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match=r"out='.*' holds pictures, which would be replaced"):
+        require()
+    (tmp_path / "a.json").write_text('{"theirs": 1}')
+    with pytest.raises(FileExistsError, match=r"holds a\.json, which .* is not of this command"):
+        require()
+    (tmp_path / "a.json").write_text('{"ours": 1}')
+    require()
 
 
 def test_a_file_under_way_is_no_leftover(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Validation while a run goes on."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,26 @@ def test_the_untrained_network_is_scored_beside_the_mean_pose(
     assert scores["untrained"]["pa_mpjpe_mm"] == pytest.approx(start, rel=1e-6)
     assert scores["mean_pose"]["pa_mpjpe_mm"] == pytest.approx(mean, rel=1e-6)
     assert "untrained" in capsys.readouterr().out
+
+
+def test_a_full_disk_costs_validation_its_files_only(
+    freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores are taken on; without its last checkpoint and weights the run ends with 1."""
+    words = ["validation.split=evaluation", "validation.every=2", "steps=6", "model.head=joints"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert run(config(freihand, tmp_path, *words)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    scored = [row["step"] for row in log_of(tmp_path) if "validation/pa_mpjpe_mm" in row]
+    assert scored == [2, 4, 6]
+    said = capsys.readouterr().out
+    assert said.count("File too large") >= 3
+    assert "the earlier ones are untouched; tried again in 2 steps" in said
+    assert not (tmp_path / "weights" / "model.safetensors").exists()
+    assert run(config(freihand, tmp_path, *words)) == 0
 
 
 def test_validation_changes_no_training(freihand: SampleStore, tmp_path: Path) -> None:

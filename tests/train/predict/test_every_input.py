@@ -199,6 +199,14 @@ def test_what_is_not_ours_is_left_alone(joints_run: Path, tmp_path: Path) -> Non
         main(config(joints_run, tmp_path / "a.png", out=tmp_path / "out"))
     assert mine.read_text() == '{"mine": 1}\n'
 
+    photo = tmp_path / "album" / "pictures" / "a.png.jpg"  # what its picture would be called
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="holds pictures, which would be replaced"):
+        main(config(joints_run, tmp_path / "a.png", out=tmp_path / "album"))
+    assert [path.name for path in (tmp_path / "album").rglob("*")] == ["pictures", "a.png.jpg"]
+    assert photo.read_bytes() == b"mine"
+
 
 @pytest.fixture
 def small_files() -> Iterator[None]:

@@ -99,6 +99,9 @@ def test_a_freihand_run_is_scored_officially_and_its_export_scores_the_same(
     said = f"{freihand.root} is synthetic, rendered by make-sample: these scores test the software"
     assert said in capsys.readouterr().out.replace("\n", " ")
     assert again["synthetic"] is True
+    (tmp_path / "files" / "scores.json").write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match=r"holds scores\.json, which would be replaced"):
+        evaluate(composed("protocol=freihand", *words))
     # The sample's files round to 4 digits and its mesh comes from the file, not from MANO.
     for name, value in official["scores"].items():
         assert again["scores"][name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
