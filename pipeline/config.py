@@ -98,9 +98,9 @@ class ViewConfig:
     shifting and growing the crop within it shows real pixels instead of repeated border pixels."""
     require_joints: bool = False
     """Leave out hands without any annotated joint in view (other views: frames without any)."""
-    exclude_flags: list[str] = field(default_factory=list)
-    """Quality flags of the store whose rows are left out in training; evaluation keeps them, as the
-    official denominators do."""
+    exclude_flags: list[str] = field(default_factory=lambda: ["flat_image"])
+    """Quality flags of the store whose rows are left out in training, by default images of one
+    colour; evaluation keeps them, as the official denominators do."""
 
     def __post_init__(self) -> None:
         check_fields(self, "view", pad=(0.1, 10), margin=(1, 4))

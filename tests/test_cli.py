@@ -120,6 +120,19 @@ def test_an_experiment_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
         compose(RunConfig, ["store=a", f"experiment={tmp_path}/none.yaml"])
 
 
+def test_variables_of_an_experiment_are_expanded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest has what they stood for, and stays as it is wherever it is read."""
+    monkeypatch.setenv("DATA", "/a/${b}")
+    path = tmp_path / "mine.yaml"
+    path.write_text("pipeline: {store: '${oc.env:DATA}/s.zarr'}\n")
+    found = compose(RunConfig, [f"experiment={path}"])
+    assert found.pipeline.store == "/a/${b}/s.zarr"
+    monkeypatch.delenv("DATA")
+    assert from_plain(RunConfig, to_plain(found)) == found
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -334,7 +335,7 @@ def ended(process: Any, said: Path) -> int:
 
 def run_whole(folder: Path, case: Case, said: Path) -> int:
     said.unlink(missing_ok=True)
-    return ended(start(as_command, case.package, case.words, folder, said, None), said)
+    return ended(start(as_command, case.package, case.words, folder, said, {}), said)
 
 
 @contextlib.contextmanager
@@ -399,18 +400,19 @@ def interrupted(
         room = draw.choice((draw.uniform(0.02, 1), draw.uniform(0.7, 1))) * left.num_bytes
         with small_disk(results, int(room) + 4096 * (len(case.named) * 3 + 4)):
             add_neighbours(results, case)
-            return ended(start(*words, None), said)
+            return ended(start(*words, {}), said)
     if fault == SMALL_FILES:
-        return ended(start(*words, draw.choice(left.sizes) - draw.choice((1, 100))), said)
+        most = draw.choice(left.sizes) - draw.choice((1, 100))
+        return ended(start(*words, {resource.RLIMIT_FSIZE: most}), said)
     if fault == NO_READER:
         os.mkfifo(said)
         reader = close_reader(said, seconds)
         try:
-            return ended(start(*words, None), said)
+            return ended(start(*words, {}), said)
         finally:
             reader.join()
             said.unlink()
-    process = start(*words, None)
+    process = start(*words, {})
     if draw.random() < 0.5:
         time.sleep(seconds)
     else:

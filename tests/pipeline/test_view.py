@@ -96,6 +96,14 @@ def test_flags_and_joints_are_left_out_by_choice(tmp_path: Path) -> None:
     assert kept.sample_id.tolist() == [0, 2, 4, 8, 10]
 
 
+def test_images_of_one_colour_are_not_trained_on(tmp_path: Path) -> None:
+    store = open_store(hand_store(tmp_path / "s.zarr", 6, quality=FLAGS["flat_image"]))
+    with pytest.raises(ValueError, match="with an excluded flag"):
+        build_view(store, ROWS[:6], ViewConfig(), 64, training=True)
+    assert len(build_view(store, ROWS[:6], ViewConfig(exclude_flags=[]), 64, training=True))
+    assert len(build_view(store, ROWS[:6], ViewConfig(), 64, training=False))
+
+
 def test_a_sample_of_a_table(store: Store) -> None:
     view = build_view(store, ROWS, ViewConfig(), 64, training=True)
     some = samples_at(view, torch.tensor([3, 0]))

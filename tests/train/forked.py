@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def as_rank(
 
 
 def as_command(
-    package: str, words: Sequence[str], folder: Path, said: Path, file_bytes: int | None
+    package: str, words: Sequence[str], folder: Path, said: Path, limits: Mapping[int, int]
 ) -> None:
     """Run ``python -m package words...`` as a shell in ``folder`` would, and end as it does.
 
@@ -62,7 +62,8 @@ def as_command(
         words: Command and options.
         folder: Working directory; home and temporary files are in it.
         said: File or named pipe that gets what it prints.
-        file_bytes: Largest file that it may write: beyond, writing fails as on a full disk.
+        limits: Soft limits of resources, for example the size of a file: beyond, writing fails as
+            on a full disk.
     """
     os.chdir(folder)
     os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
@@ -75,9 +76,8 @@ def as_command(
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True  # Python would keep what it could not write to the end
-    if file_bytes is not None:
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    for kind, most in limits.items():
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
     from pipeline.app.cli import front_door
 
     commands = importlib.import_module(f"{package}.__main__").COMMANDS

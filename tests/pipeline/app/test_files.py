@@ -2,6 +2,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import stat
 import uuid
 from pathlib import Path
 
@@ -117,6 +118,27 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
         replace_file(tmp_path / "c.obj", b"whole")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"c.obj", names[1], *theirs}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_a_disk_may_be_unable_to_sync_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As some network disks: the file itself must reach the disk everywhere."""
+    usual = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        usual(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            replace_file(tmp_path / "a", b"whole")
+    else:
+        replace_file(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
 
 
 def test_a_folder_of_others_is_not_written_into(tmp_path: Path) -> None:
