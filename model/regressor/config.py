@@ -23,6 +23,9 @@ class Readout(Enum):
     grid = "grid"
     """Every cell of the feature map, projected to a few channels, which keeps spatial positions.
     Learns faster than pooling from scratch on small data."""
+    transformer = "transformer"
+    """A transformer over the cells of the last feature maps and one learned query for each
+    rotation, for the shape and for the place."""
 
 
 class Scene(Enum):
@@ -47,7 +50,14 @@ class RegressorConfig(BackboneConfig):
     """Predict MANO parameters or plain joints."""
     readout: Readout = Readout.pooled
     """pooled: the backbone's own pooled features. grid: its whole last feature map, projected to a
-    few channels; learns faster from scratch on small data."""
+    few channels; learns faster from scratch on small data. transformer: learned queries attend to
+    the cells of the last model.levels feature maps."""
+    levels: int = 2
+    """readout=transformer: feature maps that are read, from the last one on; of a ViT, blocks."""
+    readout_width: int = 512
+    """readout=transformer: width of a token, a multiple of 64."""
+    readout_layers: int = 6
+    """readout=transformer: layers."""
     hidden: int = 1024
     """Width of the regression head."""
     temporal_layers: int = 0
@@ -64,6 +74,20 @@ class RegressorConfig(BackboneConfig):
         if self.temporal_layers < 0:
             raise ValueError(
                 f"model.temporal_layers must not be negative, got {self.temporal_layers}"
+            )
+        if self.levels not in (1, 2) or self.readout_layers < 1:
+            raise ValueError(
+                "model.levels must be 1 or 2 and model.readout_layers at least 1, got "
+                f"{self.levels} and {self.readout_layers}"
+            )
+        if self.readout_width <= 0 or self.readout_width % 64:
+            raise ValueError(
+                f"model.readout_width must be a multiple of 64, got {self.readout_width}"
+            )
+        if self.temporal_layers and self.readout is Readout.transformer:
+            raise ValueError(
+                "model.temporal_layers refine one vector per frame, which "
+                "model.readout=transformer has not; use model.readout=pooled or grid"
             )
         if self.temporal_width <= 0 or self.temporal_width % 64:
             raise ValueError(
