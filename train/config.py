@@ -441,9 +441,6 @@ class PredictConfig:
     side in a box."""
     box_scale: float = 1.0
     """Factor on the sides of the boxes: 0.87 where they are 1.15 times as large as the joints'."""
-    refine: int = 0
-    """Times that a hand is predicted again in the box of its predicted joints, for boxes that are
-    not tight."""
     intrinsics: str | None = None
     """fx,fy,cx,cy in pixels, or a JSON file with one 3x3 matrix or one by name; null assumes
     fov_deg."""
@@ -476,7 +473,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_fields(self, every=(1, math.inf), batch_size=(1, math.inf), refine=(0, 8))
+        check_fields(self, every=(1, math.inf), batch_size=(1, math.inf))
         if not 1 <= self.fov_deg < 180:
             raise ValueError(f"fov_deg must lie in [1, 180), got {self.fov_deg}")
         if not 0.1 <= self.box_scale <= 10:

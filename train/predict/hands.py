@@ -87,8 +87,6 @@ class Predictor:
     crops: Crops
     num_frames: int
     """Length of the windows that the network looks at; 1: single images."""
-    refine: int
-    """Times that a hand is predicted again in the box of its predicted joints."""
     joint_set: JointSet
     faces: np.ndarray | None
     """Faces of MANO's right hand, [1538, 3]; None for a joint head."""
@@ -167,7 +165,8 @@ class Predictor:
 class Crop:
     """One hand of one image, ready for the network; on the CPU."""
 
-    frame: InputImage
+    number: int
+    """Place of the image among the inputs."""
     box: HandBox
     is_right: tuple[bool, ...]
     """Side of each hand that it shows."""
@@ -209,7 +208,6 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
         step=about.step,
         crops=dataclasses.replace(crops, spec=spec),
         num_frames=window_of(config_of_run(folder)) if about.model.min_window > 1 else 1,
-        refine=config.refine,
         joint_set=joint_set,
         faces=None if mano is None else mano.right.f,
         device=device,
@@ -336,7 +334,7 @@ def crop_of(frame: InputImage, box: HandBox, K: Float64[np.ndarray, "3 3"], form
     half = size / 2
     own = tuple(box.is_right if side is None else side for side in form.sides)
     return Crop(
-        frame=frame,
+        number=frame.number,
         box=box,
         is_right=own,
         square_xyxy=(x - half, y - half, x + half, y + half),
@@ -396,14 +394,7 @@ def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Found]:
     Crops of windows are those of consecutive images, and of one hand each.
     """
     for begin in range(0, len(crops), predictor.batch_size):
-        part = crops[begin : begin + predictor.batch_size]
-        found = _predicted(predictor, part)
-        for _ in range(predictor.refine):
-            part = [
-                _tighter(crop, one, predictor.crops) for crop, one in zip(part, found, strict=True)
-            ]
-            found = _predicted(predictor, part)
-        yield from found
+        yield from _predicted(predictor, crops[begin : begin + predictor.batch_size])
 
 
 @torch.inference_mode()
@@ -430,10 +421,10 @@ def in_windows(batch: Batch, crops: list[Crop], length: int) -> Batch:
     runs: dict[tuple[bool, int], list[list[int]]] = {}
     nth: dict[tuple[int, bool], int] = {}
     for i, crop in enumerate(crops):
-        number, side = crop.frame.number, crop.box.is_right
+        number, side = crop.number, crop.box.is_right
         place = nth[number, side] = nth.get((number, side), -1) + 1
         run = runs.setdefault((side, place), [[]])
-        if run[-1] and crops[run[-1][-1]].frame.number != number - 1:
+        if run[-1] and crops[run[-1][-1]].number != number - 1:
             run.append([])
         run[-1].append(i)
     rows, real = [], []
@@ -447,20 +438,6 @@ def in_windows(batch: Batch, crops: list[Crop], length: int) -> Batch:
     index = torch.tensor(rows)
     windows = batch.mapped(lambda column: column[index])
     return dataclasses.replace(windows, sample_id=index, is_real=torch.tensor(real))
-
-
-def _tighter(crop: Crop, found: Found, form: Crops) -> Crop:
-    """Return the crop around the joints that were predicted in it, where they are in the image."""
-    points = np.concatenate([hand.joints_2d for hand in found.hands])
-    if not np.isfinite(points).all() or form.view is ViewKind.frame:
-        return crop
-    (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
-    box = dataclasses.replace(crop.box, box_xyxy=(x0, y0, x1, y1))
-    try:
-        tight = crop_of(crop.frame, box, crop.K_frame.numpy(), form)
-    except ValueError:
-        return crop
-    return dataclasses.replace(tight, box=crop.box)
 
 
 def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:

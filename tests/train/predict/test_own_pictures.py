@@ -22,7 +22,6 @@ from train.config import MeshFormat, Side
 from train.predict.boxes import HandBox, is_crop, read_boxes
 from train.predict.cameras import Cameras
 from train.predict.exif import focal_px_of
-from train.predict.hands import Predictor
 from train.predict.predict import main
 from train.predict.shade import Surface, draw_surfaces, rasterise
 
@@ -132,24 +131,6 @@ def test_looser_boxes_are_scaled(joints_run: Path, tmp_path: Path) -> None:
     assert found[1]["box_xyxy"] == list(loose)
     np.testing.assert_allclose(found[0]["square_xyxy"], found[1]["square_xyxy"])
     np.testing.assert_allclose(found[0]["joints_3d"], found[1]["joints_3d"], atol=2e-6)
-
-
-def test_a_hand_is_predicted_again_in_the_box_of_its_joints(
-    joints_run: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.png"
-    write(path, frame(2))
-    boxes = write_json(tmp_path / "b.json", {"a.png": [a_box("left", (40, 30, 90, 80))]})
-    K = np.array([[150.0, 0, 63.5], [0, 150, 47.5], [0, 0, 1]])
-    predictor = Predictor.from_run(joints_run, device="cpu", precision="fp32")
-    (first,) = predictor(path, [a_box("left", (40, 30, 90, 80))], intrinsics=K)
-    again = [{"joints_2d": first.joints_2d, "side": "left"}]
-    (second,) = predictor(path, again, intrinsics=K)
-    options: dict[str, Any] = {"boxes": boxes, "intrinsics": "150,150,63.5,47.5", "refine": 1}
-    (found,) = predicted(joints_run, path, tmp_path / "o", **options)["images"]["a.png"]["hands"]
-    assert found["box_xyxy"] == [40, 30, 90, 80]
-    np.testing.assert_allclose(found["square_xyxy"], second.square_xyxy, atol=2e-3)
-    np.testing.assert_allclose(found["joints_3d"], second.joints_3d, atol=1e-5)
 
 
 # --- the file's own camera ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,8 @@ def test_scenes_without_their_run_are_refused(
 def test_windows_are_runs_of_one_hand() -> None:
     """Two hands in images 0 to 3, the right one alone in 5 and 6."""
     shown = [(n, right) for n in range(4) for right in (True, False)] + [(5, True), (6, True)]
-    rgb = np.zeros((8, 8, 3), np.uint8)
     crops: Any = [
-        _Crop(InputImage(name="", rgb=rgb, number=n), HandBox(is_right=right, box_xyxy=None))
-        for n, right in shown
+        SimpleNamespace(number=n, box=HandBox(is_right=right, box_xyxy=None)) for n, right in shown
     ]
     batch = in_windows(blank_batch(torch.zeros(10, 3, 8, 8), 1), crops, LENGTH)
     assert batch.sample_id.tolist() == [
@@ -113,11 +112,6 @@ def test_windows_are_runs_of_one_hand() -> None:
     ]  # fmt: skip
     assert batch.is_real.sum(1).tolist() == [3, 1, 2, 3, 1]
     assert batch.image.shape == (5, 3, 3, 8, 8)
-
-
-class _Crop:
-    def __init__(self, frame: InputImage, box: HandBox) -> None:
-        self.frame, self.box = frame, box
 
 
 @pytest.mark.parametrize(("scene", "kind"), [(Scene.hand, "hand"), (Scene.hand_object, "frame")])
