@@ -56,7 +56,7 @@ from tests.train.state.test_checkpoint_faults import payload
 from train.evaluate.protocols.files import read_npz, read_two_lists
 from train.predict.boxes import read_boxes
 from train.predict.cameras import read_cameras
-from train.predict.inputs import find_source, frames
+from train.predict.inputs import InputImage, find_source, frames
 from train.state.checkpoint import config_of, mean_of, read_checkpoint, save_checkpoint
 
 LIMIT_BYTES: Final = 2**30
@@ -156,7 +156,8 @@ def _make_predict(folder: Path) -> None:
 
 def _read_cameras(folder: Path) -> Any:
     found = read_cameras(str(folder / "K.json"), 60.0)
-    names = {name: found.of(name, (64, 48)) for name in found.by_name or {}}
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    names = {n: found.of(InputImage(name=n, rgb=pixels)) for n in found.by_name or {}}
     return names, found.K
 
 

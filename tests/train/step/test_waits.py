@@ -16,15 +16,14 @@ from model.hand import JointSet
 from model.mano.files import load_mano
 from pipeline.app.cli import compose
 from tests.conftest import SampleStore
+from tests.train.test_run import OTHER_STORES
 from train.build import build_model
 from train.config import RunConfig
 from train.step.peak import _blank
 from train.step.stages import resolve_stages
 from train.step.step import TrainState, build_state, enter_stage, train_step
 
-RECIPES = sorted(
-    path.stem for path in RunConfig.EXPERIMENTS.glob("*.yaml") if path.stem not in ("mix", "soak")
-)
+RECIPES = sorted(path.stem for path in RunConfig.EXPERIMENTS.glob("*.yaml") if path.stem != "soak")
 META = torch.device("meta")
 
 
@@ -57,11 +56,12 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_fused_adamw_", lambda *_, **__: None)
 
 
-def begun(recipe: str, mano: Path, *words: str) -> tuple[TrainState, Any, Any, Any]:
+def begun(recipe: str, mano: Path) -> tuple[TrainState, Any, Any, Any]:
     """A state, blank batch, configuration and first stage of a recipe, on no device."""
     needed = ["store=s", "run_dir=r", f"mano={mano}", "compile=false", "model.pretrained=false"]
     needed.append("precision=fp32")  # no autocast there
-    config = compose(RunConfig, [f"experiment={recipe}", *needed, "batch_size=4", *words])
+    others = OTHER_STORES.get(recipe, [])
+    config = compose(RunConfig, [f"experiment={recipe}", *needed, "batch_size=4", *others])
     assert isinstance(config, RunConfig)
     sets = frozenset({JointSet.smplx})
     model = build_model(config, load_mano(mano), sets, load_weights=False).to(META)
@@ -79,7 +79,7 @@ def test_a_step_reads_nothing_back(
     state, batch, config, stage = begun(recipe, freihand.mano)
     modes: list[bool] = []
 
-    def noted(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001 - as torch has it
+    def noted(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002
         modes.append(mode)
         return module
 
