@@ -6,12 +6,17 @@ A row is data: dotted names that are imported only when a run needs them. To add
 - ``model/<family>/net.py``: a subclass of ``model.network.Network``,
 - ``train/losses/families/<family>.py``: ``GROUPS``, the loss terms it is trained with,
 
-and its row. Label groups beyond the core batch (``pipeline.batch.LabelGroup``) are named in the
+and its row. A family of another package is an entry point of the group ``handloom.families``,
+``my_family = "my_package.family:ROW"`` with a ``Family``.
+
+Label groups beyond the core batch (``pipeline.batch.LabelGroup``) are named in the
 row as well; every batch then contains them.
 """
 
+import functools
 import importlib
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from model.config import ModelConfig
@@ -49,6 +54,28 @@ _SCENES: Final = ("hand", "hand_object")
 """Values of ``model.family`` before there were families; they are the regressor's scenes now."""
 
 
+GROUP: Final = "handloom.families"
+
+
+@functools.cache
+def _installed() -> dict[str, Family]:
+    """Return the rows that installed packages declare."""
+    return {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+
+
+def row_of(family: str) -> Family:
+    """Return the row of a family.
+
+    Raises:
+        ValueError: If there is no such family; lists the choices.
+    """
+    row = FAMILIES.get(family) or _installed().get(family)
+    if row is None:
+        names = ", ".join([*FAMILIES, *_installed()])
+        raise ValueError(f"model={family!r} is no model family; there are {names}")
+    return row
+
+
 def imported(name: str) -> Any:
     """Return the object behind ``module:name``."""
     module, _, attribute = name.partition(":")
@@ -61,9 +88,7 @@ def config_class(family: str) -> type[ModelConfig]:
     Raises:
         ValueError: If there is no such family; lists the choices.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"model={family!r} is no model family; there are {', '.join(FAMILIES)}")
-    found: type[ModelConfig] = imported(FAMILIES[family].config)
+    found: type[ModelConfig] = imported(row_of(family).config)
     own = found().family
     if own != family:
         raise ValueError(
@@ -75,12 +100,12 @@ def config_class(family: str) -> type[ModelConfig]:
 
 def config_classes() -> dict[str, type[ModelConfig]]:
     """Return the configuration class of every family by name."""
-    return {name: config_class(name) for name in FAMILIES}
+    return {name: config_class(name) for name in [*FAMILIES, *_installed()]}
 
 
 def build_network(config: ModelConfig, **options: Any) -> "Network":
     """Build the network of a configuration; ``options`` as in ``model.network.Network``."""
-    network: Network = imported(FAMILIES[config.family].network)(config, **options)
+    network: Network = imported(row_of(config.family).network)(config, **options)
     return network
 
 

@@ -133,8 +133,8 @@ class BuildConfig:
     ALIASES: ClassVar[dict[str, str]] = {"executor": "executor.kind", "jpeg": "image.jpeg"}
 
     dataset: str = MISSING
-    """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d, arctic, or folder: your
-    own images with annotations.jsonl."""
+    """Which dataset ``root`` holds: freihand, interhand26m, dexycb, ho3d, arctic; folder: your own
+    images with annotations.jsonl; PACKAGE.MODULE: a reader of your own."""
     root: str = MISSING
     """Folder of the unpacked dataset: FreiHAND_pub_v2; HO3D_v2 or HO3D_v3; DexYCB's folder of
     subjects; InterHand2.6M's with images and annotations; ARCTIC's with images (or

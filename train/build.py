@@ -1,7 +1,7 @@
 """The network of a configuration."""
 
 from model.config import ModelConfig
-from model.families import FAMILIES, build_network, imported
+from model.families import build_network, imported, row_of
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels, find_mano, load_mano
 from model.network import Network
@@ -53,7 +53,7 @@ def build_model(
 
 def label_groups(family: str) -> tuple[type[LabelGroup], ...]:
     """Return the label groups that a family's batches have beside the core labels."""
-    return tuple(imported(name) for name in FAMILIES[family].labels)
+    return tuple(imported(name) for name in row_of(family).labels)
 
 
 def required_mano(model: ModelConfig, path: str | None) -> ManoModels | None:

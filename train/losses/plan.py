@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.families import DEFAULT_FAMILY, FAMILIES, imported
+from model.families import DEFAULT_FAMILY, imported, row_of
 from model.mano.anatomy import anatomical_frames, limits_rad
 from model.prediction import Prediction
 from pipeline.batch import Batch
@@ -110,7 +110,7 @@ class LossPlan:
 
 def groups_of(family: str) -> tuple[Group, ...]:
     """Return the loss groups of a model family."""
-    groups: tuple[Group, ...] = imported(FAMILIES[family].losses)
+    groups: tuple[Group, ...] = imported(row_of(family).losses)
     return groups
 
 
