@@ -40,7 +40,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
 
 test-floor: $(FLOOR)/.ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --numprocesses auto --dist loadfile tests/pipeline tests/train tests/model
+	JAXTYPING_DISABLE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --numprocesses auto --dist loadfile tests/pipeline tests/train tests/model
 
 # Without the pins of constraints.txt that contradict the old versions.
 $(FLOOR)/.ready: $(READY) constraints-floor.txt

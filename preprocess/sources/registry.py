@@ -72,7 +72,8 @@ def _reader(dataset: str) -> Callable[[Path, "ManoModels | None"], Any]:
         raise SourceError(
             f"dataset={dataset!r}: {name} has no open_source(root, mano); see docs/your-data.md"
         )
-    return module.open_source
+    found: Callable[[Path, ManoModels | None], Any] = module.open_source
+    return found
 
 
 def open_source(dataset: str, root: Path, mano: "ManoModels | None") -> DatasetSource:
