@@ -197,7 +197,7 @@ def _write_torchscript(module: ExportedNetwork, inputs: tuple[Tensor, ...]) -> b
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; some programs still need it
         traced = torch.jit.trace(module, inputs, strict=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, content)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, content)
     return content.getvalue()
 
 
