@@ -51,11 +51,11 @@ def _converted(key: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is list:
         (of,) = typing.get_args(kind)
         if not isinstance(value, list | tuple):
-            raise TypeError(f"{key} must be a list, got {value!r}")
+            raise TypeError(f"{key} must be a list, got {shown(value)}")
         return [_converted(f"{key}[{i}]", of, v) for i, v in enumerate(value)]
     if typing.get_origin(kind) is dict:
         if not isinstance(value, dict):
-            raise TypeError(f"{key} must be a dict, got {value!r}")
+            raise TypeError(f"{key} must be a dict, got {shown(value)}")
         of = typing.get_args(kind)[1]
         return {name: _converted(f"{key}.{name}", of, v) for name, v in value.items()}
     if issubclass(kind, Enum):
@@ -65,7 +65,7 @@ def _converted(key: str, kind: Any, value: Any) -> Any:
     fits = {float: numbers.Real, int: numbers.Integral}.get(kind, kind)
     if not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float)):
         raise TypeError(
-            f"{key} must be of type {kind.__name__}, got {value!r} ({type(value).__name__})"
+            f"{key} must be of type {kind.__name__}, got {shown(value)} ({type(value).__name__})"
         )
     if kind not in (int, float):
         return value
@@ -98,4 +98,13 @@ def member(key: str, kind: type[E], value: Any) -> E:
     for found in kind:
         if value == found.name:
             return found
-    raise ValueError(f"{key} must be one of {', '.join(m.name for m in kind)}, got {value!r}")
+    raise ValueError(f"{key} must be one of {', '.join(m.name for m in kind)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written in Python, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+_LONGEST: Final = 120

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.families import build_network
+from model.fields import shown
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.network import Network
@@ -113,8 +114,8 @@ def read_pretrained_config(folder: Path) -> PretrainedConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     raise ValueError(
-        f"{path} has format {found!r}, this code reads {FORMAT}; write the weights again with this "
-        "version"
+        f"{path} has format {shown(found)}, this code reads {FORMAT}; write the weights again "
+        "with this version"
     )
 
 

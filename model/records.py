@@ -15,6 +15,7 @@ from msgspec import Meta
 MAX_DEPTH: Final = 64
 """Deepest nesting of a record; deeper JSON has no use, and may overflow a reader's stack."""
 Count = Annotated[int, Meta(ge=0, le=2**62)]
+_QUOTED: Final = re.compile(r"'([^']{80})[^']+'")
 _PLACE: Final = re.compile(r"^(?P<problem>.*) - at `\$?\.?(?P<key>.*)`$", re.DOTALL)
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ def are_finite(*values: float) -> bool:
 
 def _sentence(message: str) -> str:
     """Return msgspec's message with the place first, without its backquotes."""
+    message = _QUOTED.sub(r"'\1...'", message)  # a value of any length
     found = _PLACE.match(message)
     if found is None:
         return message.replace("`", "")

@@ -404,6 +404,18 @@ class EvaluateConfig:
             raise ValueError("root_depth=... belongs to protocol=interhand26m")
 
 
+NO_BOXES: Final = "none"
+"""Value of ``boxes`` that takes whole images."""
+
+
+class MeshFormat(Enum):
+    """How meshes are written."""
+
+    obj = "obj"
+    glb = "glb"
+    """glTF: y up, for viewers and the web."""
+
+
 class Side(Enum):
     """Which hand an image without boxes shows."""
 
@@ -422,11 +434,15 @@ class PredictConfig:
     images: str = "???"
     """Folder of images, one image, or a video."""
     boxes: str | None = None
-    """JSON file {"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}, around the joints; for
-    a video the frame's number is the name, 7 or 000007. null takes the whole image as the crop of
-    one hand."""
+    """JSON file {"a.jpg": [{"box_xyxy": [x0, y0, x1, y1], "side": "left"}]}, around the joints, or
+    with their 21 points as joints_2d; for a video the frame's number is the name, 7 or 000007. COCO
+    results, data sets and COCO-WholeBody's hands are read as well. none takes whole images as crops
+    of one hand; null does so for square images and skips others."""
     side: Side | None = None
-    """Without boxes: which hand it is; null = right."""
+    """Which hand it is where boxes do not say; null = a right one in a whole image, one of each
+    side in a box."""
+    box_scale: float = 1.0
+    """Factor on the sides of the boxes: 0.87 where they are 1.15 times as large as the joints'."""
     intrinsics: str | None = None
     """fx,fy,cx,cy in pixels, or a JSON file with one 3x3 matrix or one by name; null assumes
     fov_deg."""
@@ -437,9 +453,15 @@ class PredictConfig:
     joint_set: str | None = None
     """What the 21 joints mean, for example smplx or freihand; null = as in training."""
     meshes: bool = False
-    """Also write a mesh of every hand, meshes/*.obj; needs MANO."""
+    """Also write a mesh of every hand, meshes/; needs MANO."""
+    mesh_format: MeshFormat = MeshFormat.obj
+    """obj, in the camera's axes, or glb, with y up."""
     pictures: bool = True
-    """Draw the hands over the images, pictures/*.jpg."""
+    """Draw the hands over the images, pictures/*.jpg: skeletons, and beside them shaded meshes."""
+    csv: bool = False
+    """Also write the joints as a table, joints.csv."""
+    video: bool = False
+    """Of a video: also write its pictures as one, predictions.mp4."""
     mano: str | None = None
     """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null takes the run's, else HANDLOOM_MANO."""
     device: Device = Device.auto
@@ -456,11 +478,10 @@ class PredictConfig:
         check_fields(self, every=(1, math.inf), batch_size=(1, math.inf))
         if not 1 <= self.fov_deg < 180:
             raise ValueError(f"fov_deg must lie in [1, 180), got {self.fov_deg}")
-        if self.boxes is not None and self.side is not None:
-            raise ValueError(
-                f"boxes={self.boxes!r} says the side of every hand: leave out side, got "
-                f"{self.side.name}"
-            )
+        if not 0.1 <= self.box_scale <= 10:
+            raise ValueError(f"box_scale must lie in [0.1, 10], got {self.box_scale}")
+        if self.video and not self.pictures:
+            raise ValueError("video=true is made of the pictures: leave pictures=true")
 
 
 class ExportFormat(Enum):

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from model.config import BackboneConfig
+from model.fields import shown
 from model.parts.recompute import checkpoint_activations
 
 GRID_CHANNELS: Final = 64
@@ -33,16 +35,72 @@ def build_backbone(
         ValueError: If timm has no such model, pretrained weights cannot be had, or the readout
             does not fit the backbone.
     """
+    options: dict[str, Any] = {"global_pool": ""} if grid else {}
+    backbone = _built(config, input_px, options, load_weights=load_weights)
+    with torch.no_grad():  # not every timm model says how wide its output is
+        shape = backbone.eval()(torch.zeros(1, 3, input_px, input_px)).shape
+    backbone.train()
+    if not grid:
+        return backbone, int(shape[1])
+    if len(shape) != 4 or shape[1] != backbone.num_features:
+        raise ValueError(
+            f"model.readout=grid needs a feature map [b, c, h, w], {config.backbone!r} gives "
+            f"{list(shape)}; use model.readout=pooled"
+        )
+    narrow = nn.Conv2d(shape[1], GRID_CHANNELS, kernel_size=1)
+    cells = GRID_CHANNELS * shape[-2] * shape[-1]
+    return nn.Sequential(backbone, narrow, nn.Flatten()), cells
+
+
+def build_level_backbone(
+    config: BackboneConfig, input_px: int, levels: int, *, load_weights: bool = True
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a backbone for ``feature_maps`` and the channels of its last ``levels`` maps.
+
+    Its tensors have the names of the pooled backbone's. ``load_weights`` as in ``build_backbone``.
+
+    Raises:
+        ValueError: As ``build_backbone``, and if the backbone gives no such feature maps.
+    """
+    backbone = _built(config, input_px, {"global_pool": ""}, load_weights=load_weights)
+    with torch.no_grad():
+        try:
+            maps = feature_maps(backbone.eval(), torch.zeros(1, 3, input_px, input_px), levels)
+        except (AttributeError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"model.readout=transformer needs {levels} feature maps, which {config.backbone!r} "
+                f"does not give ({_shown(error)}); use another backbone or another readout"
+            ) from error
+    backbone.train()
+    return backbone, tuple(int(features.shape[1]) for features in maps)
+
+
+def feature_maps(
+    backbone: Any, image: Float[Tensor, "b 3 s s"], levels: int
+) -> list[Float[Tensor, "b _c _h _w"]]:
+    """Return the outputs of the last stages (of a ViT: blocks, normed), the deepest one last."""
+    maps: list[Tensor] = backbone.forward_intermediates(
+        image, indices=levels, norm=hasattr(backbone, "blocks"), intermediates_only=True
+    )
+    return maps
+
+
+def _built(
+    config: BackboneConfig, input_px: int, options: dict[str, Any], *, load_weights: bool
+) -> Any:
+    """Return a timm model of a configuration.
+
+    Raises:
+        ValueError: As ``build_backbone``.
+    """
     import timm  # seconds; nothing else of the package needs it
 
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone[:6]}*")[:5]
         raise ValueError(
-            f"model.backbone={config.backbone!r} is not a timm model; near: {', '.join(near)}"
+            f"model.backbone={shown(config.backbone)} is not a timm model; near: {', '.join(near)}"
         )
-    options: dict[str, Any] = {"pretrained": config.pretrained and load_weights, "num_classes": 0}
-    if grid:
-        options["global_pool"] = ""
+    options = options | {"pretrained": config.pretrained and load_weights, "num_classes": 0}
     if config.weights is not None and load_weights:
         backbone = _from_file(config.backbone, config.weights, input_px, options)
     else:
@@ -63,19 +121,7 @@ def build_backbone(
     for weight in backbone.parameters():
         if weight.ndim == 4:  # convolutions on CPU and GPU are faster with channels last
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():  # not every timm model says how wide its output is
-        shape = backbone.eval()(torch.zeros(1, 3, input_px, input_px)).shape
-    backbone.train()
-    if not grid:
-        return backbone, int(shape[1])
-    if len(shape) != 4 or shape[1] != backbone.num_features:
-        raise ValueError(
-            f"model.readout=grid needs a feature map [b, c, h, w], {config.backbone!r} gives "
-            f"{list(shape)}; use model.readout=pooled"
-        )
-    narrow = nn.Conv2d(shape[1], GRID_CHANNELS, kernel_size=1)
-    cells = GRID_CHANNELS * shape[-2] * shape[-1]
-    return nn.Sequential(backbone, narrow, nn.Flatten()), cells
+    return backbone
 
 
 def _create(name: str, input_px: int, options: dict[str, Any]) -> Any:

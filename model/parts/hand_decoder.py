@@ -33,6 +33,8 @@ class HandDecoder(nn.Module):
     Has no weights and no entry in the state dict: MANO's arrays come from the user's files.
     """
 
+    parts: tuple[tuple[int, int], ...]
+    """Number of rotations or points of each part, and the outputs of one."""
     rest_rot6d: Tensor | None
     """[2, 96], MANO's mean pose of both sides, its root not rotated; None without MANO."""
 
@@ -45,12 +47,17 @@ class HandDecoder(nn.Module):
         self.input_px = input_px
         self.mano: ManoLayer | None = None
         self.register_buffer("rest_rot6d", None, persistent=False)
-        self.sizes: tuple[int, ...] = (3 * NUM_JOINTS, PLACE)
+        self.parts = ((NUM_JOINTS, 3), (1, PLACE))
         if mano is not None:
             self.mano = ManoLayer(mano, right_only=right_only)
             self.regressors = joint_regressors(mano)
             self.rest_rot6d = _rest_rot6d(mano)
-            self.sizes = (6 * NUM_MANO_JOINTS, NUM_BETAS, PLACE)
+            self.parts = ((NUM_MANO_JOINTS, 6), (1, NUM_BETAS), (1, PLACE))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Outputs of each part of a hand."""
+        return tuple(count * size for count, size in self.parts)
 
     @property
     def num_values(self) -> int:

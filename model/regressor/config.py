@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from model.config import BackboneConfig
+
+MOST_WIDE: Final = 65_536
+MOST_DEEP: Final = 1000
+"""Bounds that only a damaged configuration exceeds."""
 
 
 class Head(Enum):
@@ -23,6 +28,9 @@ class Readout(Enum):
     grid = "grid"
     """Every cell of the feature map, projected to a few channels, which keeps spatial positions.
     Learns faster than pooling from scratch on small data."""
+    transformer = "transformer"
+    """A transformer over the cells of the last feature maps and one learned query for each
+    rotation, for the shape and for the place."""
 
 
 class Scene(Enum):
@@ -47,7 +55,14 @@ class RegressorConfig(BackboneConfig):
     """Predict MANO parameters or plain joints."""
     readout: Readout = Readout.pooled
     """pooled: the backbone's own pooled features. grid: its whole last feature map, projected to a
-    few channels; learns faster from scratch on small data."""
+    few channels; learns faster from scratch on small data. transformer: learned queries attend to
+    the cells of the last model.levels feature maps."""
+    levels: int = 2
+    """readout=transformer: feature maps that are read, from the last one on; of a ViT, blocks."""
+    readout_width: int = 512
+    """readout=transformer: width of a token, a multiple of 64."""
+    readout_layers: int = 6
+    """readout=transformer: layers."""
     hidden: int = 1024
     """Width of the regression head."""
     temporal_layers: int = 0
@@ -59,15 +74,30 @@ class RegressorConfig(BackboneConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         BackboneConfig.__post_init__(self)
-        if self.hidden <= 0:
-            raise ValueError(f"model.hidden must be positive, got {self.hidden}")
-        if self.temporal_layers < 0:
+        if not 1 <= self.hidden <= MOST_WIDE:
+            raise ValueError(f"model.hidden must be in 1..{MOST_WIDE}, got {self.hidden}")
+        if not 0 <= self.temporal_layers <= MOST_DEEP:
             raise ValueError(
-                f"model.temporal_layers must not be negative, got {self.temporal_layers}"
+                f"model.temporal_layers must be in 0..{MOST_DEEP}, got {self.temporal_layers}"
             )
-        if self.temporal_width <= 0 or self.temporal_width % 64:
+        if self.levels not in (1, 2) or not 1 <= self.readout_layers <= MOST_DEEP:
             raise ValueError(
-                f"model.temporal_width must be a multiple of 64, got {self.temporal_width}"
+                "model.levels must be 1 or 2 and model.readout_layers at least 1, got "
+                f"{self.levels} and {self.readout_layers}"
+            )
+        if not 0 < self.readout_width <= MOST_WIDE or self.readout_width % 64:
+            raise ValueError(
+                f"model.readout_width must be a multiple of 64, got {self.readout_width}"
+            )
+        if self.temporal_layers and self.readout is Readout.transformer:
+            raise ValueError(
+                "model.temporal_layers refine one vector per frame, which "
+                "model.readout=transformer has not; use model.readout=pooled or grid"
+            )
+        if not 0 < self.temporal_width <= MOST_WIDE or self.temporal_width % 64:
+            raise ValueError(
+                f"model.temporal_width must be a multiple of 64 up to {MOST_WIDE}, got "
+                f"{self.temporal_width}"
             )
 
     @property

@@ -1,6 +1,7 @@
-"""Regressor from image to hands and the object they act on: backbone, MLP, MANO or joint decoder.
+"""Regressor from image to hands and the object they act on: backbone, readout, decoder.
 
-One hand per crop, or both hands of a person and their object. Inside the MLP, an optional temporal
+One hand per crop, or both hands of a person and their object. The readout is an MLP on the
+backbone's features or a transformer over its feature maps. Inside the MLP, an optional temporal
 transformer refines each frame's features with those of the other frames of its window.
 
 Shape legend: b = images.
@@ -8,15 +9,16 @@ Shape legend: b = images.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.hand import NUM_HANDS
 from model.mano.files import ManoModels
 from model.mean_pose import MeanPose
 from model.network import Inputs, Network
-from model.parts.backbone import build_backbone
+from model.parts.backbone import build_backbone, build_level_backbone, feature_maps
 from model.parts.hand_decoder import OBJECT_SIZES, HandDecoder, decode_object, known_camera
 from model.parts.temporal import TemporalEncoder, camera_of_crop
+from model.parts.token_readout import TokenReadout, output_mlp
 from model.prediction import Prediction
 from model.regressor.config import Readout, RegressorConfig, Scene
 
@@ -39,25 +41,35 @@ class HandRegressor(Network):
         """Build the network; ``model.network.Network`` describes the arguments."""
         is_scene = config.scene is Scene.hand_object
         super().__init__(input_px=input_px, num_hands=NUM_HANDS if is_scene else 1)
-        self.backbone, width = build_backbone(
-            config, input_px, grid=config.readout is Readout.grid, load_weights=load_weights
-        )
-        self.temporal: TemporalEncoder | None = None
-        if config.temporal_layers:
-            sizes = config.hidden, config.temporal_width, config.temporal_layers
-            self.temporal = TemporalEncoder(*sizes)
         assert not config.needs_mano or mano is not None, "train.build.required_mano refuses this"
         self.decoder = HandDecoder(
             input_px=input_px, mano=mano if config.needs_mano else None, right_only=right_only
         )
         self.parts = (self.num_hands * self.decoder.num_values, sum(OBJECT_SIZES) * is_scene)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, sum(self.parts))
-        )
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=1e-3)
-        nn.init.zeros_(last.bias)
+        self.temporal: TemporalEncoder | None = None
+        self.readout: TokenReadout | None = None
+        self.levels = config.levels
+        if config.readout is Readout.transformer:
+            self.backbone, channels = build_level_backbone(
+                config, input_px, config.levels, load_weights=load_weights
+            )
+            of_object = [tuple((1, size) for size in OBJECT_SIZES)] if is_scene else []
+            self.readout = TokenReadout(
+                channels,
+                [self.decoder.parts] * self.num_hands + of_object,
+                input_px=input_px,
+                width=config.readout_width,
+                layers=config.readout_layers,
+                hidden=config.hidden,
+            )
+        else:
+            self.backbone, width = build_backbone(
+                config, input_px, grid=config.readout is Readout.grid, load_weights=load_weights
+            )
+            if config.temporal_layers:
+                sizes = config.hidden, config.temporal_width, config.temporal_layers
+                self.temporal = TemporalEncoder(*sizes)
+            self.mlp = output_mlp(width, config.hidden, sum(self.parts))
         self.register_buffer("base", torch.zeros(sum(self.parts)))
 
     @property
@@ -73,10 +85,20 @@ class HandRegressor(Network):
         """
         self.base.copy_(self._numbers_of(mean))
 
+    def no_weight_decay(self) -> frozenset[str]:
+        """Queries and level embeddings are vectors of their own."""
+        names = () if self.readout is None else ("readout.queries", "readout.level")
+        return frozenset(names)
+
     def forward(self, inputs: Inputs) -> Prediction:
         """Return hands and object in the camera frame of the input pixels, metres."""
         K = known_camera(inputs.K)
-        features = self.backbone(inputs.image.contiguous(memory_format=torch.channels_last))
+        image = inputs.image.contiguous(memory_format=torch.channels_last)
+        if self.readout is not None:
+            numbers = self.readout(feature_maps(self.backbone, image, self.levels), K)
+            with torch.autocast(image.device.type, enabled=False):
+                return self._decode(numbers + self.base, K, inputs)
+        features = self.backbone(image)
         with torch.autocast(inputs.image.device.type, enabled=False):  # geometry stays in float32
             hidden = self.mlp[:-1](features.float())
             if self.temporal is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model.regressor.config import Readout
 from pipeline.app.cli import compose
 from tests.conftest import SampleStore
 from tests.pipeline.hand_store import hand_store
@@ -16,12 +17,14 @@ from train.run import main as run
 RECIPES = sorted(RunConfig.EXPERIMENTS.glob("*.yaml"))
 PUBLISHED = (
     "freihand_resnet50", "freihand_vits", "dexycb_resnet50", "dexycb_vits", "ho3d_resnet50",
-    "interhand", "mix", "arctic_baseline",
+    "interhand", "mix", "arctic_baseline", "freihand_handformer", "freihand_vitl", "ho3d_finetune",
 )  # fmt: skip
 SPLITS = {
     "dexycb": ("manopth", "s0_train", "s0_val"),
     "ho3d": ("ho3d", "train_holdin", "train_holdout"),
 }
+MIXED = {"mix": "interhand", "ho3d_finetune": "freihand"}
+"""The second store of a recipe."""
 """Joint set, training and validation split by dataset, as its source names them."""
 
 
@@ -73,9 +76,8 @@ def test_a_recipe_trains(
         store = request.getfixturevalue("arctic")
     if dataset in SPLITS:
         store = drawn(dataset, tmp_path)
-    settings: Any = compose(RunConfig, [f"experiment={recipe}", "store=x"] + (
-        ["mix.interhand.store=y"] if recipe == "mix" else []
-    ))  # fmt: skip
+    second = [f"mix.{MIXED[recipe]}.store=y"] if recipe in MIXED else []
+    settings: Any = compose(RunConfig, [f"experiment={recipe}", "store=x", *second])
     assert timm.is_model(settings.model.backbone)
     assert settings.model.pretrained
     backbone = "test_vit" if "vit" in settings.model.backbone else "test_resnet"
@@ -94,12 +96,16 @@ def test_a_recipe_trains(
         "precision=fp32",
         "device=cpu",
     ]
+    if settings.model.readout is Readout.transformer:
+        words += ["model.readout_width=64", "model.readout_layers=1"]
     if settings.stages:
-        words += ["stages.head.epochs=0.3", "stages.all.epochs=0.3"]
+        words += [f"stages.{name}.epochs=0.3" for name in settings.stages]
     else:
         words += ["steps=2"]
     if recipe == "mix":
         words += [f"mix.interhand.store={interhand.store}", f"mano={interhand.mano}"]
+    if recipe == "ho3d_finetune":
+        words += [f"mix.freihand.store={freihand.store}"]
     assert run(compose(RunConfig, words)) == 0
     assert any(
         f"validation/{settings.validation.metric}" in row for row in log_of(tmp_path / "run")

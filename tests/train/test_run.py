@@ -48,6 +48,13 @@ SMALL = [
 ]
 
 
+OTHER_STORES = {
+    "mix": ["mix.interhand.store=y"],
+    "ho3d_finetune": ["mix.freihand.store=y"],
+}
+"""Recipes of mixtures, and what they need beside the first store."""
+
+
 def config(data: SampleStore, run_dir: Path, *words: str) -> RunConfig:
     base = [f"store={data.store}", f"mano={data.mano}", f"run_dir={run_dir}"]
     built = compose(RunConfig, [*base, *SMALL, *words])
@@ -410,5 +417,5 @@ def test_every_experiment_composes() -> None:
     assert {"overfit", "quickstart"} <= set(names)
     for name in names:
         words = [f"experiment={name}", "store=x"]
-        words += ["mix.interhand.store=y"] if name == "mix" else []
+        words += OTHER_STORES.get(name, [])
         assert isinstance(compose(RunConfig, words), RunConfig)

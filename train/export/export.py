@@ -24,7 +24,7 @@ from pipeline.app.words import say
 from train.config import ExportConfig, ExportFormat
 from train.predict.hands import choose_joint_set
 from train.state.load import mano_of_weights
-from train.state.weights import config_of_run, weights_folder
+from train.state.weights import config_of_run, weights_folder, window_of
 
 FORMAT: Final = 1
 """Version of ``model.json``."""
@@ -111,7 +111,7 @@ def main(config: ExportConfig) -> int:
         network,
         joint_set,
         mirrors_left=about.inputs.mirror_left,
-        num_frames=_window(config_of_run(folder)) if about.model.min_window > 1 else 1,
+        num_frames=window_of(config_of_run(folder)) if about.model.min_window > 1 else 1,
     ).eval()
     default = Path(config.run).expanduser() / f"export/model{SUFFIXES[config.format]}"
     out = default if config.out is None else Path(config.out).expanduser()
@@ -146,16 +146,6 @@ def main(config: ExportConfig) -> int:
     if needs_mano:
         say(f"{out.name} {MANO_LICENCE}")
     return 0
-
-
-def _window(run_config: dict[str, Any]) -> int:
-    try:
-        return int(run_config["pipeline"]["window"]["length"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            "the network looks at windows, and their length is in no manifest.json beside its "
-            "weights; export from the folder of the run"
-        ) from None
 
 
 # --- formats --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from train.evaluate.protocols.files import read_json
 from train.predict.boxes import by_frame, is_number, shown_json
+from train.predict.inputs import InputImage
 
 FOCAL_RANGE: Final = (0.02, 200)
 """Smallest and largest focal length over the longer side of an image: 177 and 0.3 degrees."""
@@ -30,7 +31,7 @@ class Cameras:
     K: Float64[np.ndarray, "3 3"] | None = None
     by_name: Mapping[str, Float64[np.ndarray, "3 3"]] | None = None
     fov_deg: float = 60.0
-    """Field of view of the longer side, where neither is given."""
+    """Field of view of the longer side, where neither is given and the file does not say."""
 
     def by_frame(self, key: str) -> "Cameras":
         """Return them with the names of a video's frames as ``predict`` writes them."""
@@ -38,12 +39,19 @@ class Cameras:
             return self
         return replace(self, by_name=by_frame(self.by_name, key))
 
-    def of(self, name: str, size_wh: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
+    def origin(self, frame: InputImage) -> str:
+        """Return where the camera of an image comes from."""
+        if self.K is not None or self.by_name is not None:
+            return "intrinsics"
+        return "assumed" if frame.focal_px is None else "exif"
+
+    def of(self, frame: InputImage) -> Float64[np.ndarray, "3 3"]:
         """Return the intrinsics of one image.
 
         Raises:
             ValueError: If the file has no entry for it, or no camera sees this image so.
         """
+        name, size_wh = frame.name, frame.size_wh
         if self.by_name is not None:
             if name not in self.by_name:
                 raise ValueError(f"intrinsics has no matrix for {name!r}")
@@ -51,7 +59,9 @@ class Cameras:
         if self.K is not None:
             return _fitting(self.K, size_wh)
         width, height = size_wh
-        focal = max(width, height) / 2 / math.tan(math.radians(self.fov_deg) / 2)
+        focal = frame.focal_px
+        if focal is None:
+            focal = max(width, height) / 2 / math.tan(math.radians(self.fov_deg) / 2)
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 

@@ -25,7 +25,7 @@ from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
 from model.network import Network
-from model.prediction import HandPrediction, hands_of
+from model.prediction import HandPrediction, ObjectPrediction, hands_of, prediction_at
 from model.pretrained import (
     InputSpec,
     PretrainedConfig,
@@ -35,19 +35,19 @@ from model.pretrained import (
 from model.records import as_record
 from pipeline.app.words import nearest
 from pipeline.batch import Batch, blank_batch
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, ViewKind
 from pipeline.decode.codec import Codec, Pixels
 from pipeline.gather.augment import identity, input_affine
 from pipeline.gather.params import InputFormat, gather_params
 from pipeline.gather.select import gather
 from train.config import Device, Precision, PredictConfig
 from train.device.device import backbone_dtype, choose_device
-from train.predict.boxes import HandBox, hand_box, square_of, whole_image
+from train.predict.boxes import HandBox, hand_boxes, square_of, whole_image
 from train.predict.cameras import Cameras, checked_camera
 from train.predict.inputs import InputImage, Skipped, find_source, frames
-from train.predict.outputs import Hand
+from train.predict.outputs import FoundObject, Hand
 from train.state.load import mano_of_weights
-from train.state.weights import config_of_run, weights_folder
+from train.state.weights import config_of_run, weights_folder, window_of
 from train.step.step import predict
 
 Box = HandBox | Mapping[str, Any] | Sequence[float] | np.ndarray
@@ -63,8 +63,15 @@ class Crops:
     """Side of the cached crop over the side of the input crop."""
     cache_px: int
     """Side of the cached crop, pixels."""
+    view: ViewKind
+    """What a crop shows."""
     is_known: bool
-    """False: the run did not record the last two; they are the pipeline's defaults."""
+    """False: the run did not record the last three; they are the pipeline's defaults."""
+
+    @property
+    def sides(self) -> tuple[bool | None, ...]:
+        """Whether each hand of a crop is right; None: as its box says."""
+        return (None,) if self.view is ViewKind.hand else (True, False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,8 @@ class Predictor:
     step: int
     """Configuration of its training."""
     crops: Crops
+    num_frames: int
+    """Length of the windows that the network looks at; 1: single images."""
     joint_set: JointSet
     faces: np.ndarray | None
     """Faces of MANO's right hand, [1538, 3]; None for a joint head."""
@@ -134,8 +143,8 @@ class Predictor:
         Args:
             image: RGB, or a path.
             boxes: Tight around the 21 joints, pixels: ``[x0, y0, x1, y1]`` of a right hand, or
-                ``{"box_xyxy": [x0, y0, x1, y1], "side": "left"}``. None takes the whole image as
-                the crop of one right hand.
+                ``{"box_xyxy": [x0, y0, x1, y1], "side": "left"}``, one of each side where it has
+                none. None takes the whole image as the crop of one right hand.
             intrinsics: Of the image; None assumes ``fov_deg``.
             fov_deg: Field of view of the longer side of the image.
 
@@ -146,16 +155,23 @@ class Predictor:
         cameras = Cameras(
             K=None if intrinsics is None else checked_camera(intrinsics), fov_deg=fov_deg
         )
-        hands = whole_image(None) if boxes is None else [_box_of(box) for box in boxes]
-        K = cameras.of(frame.name, frame.size_wh)
-        return list(predict_hands(self, [crop_of(frame, box, K, self.crops) for box in hands]))
+        hands = whole_image(None)
+        if boxes is not None:
+            hands = tuple(hand for box in boxes for hand in _boxes_of(box))
+        K = cameras.of(frame)
+        crops = [crop_of(frame, box, K, self.crops) for box in boxes_of_view(hands, self.crops)]
+        return [hand for found in predict_hands(self, crops) for hand in found.hands]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crop:
     """One hand of one image, ready for the network; on the CPU."""
 
+    number: int
+    """Place of the image among the inputs."""
     box: HandBox
+    is_right: tuple[bool, ...]
+    """Side of each hand that it shows."""
     square_xyxy: tuple[float, float, float, float]
     mirrored: bool
     image: Float32[Tensor, "3 s s"]
@@ -173,17 +189,6 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             unknown, or a mesh is requested that the network does not predict.
     """
     about = read_pretrained_config(folder)
-    if "hand" not in about.model.views:
-        raise ValueError(
-            f"the weights in {folder} are of a network that sees two hands and an object in one "
-            "crop (model.scene=hand_object); predict takes networks of one hand per crop "
-            "(model.scene=hand), train evaluate scores both"
-        )
-    if about.model.min_window > 1:
-        raise ValueError(
-            f"the weights in {folder} look at windows of at least {about.model.min_window} frames; "
-            "predict shows a network one image at a time"
-        )
     has_mesh = about.model.needs_mano
     if config.meshes and not has_mesh:
         raise ValueError(
@@ -193,10 +198,18 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
     mano = mano_of_weights(folder, about.model, config.mano) if has_mesh else None
     joint_set = choose_joint_set(config.joint_set, about, mano)
     device = choose_device(config.device)
+    crops = crops_of(folder, about.inputs)
+    if "hand" not in about.model.views and not crops.is_known:
+        raise ValueError(
+            f"the weights in {folder} see two hands and an object, and lie in no run whose "
+            "manifest.json says in which view; predict from the folder of the run"
+        )
+    spec = dataclasses.replace(crops.spec, pad=crops.spec.pad * config.box_scale)
     return Predictor(
         model=load_pretrained(folder, mano=mano).to(device),
         step=about.step,
-        crops=crops_of(folder, about.inputs),
+        crops=dataclasses.replace(crops, spec=spec),
+        num_frames=window_of(config_of_run(folder)) if about.model.min_window > 1 else 1,
         joint_set=joint_set,
         faces=None if mano is None else mano.right.f,
         device=device,
@@ -219,12 +232,27 @@ def _frame_of(image: UInt8[np.ndarray, "h w 3"] | str | Path) -> InputImage:
     return InputImage(name="image", rgb=image)
 
 
-def _box_of(box: Box) -> HandBox:
+def _boxes_of(box: Box) -> tuple[HandBox, ...]:
     if isinstance(box, HandBox):
-        return box
+        return (box,)
     if isinstance(box, Mapping):
-        return hand_box({**box, "box_xyxy": np.asarray(box.get("box_xyxy")).tolist()})
-    return hand_box({"box_xyxy": np.asarray(box).tolist(), "side": "right"})
+        points = {"box_xyxy", "joints_2d"} & box.keys()
+        return hand_boxes({**box, **{name: np.asarray(box[name]).tolist() for name in points}})
+    return hand_boxes({"box_xyxy": np.asarray(box).tolist(), "side": "right"})
+
+
+def boxes_of_view(hands: tuple[HandBox, ...], form: Crops) -> tuple[HandBox, ...]:
+    """Return the boxes of an image's crops: each hand's own, or one around all of them."""
+    if form.view is ViewKind.hand:
+        return hands
+    boxes = [hand.box_xyxy for hand in hands if hand.box_xyxy is not None]
+    if form.view is ViewKind.frame or (hands and not boxes):
+        return (HandBox(is_right=True, box_xyxy=None),)
+    if not boxes:
+        return ()
+    left, top, right, bottom = zip(*boxes, strict=True)
+    around = min(left), min(top), max(right), max(bottom)
+    return (HandBox(is_right=True, box_xyxy=around),)
 
 
 def crops_of(folder: Path, spec: InputSpec) -> Crops:
@@ -237,13 +265,16 @@ def crops_of(folder: Path, spec: InputSpec) -> Crops:
         pipeline = config_of_run(folder)["pipeline"]
         numbers = {"margin": pipeline["view"]["margin"], "cache_px": pipeline["cache"]["size_px"]}
         found = as_record(_Trained, numbers)
-        return Crops(spec=spec, margin=found.margin, cache_px=found.cache_px, is_known=True)
+        view = ViewKind[pipeline["view"].get("kind", "hand")]
+        margin = 1.0 if view is ViewKind.frame else found.margin
+        return Crops(spec=spec, margin=margin, cache_px=found.cache_px, view=view, is_known=True)
     except (KeyError, TypeError, ValueError):
         default = PipelineConfig(store="")
         return Crops(
             spec=spec,
             margin=default.view.margin,
             cache_px=round(spec.input_px * default.cache.size_px / default.input_px),
+            view=ViewKind.hand,
             is_known=False,
         )
 
@@ -309,8 +340,11 @@ def crop_of(frame: InputImage, box: HandBox, K: Float64[np.ndarray, "3 3"], form
     K_frame = torch.from_numpy(K)
     R = input_rotation(params.rotation_rad, mirrored)
     half = size / 2
+    own = tuple(box.is_right if side is None else side for side in form.sides)
     return Crop(
+        number=frame.number,
         box=box,
+        is_right=own,
         square_xyxy=(x - half, y - half, x + half, y + half),
         mirrored=bool(mirrored),
         image=image[0],
@@ -354,40 +388,91 @@ def _weights(
     return first, np.add.reduceat(weight, begin, axis=1).astype(np.float32)
 
 
-@torch.inference_mode()
-def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Hand]:
-    """Predict the hand of every crop, in the camera of its image."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What is predicted for a crop."""
+
+    hands: tuple[Hand, ...]
+    object: FoundObject | None
+
+
+def predict_hands(predictor: Predictor, crops: list[Crop]) -> Iterator[Found]:
+    """Predict what every crop shows, in the camera of its image.
+
+    Crops of windows are those of consecutive images, and of one hand each.
+    """
     for begin in range(0, len(crops), predictor.batch_size):
-        part = crops[begin : begin + predictor.batch_size]
-        batch = batch_of(part, predictor.joint_set).to(predictor.device)
-        prediction = hands_of(predict(predictor.model, batch, predictor.dtype))
-        yield from hands_in_image(part, prediction)
+        yield from _predicted(predictor, crops[begin : begin + predictor.batch_size])
+
+
+@torch.inference_mode()
+def _predicted(predictor: Predictor, crops: list[Crop]) -> list[Found]:
+    batch = batch_of(crops, predictor.joint_set)
+    if predictor.num_frames > 1:
+        batch = in_windows(batch, crops, predictor.num_frames)
+    prediction = predict(predictor.model, batch.to(predictor.device), predictor.dtype)
+    if predictor.num_frames > 1:
+        real = batch.frames().is_real.nonzero()[:, 0]
+        order = batch.frames().sample_id[real].argsort()
+        prediction = prediction_at(prediction, real[order].to(predictor.device))
+    objects = [None] * len(crops) if prediction.object is None else objects_of(prediction.object)
+    hands = hands_in_image(crops, hands_of(prediction))
+    return [Found(hands=own, object=obj) for own, obj in zip(hands, objects, strict=True)]
+
+
+def in_windows(batch: Batch, crops: list[Crop], length: int) -> Batch:
+    """Return single crops as windows [w, t]; ``sample_id`` is their place in ``crops``.
+
+    Windows lie side by side in each run of consecutive images that show the same hand; the last one
+    of a run repeats its last frame, which is not real.
+    """
+    runs: dict[tuple[bool, int], list[list[int]]] = {}
+    nth: dict[tuple[int, bool], int] = {}
+    for i, crop in enumerate(crops):
+        number, side = crop.number, crop.box.is_right
+        place = nth[number, side] = nth.get((number, side), -1) + 1
+        run = runs.setdefault((side, place), [[]])
+        if run[-1] and crops[run[-1][-1]].number != number - 1:
+            run.append([])
+        run[-1].append(i)
+    rows, real = [], []
+    for run in runs.values():
+        for members in run:
+            for begin in range(0, len(members), length):
+                window = members[begin : begin + length]
+                missing = length - len(window)
+                rows.append(window + window[-1:] * missing)
+                real.append([True] * len(window) + [False] * missing)
+    index = torch.tensor(rows)
+    windows = batch.mapped(lambda column: column[index])
+    return dataclasses.replace(windows, sample_id=index, is_real=torch.tensor(real))
 
 
 def batch_of(crops: list[Crop], joint_set: JointSet) -> Batch:
     """Return the crops as the evaluation loader's batch, without labels."""
     mirrored = torch.tensor([crop.mirrored for crop in crops])
+    image = torch.stack([crop.image for crop in crops])
     return dataclasses.replace(
-        blank_batch(torch.stack([crop.image for crop in crops]), num_hands=1),
+        blank_batch(image, num_hands=len(crops[0].is_right)),
         K=torch.stack([crop.K_input for crop in crops]).float(),
-        is_right=torch.tensor([[crop.box.is_right] for crop in crops]),
+        is_right=torch.tensor([crop.is_right for crop in crops]),
         mirrored=mirrored,
         joint_set=torch.full((len(crops),), int(joint_set)),
     )
 
 
-def hands_in_image(crops: list[Crop], prediction: HandPrediction) -> Iterator[Hand]:
-    """Yield predictions in the camera of the image; mirrored hands are mirrored back.
+def hands_in_image(crops: list[Crop], prediction: HandPrediction) -> Iterator[tuple[Hand, ...]]:
+    """Yield each crop's hands in the camera of the image; mirrored hands are mirrored back.
 
     With M = diag(-1, 1, 1) points and ``transl`` become ``M p``, rotations ``M R M``; ``beta`` is
     unchanged, as in ``model.geometry.mano_frame``.
     """
     mirrored = torch.tensor([crop.mirrored for crop in crops])
-    K = torch.stack([crop.K_frame for crop in crops])
-    R = input_rotation(torch.zeros(len(crops), dtype=torch.float64), mirrored)
+    K = torch.stack([crop.K_frame for crop in crops])[:, None]
+    R = input_rotation(torch.zeros(len(crops), dtype=torch.float64), mirrored)[:, None]
 
-    def back(points: Tensor) -> Tensor:  # [b, 1, n, 3]
-        return rotate(R.mT, points[:, 0].cpu().double())
+    def back(points: Tensor) -> Tensor:  # [b, h, n, 3]
+        return rotate(R.mT, points.cpu().double())
 
     def pixels(points: Tensor) -> Tensor:
         return project(points, K).where(points[..., 2:] > 0, float("nan"))
@@ -399,15 +484,32 @@ def hands_in_image(crops: list[Crop], prediction: HandPrediction) -> Iterator[Ha
         assert prediction.beta is not None
         assert prediction.transl is not None
         vertices = back(prediction.vertices)
-        theta = prediction.theta_rotmat[:, 0].cpu().double()
-        theta = torch.where(mirrored[:, None, None, None], mirror_rotmat(theta), theta)
+        theta = prediction.theta_rotmat.cpu().double()
+        turned = mirrored[:, None, None, None, None]
+        theta = torch.where(turned, mirror_rotmat(theta), theta)
         columns |= {
             "vertices": vertices,
             "vertices_2d": pixels(vertices),
-            "theta": rotmat_to_axis_angle(theta).flatten(1),
-            "beta": prediction.beta[:, 0].cpu().double(),
-            "transl": back(prediction.transl[:, :, None])[:, 0],
+            "theta": rotmat_to_axis_angle(theta).flatten(2),
+            "beta": prediction.beta.cpu().double(),
+            "transl": back(prediction.transl[:, :, None])[:, :, 0],
         }
     for i, crop in enumerate(crops):
-        values: dict[str, Any] = {name: column[i].numpy() for name, column in columns.items()}
-        yield Hand(box=crop.box, square_xyxy=crop.square_xyxy, **values)
+        yield tuple(
+            Hand(
+                box=dataclasses.replace(crop.box, is_right=is_right),
+                square_xyxy=crop.square_xyxy,
+                **{name: column[i, h].numpy() for name, column in columns.items()},
+            )
+            for h, is_right in enumerate(crop.is_right)
+        )
+
+
+def objects_of(prediction: ObjectPrediction) -> list[FoundObject | None]:
+    """Return the object of every crop; crops of objects are never mirrored."""
+    columns = prediction.rotmat, prediction.transl, prediction.arti_rad
+    rotmat, transl, arti_rad = (column.cpu().double().numpy() for column in columns)
+    return [
+        FoundObject(rotmat=rotmat[i], transl=transl[i], arti_rad=float(arti_rad[i]))
+        for i in range(len(transl))
+    ]

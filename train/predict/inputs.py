@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.app.files import existing
+from pipeline.app.files import existing, read_regular
 from train.predict.boxes import some
+from train.predict.exif import focal_px_of
 
 IMAGE_SUFFIXES: Final = (
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -26,6 +27,7 @@ IMAGE_SUFFIXES: Final = (
 )  # fmt: skip
 ANIMATED_SUFFIXES: Final = (".avif", ".gif", ".webp")
 VIDEO_SUFFIXES: Final = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+USUAL_FPS: Final = 30.0
 UNREAD_SUFFIXES: Final = (
     ".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jfif", ".jxl", ".nef",
     ".orf", ".pfm", ".psd", ".raf", ".raw", ".rw2", ".svg",
@@ -51,6 +53,10 @@ class InputMedia:
     total: int | None
     """Number of images; None where a video does not report it."""
     every: int
+    fps: float | None = None
+    """Frames per second of a video, of those that are taken."""
+    size_wh: tuple[int, int] | None = None
+    """Of a video's frames."""
     all_names: tuple[str, ...] = ()
     """File names of a folder, also those that ``every`` leaves out."""
     left_out: tuple[Skipped, ...] = ()
@@ -67,6 +73,10 @@ class InputImage:
 
     name: str
     rgb: UInt8[np.ndarray, "h w 3"]
+    number: int = 0
+    """Place among the inputs."""
+    focal_px: float | None = None
+    """As the camera wrote it into the file."""
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -97,14 +107,22 @@ def find_source(path: str, every: int) -> InputMedia:
         return InputMedia(path=found.parent, names=(name,), total=1, every=1, is_single=True)
     with _opened(found) as video:
         count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else -1
-        opened = video.isOpened() and video.grab()
+        rate = video.get(cv2.CAP_PROP_FPS)
+        opened, first = video.read()
     if not opened:
         raise ValueError(
             f"images={path!r} cannot be read as a video: it is damaged or its codec is unknown to "
             "OpenCV; write it as H.264 in .mp4, or give a folder of its frames"
         )
     total = math.ceil(count / every) if count > 0 else None
-    return InputMedia(path=found, names=None, total=total, every=every)
+    return InputMedia(
+        path=found,
+        names=None,
+        total=total,
+        every=every,
+        fps=(rate if 0 < rate < 1000 else USUAL_FPS) / every,
+        size_wh=(first.shape[1], first.shape[0]),
+    )
 
 
 def _folder(folder: Path, path: str, every: int) -> InputMedia:
@@ -154,21 +172,22 @@ def frames(source: InputMedia, done: int = 0) -> Iterator[InputImage | Skipped]:
     if source.names is None:
         yield from _video_frames(source, done)
         return
-    for name in source.names[done:]:
+    for number, name in enumerate(source.names[done:], start=done):
         try:
-            yield _decoded(source.path / name)
+            yield _decoded(source.path / name, number)
         except (OSError, ValueError, cv2.error) as error:
             yield Skipped(name=name, reason=f"cannot be read: {error}")
 
 
-def _decoded(path: Path) -> InputImage | Skipped:
+def _decoded(path: Path, number: int) -> InputImage | Skipped:
     """Return the image in a file.
 
     Raises:
         OSError: If the file cannot be read.
         cv2.error: If the image is too large.
     """
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    content = read_regular(path)
+    data = np.frombuffer(content, np.uint8)
     bgr = None
     if len(data) and path.suffix.lower() in ANIMATED_SUFFIXES:
         _, images = cv2.imdecodemulti(data, cv2.IMREAD_COLOR, None, (0, 2))
@@ -180,7 +199,9 @@ def _decoded(path: Path) -> InputImage | Skipped:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if bgr is None:
         return Skipped(name=path.name, reason="cannot be decoded: damaged, empty or no image")
-    return InputImage(name=path.name, rgb=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8))
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
+    focal_px = focal_px_of(content, (rgb.shape[1], rgb.shape[0]))
+    return InputImage(name=path.name, rgb=rgb, number=number, focal_px=focal_px)
 
 
 @contextlib.contextmanager
@@ -202,7 +223,7 @@ def _video_frames(source: InputMedia, done: int) -> Iterator[InputImage | Skippe
                 read, bgr = video.retrieve()
                 if read:
                     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
-                    yield InputImage(name=str(number), rgb=rgb)
+                    yield InputImage(name=str(number), rgb=rgb, number=number // source.every)
                 else:
                     yield Skipped(name=str(number), reason="the frame cannot be decoded")
             number += 1

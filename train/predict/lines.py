@@ -1,8 +1,8 @@
 """Results of ``train predict`` as they come: JSON lines, from which predictions.json is made.
 
 A header line with what the results are of; then per input its ``image``, a ``hand`` or ``skipped``
-for each of its hands, and ``done``. A second call with the same inputs and options goes on after
-the last ``done``.
+for each of its hands, its ``object``, and ``done``. A second call with the same inputs and options
+goes on after the last ``done``.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FINAL: Final = "predictions.json"
 WRITTEN: Final = (FINAL, "pictures", "meshes")
 """What stays."""
 FORMAT: Final = "handloom-predict-lines-1"
-_KINDS: Final = ("image", "hand", "skipped", "done")
+_KINDS: Final = ("image", "hand", "object", "skipped", "done")
 
 
 class Lines:
@@ -45,13 +45,16 @@ class Lines:
         if kind == "done":
             self._file.flush()
 
-    def take_over(self) -> None:
-        """Count what is in the file, and cut what belongs to an input that was not finished."""
+    def take_over(self, together: int = 1) -> None:
+        """Count what is in the file, and cut what belongs to an input that was not finished.
+
+        Of inputs that are answered ``together``, none or all are kept.
+        """
         end = self._file.tell()
         counts = self.num_done, self.num_images, self.num_hands
         for kind, _ in self._lines():
             self._count(kind)
-            if kind == "done":
+            if kind == "done" and not self.num_done % together:
                 end = self._file.tell()
                 counts = self.num_done, self.num_images, self.num_hands
         self.num_done, self.num_images, self.num_hands = counts
@@ -79,8 +82,12 @@ class Lines:
 
 
 @contextlib.contextmanager
-def open_lines(folder: Path, of: dict[str, Any], say: Callable[[str], None]) -> Iterator[Lines]:
+def open_lines(
+    folder: Path, of: dict[str, Any], say: Callable[[str], None], together: int = 1
+) -> Iterator[Lines]:
     """Open the lines of results of ``of`` in a folder; those of something else begin anew.
+
+    ``together``: inputs that are answered at a time, such as the frames of a window.
 
     Raises:
         ValueError: If the file is none of ours, or another process writes it.
@@ -97,7 +104,7 @@ def open_lines(folder: Path, of: dict[str, Any], say: Callable[[str], None]) -> 
         first = file.readline()
         lines = Lines(file, path)
         if first == header:
-            lines.take_over()
+            lines.take_over(together)
             say(f"goes on after {lines.num_done} inputs, whose results are in {path}")
         else:
             if first:
@@ -128,10 +135,13 @@ def write_final(path: Path, lines: Lines, head: dict[str, Any], skipped: list[An
                 text = json.dumps(image)[:-1]
                 write(between + f'{name}: {text}, "hands": ['.encode())
                 between, num_hands = b"]},\n", 0
+            elif kind == "object":
+                write(b'], "object": ' + value)
+                between = b"},\n"
             elif kind == "hand":
                 write((b", " if num_hands else b"") + value)
                 num_hands += 1
-        write((b"]}" if lines.num_images else b"") + b"\n}\n}\n")
+        write((between[:-2] if lines.num_images else b"") + b"\n}\n}\n")
     return len(found) + len(skipped)
 
 

@@ -7,19 +7,21 @@ a left hand is output as a left hand, even if its crop was mirrored.
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 
 from model.draw import draw_skeleton
 from model.hand import JOINT_NAMES
 from pipeline.app.files import replace_file
+from train.config import MeshFormat
 from train.predict.boxes import HandBox
 from train.predict.inputs import IMAGE_SUFFIXES
+from train.predict.shade import Surface, draw_surfaces
 
 FORMAT: Final = "handloom-predict-1"
 UNITS: Final = {
@@ -31,11 +33,13 @@ UNITS: Final = {
     "transl": "[3] metres, smplx's meaning: joint0 = J0(beta) + transl",
     "square_xyxy": "outer edges of the crop that the network saw, pixels",
     "K": "[3, 3] intrinsics of the image, pixels",
+    "camera": "where K comes from: intrinsics, exif or assumed",
+    "object": "rotmat [3, 3] and transl [3], metres: p_camera = rotmat p_object + transl; arti_rad "
+    "is the angle of its moving part, radians",
     "orientation": "pixels of the upright image: an EXIF orientation was applied",
 }
 _LONGEST_NAME: Final = 180
 """Bytes of a picture's file name: file systems take 255, and temporary files are longer."""
-_OUTLINE_RGB: Final = (255, 255, 255)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,24 @@ class Hand:
     def side(self) -> str:
         """``right`` or ``left``."""
         return "right" if self.box.is_right else "left"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundObject:
+    """The object that the hands of an image act on: ``p_cam = rotmat @ p_object + transl``."""
+
+    rotmat: Float64[np.ndarray, "3 3"]
+    transl: Float64[np.ndarray, " 3"]
+    arti_rad: float
+
+
+def object_record(found: FoundObject) -> dict[str, Any]:
+    """Return an object as JSON values."""
+    return {
+        "rotmat": _rounded(found.rotmat, 6),
+        "transl": _rounded(found.transl, 6),
+        "arti_rad": round(found.arti_rad, 6) if math.isfinite(found.arti_rad) else None,
+    }
 
 
 def hand_record(hand: Hand) -> dict[str, Any]:
@@ -85,15 +107,26 @@ def faces_of(faces: Int64[np.ndarray, "1538 3"], *, is_right: bool) -> Int64[np.
     return faces if is_right else faces[:, ::-1]
 
 
-def write_obj(path: Path, hand: Hand, faces: Int64[np.ndarray, "1538 3"]) -> None:
+def write_mesh(
+    path: Path, hand: Hand, faces: Int64[np.ndarray, "1538 3"], kind: MeshFormat
+) -> None:
     """Write a mesh, metres; ``faces`` are the right model's."""
     assert hand.vertices is not None
-    rows = ["# metres; x right, y down, z forward (OpenCV): upside down in most viewers"]
-    rows += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in hand.vertices.tolist()]
-    turned = faces_of(faces, is_right=hand.box.is_right) + 1
-    rows += [f"f {a} {b} {c}" for a, b, c in turned.tolist()]
+    own = faces_of(faces, is_right=hand.box.is_right)
+    if kind is MeshFormat.glb:
+        import trimesh
+
+        upright = hand.vertices * (1, -1, -1)  # a rotation: glTF has y up and looks along -z
+        mesh = trimesh.Trimesh(upright, own, process=False)
+        data = mesh.export(file_type="glb")
+        assert isinstance(data, bytes)
+    else:
+        rows = ["# metres; x right, y down, z forward (OpenCV): upside down in most viewers"]
+        rows += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in hand.vertices.tolist()]
+        rows += [f"f {a} {b} {c}" for a, b, c in (own + 1).tolist()]
+        data = ("\n".join(rows) + "\n").encode("ascii")
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, ("\n".join(rows) + "\n").encode("ascii"), durable=False)
+    replace_file(path, data, durable=False)
 
 
 def picture_name(name: str, *, is_video: bool) -> str:
@@ -110,36 +143,34 @@ def picture_name(name: str, *, is_video: bool) -> str:
     return f"{os.fsdecode(encoded[: _LONGEST_NAME - 30])}-{digest}.jpg"
 
 
-def draw_hand(
-    canvas: UInt8[np.ndarray, "h w 3"], hand: Hand, faces: Int64[np.ndarray, "1538 3"] | None
-) -> None:
-    """Draw the mesh outline and the skeleton of a hand over its image, in place."""
+def picture_of(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    hands: Sequence[Hand],
+    faces: Int64[np.ndarray, "1538 3"] | None,
+) -> UInt8[np.ndarray, "h W 3"]:
+    """Return the image with the skeletons of its hands and, beside it, with their meshes."""
+    skeletons = rgb.copy()
+    for hand in hands:
+        draw_hand(skeletons, hand)
+    if faces is None:
+        return skeletons
+    meshes = rgb.copy()
+    draw_surfaces(meshes, [_surface(hand, faces) for hand in hands if hand.vertices is not None])
+    return np.concatenate((skeletons, meshes), 1)
+
+
+def draw_hand(canvas: UInt8[np.ndarray, "h w 3"], hand: Hand) -> None:
+    """Draw the skeleton of a hand over its image, in place."""
     x0, _, x1, _ = hand.square_xyxy
     thickness = max(1, round(min(x1 - x0, max(canvas.shape[:2])) / 120))
-    if faces is not None and hand.vertices_2d is not None:
-        _draw_outline(canvas, hand.vertices_2d, faces, thickness)
     draw_skeleton(canvas, hand.joints_2d, np.isfinite(hand.joints_2d).all(-1), thickness=thickness)
 
 
-def _draw_outline(
-    canvas: UInt8[np.ndarray, "h w 3"],
-    vertices_2d: Float[np.ndarray, "778 2"],
-    faces: Int64[np.ndarray, "1538 3"],
-    thickness: int,
-) -> None:
-    height, width = canvas.shape[:2]
-    seen = _drawable(vertices_2d)
-    mask = np.zeros((height, width), np.uint8)
-    points = np.where(seen[:, None], vertices_2d, 0.0).round().astype(np.int32)
-    for triangle in points[faces[seen[faces].all(-1)]]:  # one by one: together they would cancel
-        cv2.fillConvexPoly(mask, triangle, 1)
-    outline, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, outline, -1, _OUTLINE_RGB, max(1, thickness // 2), cv2.LINE_AA)
-
-
-def _drawable(points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-    near: Bool[np.ndarray, " n"] = np.isfinite(points).all(-1) & (np.abs(points) < 30_000).all(-1)
-    return near
+def _surface(hand: Hand, faces: Int64[np.ndarray, "1538 3"]) -> Surface:
+    assert hand.vertices is not None
+    assert hand.vertices_2d is not None
+    own = faces_of(faces, is_right=hand.box.is_right)
+    return Surface(vertices=hand.vertices, pixels=hand.vertices_2d, faces=own.astype(np.int64))
 
 
 def _rounded(values: Float[np.ndarray, "*n"], digits: int) -> Any:

@@ -14,13 +14,24 @@ from rich.console import Console
 from pipeline.app.pictures import write_picture
 from pipeline.app.progress import show_progress
 from pipeline.app.words import printable, say
+from pipeline.config import ViewKind
 from pipeline.decode.read_ahead import read_ahead
-from train.config import PredictConfig, Side
-from train.predict.boxes import HandBox, by_frame, read_boxes, some, whole_image
+from train.config import NO_BOXES, PredictConfig, Side
+from train.predict.boxes import (
+    Boxes,
+    HandBox,
+    by_frame,
+    is_crop,
+    read_boxes,
+    some,
+    whole_image,
+)
 from train.predict.cameras import Cameras, read_cameras
 from train.predict.hands import (
     Crop,
+    Found,
     Predictor,
+    boxes_of_view,
     crop_of,
     load_predictor,
     predict_hands,
@@ -35,7 +46,16 @@ from train.predict.inputs import (
     unanswered,
 )
 from train.predict.lines import FINAL, Lines, open_lines, what_of, write_final
-from train.predict.outputs import Hand, draw_hand, hand_record, head_of, picture_name, write_obj
+from train.predict.outputs import (
+    Hand,
+    hand_record,
+    head_of,
+    object_record,
+    picture_name,
+    picture_of,
+    write_mesh,
+)
+from train.predict.tables import write_csv, write_video
 from train.state.weights import weights_folder
 
 READ_AHEAD: Final = 2
@@ -52,6 +72,7 @@ class Begin:
 
     frame: InputImage
     K: Float64[np.ndarray, "3 3"]
+    camera: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,13 +88,16 @@ Event = Begin | Crop | Skipped | Done
 def main(config: PredictConfig) -> int:
     """Predict the hands of your own images or video.
 
-    There is no hand detector: boxes= gives the hand boxes. A box is tight around the 21 joints, as
-    in training; without boxes the whole image is taken as the crop of one hand. If the network was
-    trained with mirrored left hands, left crops are mirrored and the results mirrored back.
+    boxes= says where the hands are. A box is tight around the 21 joints, as in training; without
+    boxes a square image is taken as the crop of one hand, and another one is skipped. Networks of
+    two hands and an object see one crop around all hands of an image; those of windows see
+    consecutive images. If the network was trained with mirrored left hands, left crops are
+    mirrored and the results mirrored back.
 
     Writes predictions.json (joints and MANO parameters in the camera of each image), pictures/ and,
-    with meshes=true, meshes/*.obj. An EXIF orientation is applied: boxes, intrinsics and results
-    refer to the upright image. Pixel (0, 0) is the centre of the top-left pixel. Results are kept
+    with meshes=true, meshes/*; csv=true and video=true write joints.csv and predictions.mp4. An
+    EXIF orientation is applied: boxes, intrinsics and results refer to the upright image. Pixel
+    (0, 0) is the centre of the top-left pixel. Results are kept
     as they come, in predictions.jsonl: after a kill, the same command goes on.
 
     Exit code 1: an input (an image, a hand, a folder or video among the images, a box of an absent
@@ -81,21 +105,26 @@ def main(config: PredictConfig) -> int:
 
     Example:
         python -m train predict run=runs/first images=photos boxes=boxes.json meshes=true
-        python -m train predict run=runs/first images=hand.jpg side=left intrinsics=900,900,640,360
+        python -m train predict run=runs/first images=hand.jpg boxes=none intrinsics=900,900,640,360
         python -m train predict run=runs/first images=clip.mp4 boxes=boxes.json every=5
     """
     console = Console()
     source = find_source(config.images, config.every)
+    if config.video and source.names is not None:
+        raise ValueError(f"video=true needs a video, and images={config.images!r} is none")
     out = _out_folder(config, source)
-    boxes = None if config.boxes is None else read_boxes(config.boxes)
+    found = None
+    if config.boxes is not None and config.boxes != NO_BOXES:
+        found = read_boxes(config.boxes, config.side, source.names)
+    boxes = None if found is None else found.by_name
     cameras = read_cameras(config.intrinsics, config.fov_deg)
     if source.names is None:
         boxes = None if boxes is None else by_frame(boxes, f"boxes={config.boxes!r}")
         cameras = cameras.by_frame(f"intrinsics={config.intrinsics!r}")
-    remarks = _remarks(config, source, boxes, cameras)
     folder = weights_folder(config.run)
     predictor = load_predictor(config, folder)
     crops = predictor.crops
+    remarks = _remarks(config, source, found, boxes, cameras, crops.view)
     if config.joint_set is None and len(crops.spec.joint_sets) > 1:
         names = ", ".join(s.name for s in crops.spec.joint_sets)
         remarks.append(
@@ -112,14 +141,16 @@ def main(config: PredictConfig) -> int:
 
     begin = time.perf_counter()
     what = what_of(config, source, folder)
-    with open_lines(out, what, lambda text: say(text, console)) as lines:
+    together = predictor.num_frames
+    with open_lines(out, what, lambda text: say(text, console), together) as lines:
         skipped = _Skips(source, console)
         results = _Results(out, lines, config, predictor, is_video=source.names is None)
         already = lines.num_done
         with show_progress("predict", console, unit="images", already=already) as report:
             for part in _batched(
-                _events(source, already, boxes, cameras, config.side, predictor),
+                _events(source, already, boxes, cameras, config, predictor),
                 config.batch_size,
+                together,
             ):
                 hands = predict_hands(predictor, [one for one in part if isinstance(one, Crop)])
                 for event in part:
@@ -139,10 +170,17 @@ def main(config: PredictConfig) -> int:
             "joint_set": predictor.joint_set.name,
             "cached_crop": f"{crops.cache_px} px, margin {crops.margin:g}",
             "crop": "whole image" if boxes is None else f"boxes={config.boxes}",
-            "camera": assumed if config.intrinsics is None else f"intrinsics={config.intrinsics}",
+            "box_scale": config.box_scale,
+            "camera": f"EXIF, else {assumed}"
+            if config.intrinsics is None
+            else f"intrinsics={config.intrinsics}",
         }
         path = out / FINAL
         num_skipped = write_final(path, lines, head_of(about), [asdict(one) for one in left_out])
+        if config.csv:
+            write_csv(out / "joints.csv", lines)
+        if config.video:
+            write_video(out / "predictions.mp4", lines, source.fps)
         lines.path.unlink()
     say(
         f"hands: {lines.num_hands}, images: {lines.num_images}, skipped: {num_skipped}; "
@@ -186,34 +224,40 @@ class _Results:
     ) -> None:
         self._out, self._lines, self._config = out, lines, config
         self._predictor, self._is_video = predictor, is_video
-        self._canvas: UInt8[np.ndarray, "h w 3"] | None = None
+        self._rgb: UInt8[np.ndarray, "h w 3"] | None = None
         self._picture = ""
-        self._num_hands = 0
+        self._hands: list[Hand] = []
 
-    def take(self, event: Event, hands: Iterator[Hand]) -> None:
-        """Write what an event says; the hand of a crop is the next of ``hands``."""
+    def take(self, event: Event, found: Iterator[Found]) -> None:
+        """Write what an event says; what is in a crop is the next of ``found``."""
         if isinstance(event, Begin):
             self._begin(event)
         elif isinstance(event, Crop):
-            self._add(next(hands))
+            one = next(found)
+            for hand in one.hands:
+                self._add(hand)
+            if one.object is not None:
+                self._lines.add("object", object_record(one.object))
         elif isinstance(event, Skipped):
             self._lines.add("skipped", asdict(event))
         else:
-            if self._canvas is not None:
-                write_picture(self._out / "pictures" / self._picture, self._canvas)
-            self._canvas = None
+            if self._rgb is not None:
+                drawn = picture_of(self._rgb, self._hands, self._predictor.faces)
+                write_picture(self._out / "pictures" / self._picture, drawn)
+            self._rgb = None
             self._lines.add("done", event.name)
 
     def _begin(self, event: Begin) -> None:
         width, height = event.frame.size_wh
-        self._num_hands = 0
+        self._hands = []
         self._picture = picture_name(event.frame.name, is_video=self._is_video)
-        self._canvas = event.frame.rgb.copy() if self._config.pictures else None
+        self._rgb = event.frame.rgb if self._config.pictures else None
         record = {
             "name": event.frame.name,
             "width": width,
             "height": height,
             "K": event.K.tolist(),
+            "camera": event.camera,
             "picture": f"pictures/{self._picture}" if self._config.pictures else None,
         }
         self._lines.add("image", record)
@@ -222,13 +266,11 @@ class _Results:
         record, faces = hand_record(hand), self._predictor.faces
         if self._config.meshes:
             assert faces is not None
-            stem = self._picture.removesuffix(".jpg")
-            record["mesh"] = f"meshes/{stem}-{self._num_hands}-{hand.side}.obj"
-            write_obj(self._out / record["mesh"], hand, faces)
-        if self._canvas is not None:
-            draw_hand(self._canvas, hand, faces)
+            stem, kind = self._picture.removesuffix(".jpg"), self._config.mesh_format
+            record["mesh"] = f"meshes/{stem}-{len(self._hands)}-{hand.side}.{kind.name}"
+            write_mesh(self._out / record["mesh"], hand, faces, kind)
         self._lines.add("hand", record)
-        self._num_hands += 1
+        self._hands.append(hand)
 
 
 def _left_out(
@@ -263,8 +305,10 @@ def _left_out(
 def _remarks(
     config: PredictConfig,
     source: InputMedia,
+    found: Boxes | None,
     boxes: Mapping[str, Any] | None,
     cameras: Cameras,
+    view: ViewKind,
 ) -> list[str]:
     """Return warnings about the input, a line each; reject inputs that do not fit."""
     remarks: list[str | None] = []
@@ -273,19 +317,32 @@ def _remarks(
             f"{len(source.others)} other files of images={config.images!r} are no images "
             f"({some(source.others)})"
         )
-    if boxes is None:
+    if view is ViewKind.frame:
+        if found is not None or config.side is not None:
+            remarks.append("the network sees whole frames: boxes= and side= change nothing")
+    elif boxes is None:
+        if config.boxes is None and source.size_wh is not None and not is_crop(source.size_wh):
+            raise ValueError(f"images={config.images!r}: {_no_crop(source.size_wh)}")
         side = (config.side or Side.right).name
         hands = "a right and a left hand" if config.side is Side.both else f"one {side} hand"
+        shown = "all hands and their object" if view is ViewKind.hand_object else hands
         remarks.append(
-            f"there is no hand detector: each whole image is taken as the crop of {hands}, which "
-            "is right only if the hand fills it; boxes=FILE says where hands are, side= which"
+            f"each whole image is taken as the crop of {shown}, which is right only if that fills "
+            "it; boxes=FILE says where hands are, side= which"
         )
     else:
+        assert found is not None
+        if found.num_without_side and config.side is None and view is ViewKind.hand:
+            remarks.append(
+                f"{found.num_without_side} boxes say no side: each is predicted as a right and as "
+                "a left hand; side= says which"
+            )
         remarks.append(check_names(source, boxes, f"boxes={config.boxes!r}", each=False))
     if config.intrinsics is None:
         remarks.append(
-            f"no intrinsics: a field of view of {config.fov_deg:g} degrees over the longer side is "
-            "assumed (fov_deg=); absolute depth scales with the true focal length over the assumed"
+            "no intrinsics: where an image's EXIF tells no focal length, a field of view of "
+            f"{config.fov_deg:g} degrees over the longer side is assumed (fov_deg=); absolute "
+            "depth scales with the true focal length over the assumed"
         )
     elif cameras.by_name is not None:
         key = f"intrinsics={config.intrinsics!r}"
@@ -313,11 +370,13 @@ def _events(
     already: int,
     boxes: Mapping[str, tuple[HandBox, ...]] | None,
     cameras: Cameras,
-    side: Side | None,
+    config: PredictConfig,
     predictor: Predictor,
 ) -> Iterator[Event]:
     """Yield what is to be done, in order, after the first ``already`` inputs."""
-    everywhere = whole_image(side)
+    everywhere = whole_image(config.side)
+    form = predictor.crops
+    needs_crop = config.boxes is None and form.view is not ViewKind.frame
     with contextlib.closing(read_ahead(frames(source, already), READ_AHEAD)) as images:
         for frame in images:
             if isinstance(frame, Skipped):
@@ -325,34 +384,48 @@ def _events(
                 yield Done(name=frame.name)
                 continue
             try:
-                K = cameras.of(frame.name, frame.size_wh)
+                K = cameras.of(frame)
+                if needs_crop and not is_crop(frame.size_wh):
+                    raise ValueError(_no_crop(frame.size_wh))  # noqa: TRY301 - said as all others
             except ValueError as error:
                 yield Skipped(name=frame.name, reason=str(error))
                 yield Done(name=frame.name)
                 continue
-            yield Begin(frame=frame, K=K)
+            yield Begin(frame=frame, K=K, camera=cameras.origin(frame))
             hands = everywhere if boxes is None else boxes.get(frame.name, ())
-            for i, box in enumerate(hands):
+            for i, box in enumerate(boxes_of_view(hands, form)):
                 try:
-                    yield crop_of(frame, box, K, predictor.crops)
+                    yield crop_of(frame, box, K, form)
                 except ValueError as error:
                     yield Skipped(name=frame.name, reason=f"hand {i}: {error}")
             yield Done(name=frame.name)
 
 
-def _batched(events: Iterator[Event], batch_size: int) -> Iterator[list[Event]]:
-    """Yield lists of events whose hands fill a batch, or whose images reach the memory budget."""
+def _batched(events: Iterator[Event], batch_size: int, together: int) -> Iterator[list[Event]]:
+    """Yield lists of events whose hands fill a batch, or whose images reach the memory budget.
+
+    Of inputs that are answered ``together``, all are in one list.
+    """
     part: list[Event] = []
-    num_hands = held = 0
+    num_hands = held = num_done = 0
     for event in events:
         part.append(event)
         num_hands += isinstance(event, Crop)
+        num_done += isinstance(event, Done)
         held += event.frame.rgb.nbytes if isinstance(event, Begin) else 0
-        if num_hands == batch_size or held > MOST_HELD_BYTES:
+        is_whole = together == 1 or (isinstance(event, Done) and not num_done % together)
+        if is_whole and (num_hands >= batch_size or held > MOST_HELD_BYTES):
             yield part
             part, num_hands, held = [], 0, 0
     if part:
         yield part
+
+
+def _no_crop(size_wh: tuple[int, int]) -> str:
+    return (
+        f"{size_wh[0]} x {size_wh[1]} pixels are no square crop of a hand: boxes=FILE says where "
+        "the hands are, boxes=none takes whole images as crops"
+    )
 
 
 def _named(source: InputMedia, name: str) -> str:

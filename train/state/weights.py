@@ -80,3 +80,18 @@ def config_of_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def window_of(run_config: dict[str, Any]) -> int:
+    """Return the length of the windows that a run was trained on.
+
+    Raises:
+        ValueError: If its configuration is not known.
+    """
+    try:
+        return int(run_config["pipeline"]["window"]["length"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            "the network looks at windows, and their length is in no manifest.json beside its "
+            "weights; give the folder of the run"
+        ) from None

@@ -63,10 +63,17 @@ class FlopCount:
         return self._of(model, self._root)
 
     def _of(self, module: nn.Module, path: str) -> float:
-        own = float(self._counts.get(path, 0))
+        own = self._forward(module, path)
         parameters = list(module.parameters())
         if not own or (parameters and not any(p.requires_grad for p in parameters)):
             return own
         inside = {f"{path}.{name}": child for name, child in module.named_children()}
-        rest = own - sum(self._counts.get(name, 0) for name in inside)
+        rest = own - sum(self._forward(child, name) for name, child in inside.items())
         return 3 * rest + sum(self._of(child, name) for name, child in inside.items())
+
+    def _forward(self, module: nn.Module, path: str) -> float:
+        """Return the FLOPs of a module's forward; where it is not called itself, of its parts."""
+        if path in self._counts:
+            return float(self._counts[path])
+        inside = module.named_children()
+        return sum(self._forward(child, f"{path}.{name}") for name, child in inside)

@@ -27,6 +27,10 @@ TINY: dict[str, Any] = {"backbone": "test_resnet", "pretrained": False, "hidden"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mano, grid": ("regressor", TINY | {"head": "mano", "readout": "grid"}),
     "joints": ("regressor", TINY | {"head": "joints"}),
+    "mano, transformer": (
+        "regressor",
+        TINY | {"readout": "transformer", "readout_width": 64, "readout_layers": 1},
+    ),
     "scene in windows": (
         "regressor",
         TINY | {"scene": "hand_object", "head": "joints", "temporal_layers": 1},
@@ -64,7 +68,9 @@ def network(name: str, mano: ManoModels) -> tuple[Network, PretrainedConfig]:
         for parameter in net.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        net.get_submodule("mlp.2").get_parameter("weight").normal_(std=0.05)
+        for name, parameter in net.named_parameters():
+            if name == "mlp.2.weight" or (name.startswith("readout.heads") and "2.weight" in name):
+                parameter.normal_(std=0.05)
         if config.needs_mano:
             net.get_buffer("base")[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
     spec = InputSpec(
@@ -92,6 +98,7 @@ def test_every_family_is_exported() -> None:
     ("name", "format_"),
     [
         ("mano, grid", "onnx"),
+        ("mano, transformer", "pt2"),
         ("joints", "torchscript"),
         ("joints", "pt2"),
         ("scene in windows", "pt2"),

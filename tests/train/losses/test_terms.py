@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from model.geometry.rotation import axis_angle_to_rotmat
 from tests.reference import losses, losses_scene
 from tests.train.losses.cases import CASES, Arguments, B, Case, call, mask_of
 from train.losses.terms import contact, joints, mano, objects, physics, regularizers
@@ -139,6 +140,17 @@ def half_turns() -> Tensor:
     axes = np.concatenate([np.eye(3), np.random.default_rng(0).normal(size=(13, 3))])
     axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
     return torch.from_numpy(2 * axes[:, :, None] * axes[:, None] - np.eye(3))
+
+
+def test_axis_angles_a_full_turn_apart_are_one_rotation() -> None:
+    """Their difference as numbers is 2 pi: what a loss on them would punish."""
+    once = torch.tensor([[[[0.3, -0.2, 0.5]]]], dtype=torch.float64).expand(1, 1, 16, 3)
+    length = once.norm(dim=-1, keepdim=True)
+    again = once * (1 - 2 * math.pi / length)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    found = mano.theta(axis_angle_to_rotmat(once), axis_angle_to_rotmat(again), valid)
+    assert (once - again).norm(dim=-1).min() == pytest.approx(2 * math.pi)
+    assert found.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_angles_of_180_degrees_are_bounded() -> None:

@@ -17,6 +17,7 @@ from model.pretrained import InputSpec, PretrainedConfig, save_pretrained
 from model.regressor.config import Head, RegressorConfig
 from model.regressor.net import HandRegressor
 from train.config import Device, Precision, PredictConfig
+from train.predict.inputs import InputImage
 from train.predict.predict import main
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -37,10 +38,13 @@ def save_network(
     pad: float = 1.5,
     mirror_left: bool = True,
     head: Head = Head.mano,
+    **options: Any,
 ) -> None:
     """A network with random weights whose prediction depends on the image by centimetres."""
     torch.manual_seed(0)
-    config = RegressorConfig(backbone="test_resnet", pretrained=False, hidden=16, head=head)
+    config = RegressorConfig(
+        backbone="test_resnet", pretrained=False, hidden=16, head=head, **options
+    )
     model = HandRegressor(
         config, input_px=PX, mano=mano, right_only=mirror_left, load_weights=False
     )
@@ -49,7 +53,12 @@ def save_network(
     nn.init.normal_(last.weight, std=0.05)
     values = model.base
     if head is Head.mano:
-        values[:96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
+        for hand in range(model.num_hands):
+            values[109 * hand : 109 * hand + 96] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(16)
+    if model.has_object:
+        values[-10:-4] = torch.tensor([1.0, 0, 0, 0, 1, 0])
+    if model.temporal is not None:
+        nn.init.normal_(model.temporal.leave.weight, std=0.2)
     spec = InputSpec(
         input_px=PX, mean=MEAN, std=STD, mirror_left=mirror_left, pad=pad,
         joint_sets=(JointSet.smplx,),
@@ -59,15 +68,25 @@ def save_network(
     save_pretrained(model, folder, about)
 
 
-def write_manifest(run: Path, mano: Path, *, margin: float, cache_px: int) -> None:
-    pipeline = {"view": {"margin": margin}, "cache": {"size_px": cache_px}}
-    record = {"config": {"mano": str(mano), "pipeline": pipeline}}
+def write_manifest(
+    run: Path,
+    mano: Path | None,
+    *,
+    margin: float,
+    cache_px: int,
+    kind: str = "hand",
+    length: int = 1,
+) -> None:
+    view = {"margin": margin, "kind": kind}
+    pipeline = {"view": view, "cache": {"size_px": cache_px}, "window": {"length": length}}
+    record = {"config": {"mano": None if mano is None else str(mano), "pipeline": pipeline}}
     (run / "manifest.json").write_text(json.dumps(record))
 
 
 def config(run: Path, images: Path, **options: Any) -> PredictConfig:
     fixed: dict[str, Any] = {"device": Device.cpu, "precision": Precision.fp32}
     out = options.pop("out", run.parent / "out")
+    options.setdefault("boxes", "none")
     return PredictConfig(run=str(run), images=str(images), out=str(out), **fixed, **options)
 
 
@@ -80,6 +99,10 @@ def predicted(run: Path, images: Path, out: Path, *, code: int = 0, **options: A
 def write_image(path: Path, rgb: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+def blank(name: str, size_wh: tuple[int, int]) -> InputImage:
+    return InputImage(name=name, rgb=np.zeros((size_wh[1], size_wh[0], 3), np.uint8))
 
 
 def write_json(path: Path, record: Any) -> str:

@@ -13,12 +13,12 @@ import pytest
 
 from pipeline.app.cli import front_door
 from tests.pipeline.hand_store import frame
-from tests.train.predict.networks import a_box, config, predicted, write_image, write_json
+from tests.train.predict.networks import a_box, blank, config, predicted, write_image, write_json
 from train.__main__ import COMMANDS
 from train.predict.boxes import by_frame, read_boxes
 from train.predict.cameras import Cameras, read_cameras
 from train.predict.hands import crop_of, predict_hands
-from train.predict.outputs import draw_hand, picture_name
+from train.predict.outputs import Hand, hand_record, picture_name
 from train.predict.predict import main
 
 NO_UTF8 = os.fsdecode(b"na\xefve.png")
@@ -130,13 +130,13 @@ class Stopped(KeyboardInterrupt):
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     left = [10**9]
 
-    def drawn(*arguments: Any) -> None:
+    def recorded(hand: Hand) -> dict[str, Any]:
         if left[0] == 0:
             raise Stopped
         left[0] -= 1
-        draw_hand(*arguments)
+        return hand_record(hand)
 
-    monkeypatch.setattr("train.predict.predict.draw_hand", drawn)
+    monkeypatch.setattr("train.predict.predict.hand_record", recorded)
     return lambda number: left.__setitem__(0, number)
 
 
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_no_torn_file(
 )
 def test_absurd_intrinsics_are_refused(K: str, expected: str) -> None:
     with pytest.raises(ValueError, match=rf"image of 128 x 96 pixels: .*{expected}"):
-        read_cameras(K, 60).of("a", (128, 96))
+        read_cameras(K, 60).of(blank("a", (128, 96)))
 
 
 @pytest.mark.parametrize("value", [10**400, "500", True, float("nan"), 1e300])
@@ -253,7 +253,7 @@ def test_intrinsics_are_finite_numbers(tmp_path: Path, value: Any) -> None:
     K = write_json(tmp_path / "K.json", {"a": [[value, 0, 1], [0, 500, 1], [0, 0, 1]]})
     with pytest.raises(ValueError, match=r"K.json', a: expected one 3x3 matrix.* got \[\["):
         read_cameras(K, 60)
-    assert Cameras().of("a", (4, 4)).shape == (3, 3)
+    assert Cameras().of(blank("a", (4, 4))).shape == (3, 3)
 
 
 @pytest.mark.parametrize(

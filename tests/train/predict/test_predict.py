@@ -30,6 +30,7 @@ from tests.train.predict.networks import (
     STD,
     Trained,
     a_box,
+    blank,
     config,
     predicted,
     save_network,
@@ -200,7 +201,7 @@ def test_mirrored_labels_come_back_as_recorded(tmp_path: Path) -> None:
         box = HandBox(is_right=slot == 0, box_xyxy=(x0, y0, x1, y1))
         K = store.label("K")[row].astype(np.float64)
         crops.append(crop_of(InputImage(name="", rgb=frame(row)), box, K, form))
-    for (row, slot), hand in zip(places, hands_in_image(crops, perfect), strict=True):
+    for (row, slot), (hand,) in zip(places, hands_in_image(crops, perfect), strict=True):
         for name in ("joints_3d", "beta", "transl"):
             np.testing.assert_allclose(getattr(hand, name), store.label(name)[row, slot], atol=1e-6)
         if store.label("has_mano")[row, slot]:
@@ -303,7 +304,9 @@ def test_a_folder_is_done_but_for_what_is_broken(
     assert drawn == ["a.jpg", "b.png.jpg", "none.jpg"]
     picture = cv2.imread(str(tmp_path / "out" / "pictures" / "b.png.jpg"))
     assert picture is not None
-    assert np.abs(picture[..., ::-1].astype(int) - frame(1)).max() > 60, "nothing was drawn"
+    skeleton, mesh = np.split(picture[..., ::-1].astype(int), 2, 1)
+    assert np.abs(skeleton - frame(1)).max() > 60, "nothing was drawn"
+    assert np.abs(mesh - frame(1)).max() > 40, "no mesh was drawn"
 
 
 def test_python_gives_what_the_command_does(trained: Trained, tmp_path: Path) -> None:
@@ -353,6 +356,7 @@ def test_the_record_has_this_form(trained: Trained, tmp_path: Path) -> None:
         "joint_set",
         "cached_crop",
         "crop",
+        "box_scale",
         "camera",
     }
     assert set(record) == head | {"joint_names", "units", "skipped", "images"}
@@ -361,7 +365,7 @@ def test_the_record_has_this_form(trained: Trained, tmp_path: Path) -> None:
     assert record["cached_crop"] == "40 px, margin 1.25"
     assert record["joint_names"] == list(JOINT_NAMES)
     image = record["images"]["a.png"]
-    assert set(image) == {"width", "height", "K", "picture", "hands"}
+    assert set(image) == {"width", "height", "K", "camera", "picture", "hands"}
     assert (image["width"], image["height"], np.shape(image["K"])) == (128, 96, (3, 3))
     (hand,) = image["hands"]
     shapes = {name: np.shape(hand[name]) for name in hand if name not in ("side", "box_xyxy")}
@@ -440,8 +444,8 @@ def test_both_sides_of_a_whole_image(
     record = predicted(trained.run, tmp_path / "a.png", tmp_path / "out", side=Side.both)
     assert [h["side"] for h in record["images"]["a.png"]["hands"]] == ["right", "left"]
     said = capsys.readouterr().out
-    assert "there is no hand detector: each whole image is taken as the crop of a right and" in said
-    assert "no intrinsics: a field of view of 60 degrees over the longer side is assumed" in said
+    assert "each whole image is taken as the crop of a right and a left hand" in said
+    assert "a field of view of 60 degrees over the longer side is assumed (fov_deg=)" in said
     assert "absolute depth scales with" in said
 
 
@@ -449,12 +453,12 @@ def test_both_sides_of_a_whole_image(
 
 
 def test_the_assumed_camera_sees_the_field_of_view() -> None:
-    K = Cameras(fov_deg=60).of("a", (640, 480))
+    K = Cameras(fov_deg=60).of(blank("a", (640, 480)))
     edges = (np.array([-0.5, 639.5]) - K[0, 2]) / K[0, 0]
     np.testing.assert_allclose(np.degrees(np.arctan(edges)), [-30, 30])
     assert K[0, 0] == K[1, 1]
     assert K[1, 2] == 239.5
-    assert Cameras(fov_deg=60).of("a", (480, 640))[0, 0] == K[0, 0]
+    assert Cameras(fov_deg=60).of(blank("a", (480, 640)))[0, 0] == K[0, 0]
 
 
 def test_depth_scales_with_the_focal_length(trained: Trained, tmp_path: Path) -> None:
@@ -472,9 +476,9 @@ def test_forms_of_intrinsics(tmp_path: Path) -> None:
     one = write_json(tmp_path / "one.json", K)
     many = write_json(tmp_path / "many.json", {"a.jpg": K})
     for text in ("500,510,320,240", one, many):
-        np.testing.assert_array_equal(read_cameras(text, 60).of("a.jpg", (640, 480)), K)
+        np.testing.assert_array_equal(read_cameras(text, 60).of(blank("a.jpg", (640, 480))), K)
     with pytest.raises(ValueError, match=r"has no matrix for 'b.jpg'"):
-        read_cameras(many, 60).of("b.jpg", (640, 480))
+        read_cameras(many, 60).of(blank("b.jpg", (640, 480)))
 
 
 @pytest.mark.parametrize(
@@ -507,7 +511,7 @@ def test_wrong_intrinsics_are_one_sentence(tmp_path: Path, content: Any, expecte
         ("{", r"is no JSON"),
         ([1], r'must hold \{"a.jpg": \[\{"box_xyxy".*, got \[1\]'),
         ({"a.jpg": {"box_xyxy": [1, 2, 3, 4]}}, r"a.jpg: expected a list of hands"),
-        ({"a.jpg": [{"box": 1}]}, r"a.jpg, hand 0: needs box_xyxy and side"),
+        ({"a.jpg": [{"box": 1}]}, r"a.jpg, hand 0: needs box_xyxy or joints_2d"),
         ({"a.jpg": [a_box("Right")]}, r'side must be right or left, got "Right"'),
         ({"a.jpg": [a_box(xyxy=(1, 2, 3))]}, r"four finite numbers, got \[1, 2, 3\]"),
         ({"a.jpg": [a_box(xyxy=(10, 10, 5, 5))]}, r"x1 > x0 and y1 > y0"),
@@ -645,7 +649,8 @@ def test_the_joint_set_can_be_chosen(trained: Trained, joints_run: Path, tmp_pat
     [
         (["fov_deg=200"], r"fov_deg must lie in \[1, 180\), got 200"),
         (["every=0"], r"every must be at least 1, got 0"),
-        (["boxes=b.json", "side=left"], r"boxes='b.json' says the side of every hand"),
+        (["box_scale=0"], r"box_scale must lie in \[0.1, 10\], got 0"),
+        (["video=true", "pictures=false"], "video=true is made of the pictures"),
         (["side=up"], r"side must be one of right, left, both, got 'up'"),
     ],
 )
@@ -665,6 +670,7 @@ def test_the_command_line_reaches_it(
 ) -> None:
     write_image(tmp_path / "hand.png", frame(0))
     words = [f"run={joints_run}", f"images={tmp_path / 'hand.png'}", "intrinsics=90,90,64,48"]
+    words.append("boxes=none")
     assert front_door("python -m train", COMMANDS, ["predict", *words, "device=cpu"]) == 0
     record = json.loads((joints_run / "predict-hand" / "predictions.json").read_text())
     assert record["images"]["hand.png"]["K"] == [[90, 0, 64], [0, 90, 48], [0, 0, 1]]

@@ -103,6 +103,17 @@ def step(meters: Meters, clock: Clock, data: float, step: float, samples: int = 
     meters.add(samples)
 
 
+class Inside(Net):
+    """Calls the layers of its backbone one by one."""
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        x = inputs.image
+        for layer in self.backbone:
+            x = layer(x)
+        out: Tensor = self.mlp(self.attention(x.flatten(2).mT).mean(1))
+        return out
+
+
 # --- rates ----------------------------------------------------------------------------------------
 
 
@@ -219,9 +230,10 @@ def test_own_memory_leaves_mapped_files_out(tmp_path: Path) -> None:
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
-def test_operations_are_those_of_the_formulas() -> None:
-    model = Net()
-    count = FlopCount(Net().eval(), PX)
+@pytest.mark.parametrize("kind", [Net, Inside])
+def test_operations_are_those_of_the_formulas(kind: type[Net]) -> None:
+    model = kind()
+    count = FlopCount(kind().eval(), PX)
     forward = CONV + QKV + SCORES_AND_MIX + LAST
     assert count.of_a_step(model) == 3 * forward
     model.backbone.requires_grad_(requires_grad=False)

@@ -41,9 +41,19 @@ def read_json(path: Path) -> Any:
             name = f"{found[0].filename} in {path}"
             data = read_member(archive, found[0], name=name, max_bytes=_MAX_BYTES)
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose keys differ: Python takes the last of equal ones in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"it has the key {twice[:80]!r} twice")
+    return found
 
 
 def prediction_file(path: Path) -> Path:
