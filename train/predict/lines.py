@@ -115,6 +115,7 @@ def open_lines(
             file.seek(0)
             file.truncate()
             file.write(header)
+            file.flush()  # before anything else: it shows whose folder this is
         yield lines
 
 
