@@ -389,6 +389,23 @@ STRESS: Final = (
     ),
     *(
         Figure(
+            what=f"{what} killed, signalled, without room: nothing torn, goes on to its end",
+            bench="soak",
+            variant=f"interrupted {variant}",
+            metric="ended right",
+            text="{p50:.0f} of {n} interruptions",
+        )
+        for what, variant in (
+            ("build", "build-cache"),
+            ("build by two workers", "build-cache, two workers"),
+            ("training", "run"),
+            ("evaluation", "evaluate"),
+            ("evaluation with an export", "export"),
+            ("prediction", "predict"),
+        )
+    ),
+    *(
+        Figure(
             what=f"{dataset} build killed: same bytes as an undisturbed one",
             bench="soak",
             variant=f"build {name}",

@@ -7,6 +7,7 @@ and the real data. Use it for tests and to try the whole pipeline, not to measur
 import shlex
 from pathlib import Path
 
+from pipeline.app.files import naming
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
 from preprocess.config import SampleConfig
@@ -17,7 +18,7 @@ def main(config: SampleConfig) -> int:
     from preprocess.sample.generate import write_sample
 
     out = Path(config.out).expanduser()
-    with show_progress("make-sample") as report:
+    with show_progress("make-sample") as report, naming(out):
         summary = write_sample(
             config.dataset,
             out,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -136,6 +137,9 @@ def content_of(path: Path) -> Any:
     """What a file of predictions says, as numbers where it does."""
     if path.suffix == ".json":
         return json.loads(path.read_text())
+    if path.suffix == ".csv":
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        return [[float(w) if w[-1].isdigit() and "." in w else w for w in row] for row in rows]
     if path.suffix == ".obj":
         return [
             [float(word) for word in line.split()[1:]]
@@ -165,7 +169,8 @@ def difference(found: Any, expected: Any, where: str = "") -> str | None:
         elif isinstance(expected, np.ndarray):
             is_same = float(np.abs(found.astype(int) - expected).mean()) < 0.1
         elif isinstance(expected, float):
-            digit = 1e-3 if "joints_2d" in where else 1e-6
+            is_pixel = re.search(r"joints_2d|csv/\d+/[78]$", where)
+            digit = 1e-3 if is_pixel else 1e-6
             is_same = abs(found - expected) <= 1.1 * digit * max(1, abs(expected) / 100)
         else:
             is_same = found == expected
@@ -226,7 +231,7 @@ def commands() -> dict[str, Case]:
     scored = ("run=run", "store=data.zarr", *data, "batch_size=4", "out=results/out")
     build = ("root=data", "mano=data/mano", "out=results/out", "shard_rows=16")
     steps = ("steps=8", "pictures_every=4", "threads=1", "run_dir=results/out")
-    photos = ("run=run", "images=photos", "meshes=true", "batch_size=2", "out=results/out")
+    photos = ("run=run", "images=photos", "meshes=true", "csv=true", "batch_size=2")
     return {
         "build-cache": Case(
             package="preprocess",
@@ -267,7 +272,7 @@ def commands() -> dict[str, Case]:
         ),
         "predict": Case(
             package="train",
-            words=("predict", *photos, *data),
+            words=("predict", *photos, *data, "out=results/out"),
             named=("out",),
             result=predictions_result,
             check=check_equal,

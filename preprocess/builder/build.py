@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from pipeline.app.files import replace_file
+from pipeline.app.files import naming, replace_file
 from pipeline.app.lock import locked
 from pipeline.app.progress import show_progress
 from pipeline.app.words import say
@@ -85,7 +85,7 @@ def build(config: BuildConfig, *, console: Console | None = None) -> BuildReport
         instead="choose another out=",
         say=lambda line: say(f"build-cache: {line}", console),
     )
-    with alone:
+    with alone, naming(out):
         check_out(out, overwrite=config.overwrite)
         return _build(config, out, console)
 

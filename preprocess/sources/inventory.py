@@ -55,13 +55,21 @@ class Inventory:
         """
         return self._used(path, os.DirEntry.is_dir, is_used, is_known)
 
-    def files(self, path: str, is_used: Callable[[str], object]) -> list[str]:
+    def files(
+        self,
+        path: str,
+        is_used: Callable[[str], object],
+        *,
+        is_known: Callable[[str], object] = _never,
+    ) -> list[str]:
         """Return the sorted names of the regular files in ``root/path`` that ``is_used`` accepts.
+
+        The others count as passed over if ``is_known`` does not accept them.
 
         Raises:
             SourceError: If the folder cannot be listed.
         """
-        return self._used(path, os.DirEntry.is_file, is_used, _never)
+        return self._used(path, os.DirEntry.is_file, is_used, is_known)
 
     def _used(
         self,

@@ -12,10 +12,9 @@ from pipeline.loader import Loader
 from pipeline.store.schema import SYNTHETIC_FILE
 from tests.conftest import SampleStore, scores_file
 from tests.train.test_run import config, log_of, weights
-from train.config import DEFAULT_STEPS, EvaluateConfig, PredictConfig
+from train.config import DEFAULT_STEPS, EvaluateConfig
 from train.evaluate.evaluate import main as evaluate
 from train.losses.inputs import MOTION_TERMS, OBJECT_TERMS
-from train.predict.predict import main as predict
 from train.run import main as run
 
 SCENE = [
@@ -160,9 +159,6 @@ def test_what_does_not_fit_is_refused(
             run(config(arctic, tmp_path / "f", *SCENE, *other))
         with pytest.raises(FileNotFoundError, match=r"init='.*' holds no weights"):
             run(config(arctic, tmp_path / "c", *SCENE, f"init={tmp_path}"))
-    picture = str(frames / "pictures" / "train-0000004.png")
-    with pytest.raises(ValueError, match="two hands and an object in one crop"):
-        predict(PredictConfig(run=str(frames), images=picture, mano=str(arctic.mano)))
     asked = EvaluateConfig(
         run=str(frames),
         store=str(arctic.store),

@@ -217,6 +217,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         out = Path(config.out or run_dir / name)
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
+        sheet = None
         for i, windows in enumerate(batches):
             with torch.inference_mode():
                 index = taken[i].flatten().nonzero()[:, 0].to(device)
@@ -241,8 +242,6 @@ def _evaluate_run(config: EvaluateConfig) -> int:
                         collect(collected_mean, start, batch, None)
             if i == 0:
                 sheet = draw_predictions(batch, prediction, pipeline, loader.objects, most=32)
-                write = partial(write_picture, out / PICTURE, sheet)
-                BestEffort(say)("the picture", write)
         context = ReportContext(strict=config.strict, crop=crop, camera=CAMERA, device=device)
         report = None if collected is None else on_store.official_report(collected, context)
         mean_report = (
@@ -283,7 +282,9 @@ def _evaluate_run(config: EvaluateConfig) -> int:
             show(report, console, mean_report if isinstance(mean_report, Report) else None)
         elif report is not None:
             say(f"no official score: {report}")
-        write_json(out / SCORES, record)
+        write_json(out / SCORES, record)  # first: it shows whose folder this is
+        if sheet is not None:
+            BestEffort(say)("the picture", partial(write_picture, out / PICTURE, sheet))
         if errors is not None and config.details is not None:
             official = report.details if isinstance(report, Report) else None
             more = [] if official is None else official()

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -123,16 +124,13 @@ def main(config: ExportConfig) -> int:
     name = description.name
     require_ours(out.parent, "folder of out", [name], name, b'"frames_per_window"')
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.stem}.unfinished{out.suffix}")
-    try:
-        with torch.no_grad():
-            module(*example(module, TRACED))  # tells its outputs' names
-            WRITERS[config.format](module, example(module, TRACED), unfinished)
-            worst = differences(module, READERS[config.format](unfinished))
-        _require_parity(worst, config.format)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with torch.no_grad():
+        module(*example(module, TRACED))  # tells its outputs' names
+        # In memory: torch's own writer ends the process where the disk is full.
+        content = WRITERS[config.format](module, example(module, TRACED))
+        worst = differences(module, READERS[config.format](content))
+    _require_parity(worst, config.format)
+    replace_file(out, content)
     record = _described(module, about.inputs, joint_set, out, worst, step=about.step)
     record |= {"format": config.format.name}
     if needs_mano:
@@ -160,13 +158,15 @@ def _exported(module: ExportedNetwork, inputs: tuple[Tensor, ...]) -> Any:
     return torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
 
 
-def _write_pt2(module: ExportedNetwork, inputs: tuple[Tensor, ...], path: Path) -> None:
+def _write_pt2(module: ExportedNetwork, inputs: tuple[Tensor, ...]) -> bytes:
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are not on the CPU; these are
-        torch.export.save(_exported(module, inputs), path)
+        torch.export.save(_exported(module, inputs), content)
+    return content.getvalue()
 
 
-def _write_onnx(module: ExportedNetwork, inputs: tuple[Tensor, ...], path: Path) -> None:
+def _write_onnx(module: ExportedNetwork, inputs: tuple[Tensor, ...]) -> bytes:
     _require("onnxscript")
     program = _exported(module, inputs)
     with warnings.catch_warnings():
@@ -179,30 +179,32 @@ def _write_onnx(module: ExportedNetwork, inputs: tuple[Tensor, ...], path: Path)
             verbose=False,
         )
     assert found is not None
-    found.save(str(path), external_data=False)
+    return bytes(found.model_proto.SerializeToString())
 
 
-def _write_torchscript(module: ExportedNetwork, inputs: tuple[Tensor, ...], path: Path) -> None:
+def _write_torchscript(module: ExportedNetwork, inputs: tuple[Tensor, ...]) -> bytes:
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; some programs still need it
         traced = torch.jit.trace(module, inputs, strict=False)  # type: ignore[no-untyped-call]
-        traced.save(str(path))
+        torch.jit.save(traced, content)
+    return content.getvalue()
 
 
-def _read_pt2(path: Path) -> Run:
-    module = torch.export.load(path).module()
+def _read_pt2(content: bytes) -> Run:
+    module = torch.export.load(io.BytesIO(content)).module()
     return lambda inputs: tuple(module(*inputs))
 
 
-def _read_torchscript(path: Path) -> Run:
+def _read_torchscript(content: bytes) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        module = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
     return lambda inputs: tuple(module(*inputs))
 
 
-def _read_onnx(path: Path) -> Run:
-    session = _require("onnxruntime").InferenceSession(str(path))
+def _read_onnx(content: bytes) -> Run:
+    session = _require("onnxruntime").InferenceSession(content)
 
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         given = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
@@ -211,12 +213,12 @@ def _read_onnx(path: Path) -> Run:
     return run
 
 
-WRITERS: Final[dict[ExportFormat, Callable[..., None]]] = {
+WRITERS: Final[dict[ExportFormat, Callable[[ExportedNetwork, tuple[Tensor, ...]], bytes]]] = {
     ExportFormat.onnx: _write_onnx,
     ExportFormat.pt2: _write_pt2,
     ExportFormat.torchscript: _write_torchscript,
 }
-READERS: Final[dict[ExportFormat, Callable[[Path], Run]]] = {
+READERS: Final[dict[ExportFormat, Callable[[bytes], Run]]] = {
     ExportFormat.onnx: _read_onnx,
     ExportFormat.pt2: _read_pt2,
     ExportFormat.torchscript: _read_torchscript,

@@ -24,7 +24,9 @@ from train.predict.outputs import FORMAT as RESULT_FORMAT
 
 NAME: Final = "predictions.jsonl"
 FINAL: Final = "predictions.json"
-WRITTEN: Final = (FINAL, "pictures", "meshes")
+CSV: Final = "joints.csv"
+VIDEO: Final = "predictions.mp4"
+WRITTEN: Final = (FINAL, "pictures", "meshes", CSV, VIDEO)
 """What stays."""
 FORMAT: Final = "handloom-predict-lines-1"
 _KINDS: Final = ("image", "hand", "object", "skipped", "done")
@@ -113,6 +115,7 @@ def open_lines(
             file.seek(0)
             file.truncate()
             file.write(header)
+            file.flush()  # before anything else: it shows whose folder this is
         yield lines
 
 

@@ -45,7 +45,7 @@ from train.predict.inputs import (
     frames,
     unanswered,
 )
-from train.predict.lines import FINAL, Lines, open_lines, what_of, write_final
+from train.predict.lines import CSV, FINAL, VIDEO, Lines, open_lines, what_of, write_final
 from train.predict.outputs import (
     Hand,
     hand_record,
@@ -178,9 +178,9 @@ def main(config: PredictConfig) -> int:
         path = out / FINAL
         num_skipped = write_final(path, lines, head_of(about), [asdict(one) for one in left_out])
         if config.csv:
-            write_csv(out / "joints.csv", lines)
+            write_csv(out / CSV, lines)
         if config.video:
-            write_video(out / "predictions.mp4", lines, source.fps)
+            write_video(out / VIDEO, lines, source.fps)
         lines.path.unlink()
     say(
         f"hands: {lines.num_hands}, images: {lines.num_images}, skipped: {num_skipped}; "

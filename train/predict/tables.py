@@ -1,6 +1,7 @@
 """Tables and videos of what ``train predict`` found, from its lines."""
 
 import csv
+import errno
 import io
 import json
 from pathlib import Path
@@ -41,10 +42,11 @@ def write_video(path: Path, lines: Lines, fps: float | None) -> None:
     """Write the pictures of a video's frames as a video, in their order.
 
     Raises:
-        OSError: If OpenCV cannot write it, or a picture is gone.
+        OSError: If OpenCV cannot write it whole, or a picture is gone.
     """
     partial = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     writer: cv2.VideoWriter | None = None
+    num = 0
     try:
         for kind, value in lines.read():
             if kind != "image":
@@ -62,8 +64,12 @@ def write_video(path: Path, lines: Lines, fps: float | None) -> None:
                 if not writer.isOpened():
                     raise OSError(f"{path}: OpenCV has no encoder for MPEG-4 here; use video=false")
             writer.write(bgr)
+            num += 1
         if writer is not None:
             writer.release()
+            # OpenCV says nothing of a full disk.
+            if int(cv2.VideoCapture(str(partial)).get(cv2.CAP_PROP_FRAME_COUNT)) != num:
+                raise OSError(errno.ENOSPC, "the video was not written whole", str(path))
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

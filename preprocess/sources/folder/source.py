@@ -21,6 +21,7 @@ from preprocess.sources.folder.files import Annotations, Place, open_annotations
 from preprocess.sources.folder.labels import read_labels
 from preprocess.sources.folder.mistakes import Sampled, mistakes
 from preprocess.sources.folder.records import Header, Image
+from preprocess.sources.inventory import Inventory
 
 _NAME: Final = "folder"
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png")
@@ -57,7 +58,8 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
     found = mistakes(sampled)
     if errors := [mistake.text for mistake in found if mistake.is_certain]:
         raise SourceError(f"{_NAME}: {annotations.path}: {'; '.join(errors)}")
-    warnings = [mistake.text for mistake in found]
+    notes = _images_beside(root, columns.image).notes()
+    notes["warnings"] = [mistake.text for mistake in found] + notes.get("warnings", [])
     return DatasetSource(
         dataset=_NAME,
         joint_set=JointSet[header.joint_set],
@@ -81,8 +83,25 @@ def open_source(root: Path, mano: ManoModels | None) -> DatasetSource:
         left_as_shipped=header.mano_left == "as_shipped",
         official_boxes=True,
         optional_labels=("joints_2d",) if columns.has_joints_2d else (),
-        notes={"name": header.name} | ({"warnings": warnings} if warnings else {}),
+        notes={"name": header.name, **{key: note for key, note in notes.items() if note}},
     )
+
+
+def _images_beside(root: Path, images: Sequence[str]) -> Inventory:
+    """Account of the images that lie beside those of the records and are named by none."""
+    inventory = Inventory(dataset=_NAME, root=root)
+    named: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        path = PurePosixPath(image)
+        named[str(path.parent)].add(path.name)
+    for folder, names in sorted(named.items()):
+        if (root / folder).is_dir():
+            inventory.files(
+                "" if folder == "." else folder,
+                names.__contains__,
+                is_known=lambda name: not name.lower().endswith(_SUFFIXES),
+            )
+    return inventory
 
 
 def _label_job(

@@ -333,6 +333,7 @@ def test_a_full_disk_is_one_sentence(
             build(in_four(truth), console=QUIET)
     assert "No space left on device" in str(error.value)
     out = Path(in_four(truth).out)
+    assert str(out) in str(error.value)
     build(in_four(truth), console=QUIET)
     assert file_hashes(out) == expected
     assert not list(out.rglob(f"*{PARTIAL}"))

@@ -1,6 +1,7 @@
 """Exported files against the network, and in a process that has nothing but their runtime."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_file_gives_what_the_network_does(
         net, JointSet.smplx, mirrors_left=told["mirror_left"], num_frames=num_frames
     )
     inputs = example(module, 2, seed=99)
-    found = export.READERS[kind](file)(inputs)
+    found = export.READERS[kind](file.read_bytes())(inputs)
     expected = tuple(value.detach() for value in module(*inputs))
     assert list(told["outputs"]) == list(module.names)
     for output, mine, theirs in zip(module.names, expected, found, strict=True):
@@ -178,14 +179,35 @@ def test_a_file_that_differs_is_not_kept(
     old.write_text("of last week")
     read = export.READERS[ExportFormat.pt2]
 
-    def shifted(path: Path) -> export.Run:
-        usual = read(path)
+    def shifted(content: bytes) -> export.Run:
+        usual = read(content)
         return lambda inputs: tuple(value + 2e-5 for value in usual(inputs))
 
     monkeypatch.setitem(export.READERS, ExportFormat.pt2, shifted)
     with pytest.raises(ValueError, match=r"differs from the network \(hands.joints_3d: mean 0.03"):
         main(ExportConfig(run=str(run), format=ExportFormat.pt2))
     assert [file.name for file in old.parent.iterdir()] == ["model.pt2"]
+    assert old.read_text() == "of last week"
+
+
+@pytest.mark.parametrize("format_", ["pt2", "torchscript", "onnx"])
+def test_a_full_disk_leaves_the_file_of_before(
+    tmp_path: Path, mano: ManoModels, format_: str
+) -> None:
+    """Written by torch itself, a file that does not fit would end the process."""
+    kind = ExportFormat[format_]
+    run = saved(tmp_path, "joints", mano)
+    old = run / "export" / f"model{export.SUFFIXES[kind]}"
+    old.parent.mkdir()
+    old.write_text("of last week")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{old}'"):
+            main(ExportConfig(run=str(run), format=kind))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(old.parent.iterdir()) == [old]
     assert old.read_text() == "of last week"
 
 

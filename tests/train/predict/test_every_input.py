@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from train.__main__ import COMMANDS
 from train.predict.boxes import by_frame, read_boxes
 from train.predict.cameras import Cameras, read_cameras
 from train.predict.hands import crop_of, predict_hands
+from train.predict.lines import open_lines
 from train.predict.outputs import Hand, hand_record, picture_name
 from train.predict.predict import main
 
@@ -198,6 +200,14 @@ def test_what_is_not_ours_is_left_alone(joints_run: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="is none of predict's files: move it away"):
         main(config(joints_run, tmp_path / "a.png", out=tmp_path / "out"))
     assert mine.read_text() == '{"mine": 1}\n'
+
+    (tmp_path / "new").mkdir()
+    with open_lines(tmp_path / "new", {"options": 1}, print):  # killed in its first image
+        write_image(tmp_path / "new" / "meshes" / "a.png", frame(0))
+        (tmp_path / "killed").mkdir()
+        shutil.copytree(tmp_path / "new", tmp_path / "killed", dirs_exist_ok=True)
+    with open_lines(tmp_path / "killed", {"options": 1}, print) as lines:
+        assert lines.num_done == 0
 
     photo = tmp_path / "album" / "pictures" / "a.png.jpg"  # what its picture would be called
     photo.parent.mkdir(parents=True)

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import json
 import math
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -24,6 +27,7 @@ from train.predict.cameras import Cameras
 from train.predict.exif import focal_px_of
 from train.predict.predict import main
 from train.predict.shade import Surface, draw_surfaces, rasterise
+from train.predict.tables import write_video as write_frames
 
 POINTS = [[10.0 + 3 * i, 40.0 - i] for i in range(21)]
 AROUND = (10.0, 20.0, 70.0, 40.0)
@@ -285,3 +289,26 @@ def test_joints_as_a_table_and_pictures_as_a_video(joints_run: Path, tmp_path: P
     assert np.abs(last.astype(int) - picture).mean() < 10
     with pytest.raises(ValueError, match="video=true needs a video"):
         main(config(joints_run, tmp_path / "out" / "pictures", video=True))
+
+
+def test_a_video_that_does_not_fit_on_the_disk_gets_no_name(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(12)]
+    rng = np.random.default_rng(0)
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    lines: Any = SimpleNamespace(
+        read=lambda: [("image", json.dumps({"picture": name}).encode()) for name in names]
+    )
+    path = tmp_path / "predictions.mp4"
+    path.write_bytes(b"of last week")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
+    try:
+        with pytest.raises(OSError, match=r"the video was not written whole: '.*predictions.mp4'"):
+            write_frames(path, lines, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"of last week"
+    assert not list(tmp_path.glob(".*"))
+    write_frames(path, lines, 10)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 12

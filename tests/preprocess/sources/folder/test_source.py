@@ -343,3 +343,14 @@ def test_what_may_be_right_is_a_warning(tmp_path: Path, kind: str) -> None:
     folder.write()
     (warning,) = open_source("folder", folder.root, None).notes["warnings"]
     assert warning.startswith(kind)
+
+
+def test_images_without_a_record_are_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own")
+    for name in ("forgotten.JPG", "._000.jpg", "notes.txt"):
+        (folder.root / "images" / name).write_bytes(b"")
+    notes = open_source("folder", folder.root, None).notes
+    assert notes["passed_over"] == {"count": 1, "names": ["images/forgotten.JPG"]}
+    assert notes["hidden_files"] == 1
+    (warning,) = notes["warnings"]
+    assert warning.startswith("1 of 8 files and folders were passed over")
