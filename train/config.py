@@ -429,8 +429,10 @@ class Side(Enum):
 class PredictConfig:
     """Predict the hands of one's own images."""
 
-    run: str = "???"
-    """Folder of a run made by train run, or a folder of weights."""
+    run: str | None = None
+    """Folder of a run made by train run, or a folder of weights; or"""
+    model: str | None = None
+    """an ONNX file of train export, which onnxruntime runs; it needs the extra export."""
     images: str = "???"
     """Folder of images, one image, or a video."""
     boxes: str | None = None
@@ -471,11 +473,15 @@ class PredictConfig:
     batch_size: int = 32
     """Hands per batch."""
     out: str | None = None
-    """Folder for predictions.json, pictures and meshes; null takes RUN/predict-<name of images>."""
+    """Folder for predictions.json, pictures and meshes; null takes predict-<name of images> in the
+    folder of the run or file."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, every=(1, math.inf), batch_size=(1, math.inf))
+        if (self.run is None) == (self.model is None):
+            given = "neither" if self.run is None else f"run={self.run!r} and model={self.model!r}"
+            raise ValueError(f"give run=RUN or model=FILE.onnx, one of them; got {given}")
         if not 1 <= self.fov_deg < 180:
             raise ValueError(f"fov_deg must lie in [1, 180), got {self.fov_deg}")
         if not 0.1 <= self.box_scale <= 10:
@@ -495,6 +501,13 @@ class ExportFormat(Enum):
     """torch.jit.load; deprecated by torch, for programs that know nothing else."""
 
 
+class Decode(Enum):
+    """Where MANO parameters become vertices."""
+
+    inside = "inside"
+    outside = "outside"
+
+
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
     """Write a trained network as one file for programs without this package."""
@@ -510,6 +523,9 @@ class ExportConfig:
     """What the 21 joints mean, for example smplx or freihand; null = as in training."""
     mano: str | None = None
     """Folder with MANO_RIGHT.npz and MANO_LEFT.npz; null takes the run's, else HANDLOOM_MANO."""
+    decode: Decode = Decode.inside
+    """Where MANO decodes its parameters: inside, then the file holds MANO's arrays, under their
+    licence; or outside, then it gives pose, shape and wrist, and holds none."""
 
     def __post_init__(self) -> None:
         """Check the values."""

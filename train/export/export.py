@@ -12,22 +12,25 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from model.hand import JOINT_NAMES, JointSet
+from model.geometry.camera import lift_from_crop
+from model.geometry.rotation import rot6d_to_rotmat
+from model.hand import JOINT_NAMES, NUM_JOINTS, NUM_MANO_JOINTS, JointSet
+from model.mano.layer import ManoLayer
 from model.network import Inputs, Network
-from model.prediction import tensors_of
+from model.parts.hand_decoder import HandDecoder
+from model.prediction import HandPrediction, tensors_of
 from model.pretrained import InputSpec, load_pretrained, read_pretrained_config
 from pipeline.app.files import replace_file, require_ours
 from pipeline.app.words import say
-from train.config import ExportConfig, ExportFormat
-from train.predict.hands import choose_joint_set
+from train.config import Decode, ExportConfig, ExportFormat
+from train.predict.exported import FORMAT, WRIST
+from train.predict.hands import choose_joint_set, crops_of
 from train.state.load import mano_of_weights
 from train.state.weights import config_of_run, weights_folder, window_of
 
-FORMAT: Final = 1
-"""Version of ``model.json``."""
 INPUTS: Final = ("image", "K", "is_right")
 BATCHES: Final = (1, 4, 7)
 """Batch sizes at which the file is compared with the network."""
@@ -87,8 +90,53 @@ class ExportedNetwork(nn.Module):
             num_frames=self.num_frames,
         )
         found = dict(tensors_of(self.network(inputs)))
+        if isinstance(self.network.decoder, ParametersOnly):
+            found = {WRIST: found.pop("hands.joints_3d")[:, :, 0]} | found
         self.names = tuple(found)
         return tuple(value[:num] for value in found.values())
+
+
+class ParametersOnly(HandDecoder):
+    """Decodes MANO's parameters without MANO: pose, shape, and the wrist in place of the joints."""
+
+    def forward(
+        self,
+        numbers: Float[Tensor, "b h n"],
+        K: Float[Tensor, "b 3 3"],
+        decode_right: Bool[Tensor, "b h"],
+        joint_set: Int64[Tensor, " b"],
+        is_right: Bool[Tensor, "b h"],
+    ) -> HandPrediction:
+        """Return the hands; their only joint is the wrist."""
+        rot6d, beta, place = numbers.split_with_sizes(self.sizes, -1)
+        wrist = lift_from_crop(place, K, self.input_px)
+        theta = rot6d.reshape(*wrist.shape[:2], NUM_MANO_JOINTS, 6)
+        return HandPrediction(
+            joints_3d=wrist[:, :, None].expand(-1, -1, NUM_JOINTS, -1),
+            theta_rotmat=rot6d_to_rotmat(theta),
+            beta=beta,
+        )
+
+
+def without_mano(network: Network, folder: Path) -> Network:
+    """Return the network with MANO's arrays taken out of it.
+
+    Raises:
+        ValueError: If there is no such form of it.
+    """
+    decoder = network.decoder
+    if decoder is None or decoder.mano is None:
+        raise ValueError(
+            f"decode=outside: the network in {folder} predicts no MANO parameters; leave it out"
+        )
+    outside = ParametersOnly(input_px=decoder.input_px, mano=None)
+    outside.parts = decoder.parts
+    network.decoder = outside
+    if any(isinstance(module, ManoLayer) for module in network.modules()):
+        raise ValueError(
+            f"decode=outside: the network in {folder} needs MANO inside; use decode=inside"
+        )
+    return network
 
 
 def main(config: ExportConfig) -> int:
@@ -107,6 +155,10 @@ def main(config: ExportConfig) -> int:
     mano = mano_of_weights(folder, about.model, config.mano) if needs_mano else None
     joint_set = choose_joint_set(config.joint_set, about, mano)
     network = load_pretrained(folder, mano=mano)
+    crops = crops_of(folder, about.inputs)
+    has_mano = needs_mano and config.decode is Decode.inside
+    if config.decode is Decode.outside:
+        network = without_mano(network, folder)
     module = ExportedNetwork(
         network,
         joint_set,
@@ -132,8 +184,15 @@ def main(config: ExportConfig) -> int:
     _require_parity(worst, config.format)
     replace_file(out, content)
     record = _described(module, about.inputs, joint_set, out, worst, step=about.step)
-    record |= {"format": config.format.name}
-    if needs_mano:
+    record |= {
+        "format": config.format.name,
+        "decode": config.decode.name if needs_mano else None,
+        "mano_sha256": about.mano_sha256,
+        "view": crops.view.name,
+        "cached_margin": crops.margin,
+        "cached_px": crops.cache_px,
+    }
+    if has_mano:
         record |= {"licence": MANO_LICENCE}
     text = json.dumps(record, indent=2) + "\n"
     replace_file(description, text.encode())
@@ -143,8 +202,8 @@ def main(config: ExportConfig) -> int:
         f"{', '.join(module.names)}; largest difference at batch "
         f"{', '.join(map(str, BATCHES))}: {compared}"
     )
-    if needs_mano:
-        say(f"{out.name} {MANO_LICENCE}")
+    if has_mano:
+        say(f"{out.name} {MANO_LICENCE}; decode=outside writes a file without them")
     return 0
 
 
@@ -270,7 +329,7 @@ def differences(module: ExportedNetwork, run: Run) -> dict[str, Difference]:
         inputs = example(module, batch, seed=batch)
         expected = module(*inputs)
         for name, mine, theirs in zip(module.names, expected, run(inputs), strict=True):
-            if name.endswith(("joints_3d", "vertices", "transl")):
+            if name.endswith(("joints_3d", "vertices", "transl", "wrist")):
                 found.setdefault(name, []).append((mine - theirs).norm(dim=-1).flatten())
     errors = {name: torch.cat(parts) * 1e3 for name, parts in found.items()}
     return {

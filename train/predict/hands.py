@@ -8,7 +8,7 @@ they differ by 3.5 mm on average.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +24,13 @@ from model.geometry.crop import compose, invert, square_crop_affine
 from model.geometry.rotation import mirror_rotmat, rotate, rotmat_to_axis_angle
 from model.hand import JointSet
 from model.mano.files import INTERHAND_REGRESSOR_FILE, ManoModels
-from model.network import Network
-from model.prediction import HandPrediction, ObjectPrediction, hands_of, prediction_at
+from model.prediction import (
+    HandPrediction,
+    ObjectPrediction,
+    Prediction,
+    hands_of,
+    prediction_at,
+)
 from model.pretrained import (
     InputSpec,
     PretrainedConfig,
@@ -76,16 +81,19 @@ class Crops:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
-    """A network and its input format.
+    """A network, or an exported file, and its input format.
 
     predictor = Predictor.from_run("runs/first", device="cuda")
     for hand in predictor(image, [[120, 80, 310, 290]]):
         print(hand.side, hand.joints_3d)
     """
 
-    model: Network
+    network: Callable[[Batch], Prediction]
+    """Predicts the frames of a batch."""
+    weights: Path
+    """Where the network comes from: a folder of weights, or an exported file."""
     step: int
-    """Configuration of its training."""
+    """Training step of the weights."""
     crops: Crops
     num_frames: int
     """Length of the windows that the network looks at; 1: single images."""
@@ -93,7 +101,6 @@ class Predictor:
     faces: np.ndarray | None
     """Faces of MANO's right hand, [1538, 3]; None for a joint head."""
     device: torch.device
-    dtype: torch.dtype
     batch_size: int
 
     @staticmethod
@@ -128,7 +135,25 @@ class Predictor:
             precision=precision,  # type: ignore[arg-type]
             batch_size=batch_size,
         )
-        return load_predictor(config, weights_folder(config.run))
+        return load_predictor(config)
+
+    @staticmethod
+    def from_file(
+        model: str | Path, *, mano: str | Path | None = None, batch_size: int = 32
+    ) -> "Predictor":
+        """Load an ONNX file of ``python -m train export``.
+
+        Args:
+            model: The file; its description lies beside it.
+            mano: Folder of the MANO files, for files that MANO decodes outside.
+            batch_size: Hands per batch.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If it cannot be used; says why.
+        """
+        folder = None if mano is None else str(mano)
+        return load_predictor(PredictConfig(model=str(model), mano=folder, batch_size=batch_size))
 
     def __call__(
         self,
@@ -180,14 +205,19 @@ class Crop:
     """Intrinsics of the input pixels, for points mirrored with them."""
 
 
-def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
-    """Load the network of a folder of weights.
+def load_predictor(config: PredictConfig) -> Predictor:
+    """Load the network of a run, or an exported file.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the weights are damaged, MANO is missing or differs, the joint convention is
             unknown, or a mesh is requested that the network does not predict.
     """
+    if config.run is None:
+        from train.predict.exported import load_exported
+
+        return load_exported(config)
+    folder = weights_folder(config.run)
     about = read_pretrained_config(folder)
     has_mesh = about.model.needs_mano
     if config.meshes and not has_mesh:
@@ -205,15 +235,17 @@ def load_predictor(config: PredictConfig, folder: Path) -> Predictor:
             "manifest.json says in which view; predict from the folder of the run"
         )
     spec = dataclasses.replace(crops.spec, pad=crops.spec.pad * config.box_scale)
+    model = load_pretrained(folder, mano=mano).to(device)
+    dtype = backbone_dtype(config.precision, device)
     return Predictor(
-        model=load_pretrained(folder, mano=mano).to(device),
+        network=lambda batch: predict(model, batch, dtype),
+        weights=folder,
         step=about.step,
         crops=dataclasses.replace(crops, spec=spec),
         num_frames=window_of(config_of_run(folder)) if about.model.min_window > 1 else 1,
         joint_set=joint_set,
         faces=None if mano is None else mano.right.f,
         device=device,
-        dtype=backbone_dtype(config.precision, device),
         batch_size=config.batch_size,
     )
 
@@ -410,7 +442,7 @@ def _predicted(predictor: Predictor, crops: list[Crop]) -> list[Found]:
     batch = batch_of(crops, predictor.joint_set)
     if predictor.num_frames > 1:
         batch = in_windows(batch, crops, predictor.num_frames)
-    prediction = predict(predictor.model, batch.to(predictor.device), predictor.dtype)
+    prediction = predictor.network(batch.to(predictor.device))
     if predictor.num_frames > 1:
         real = batch.frames().is_real.nonzero()[:, 0]
         order = batch.frames().sample_id[real].argsort()

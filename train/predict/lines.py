@@ -160,10 +160,13 @@ def what_of(config: PredictConfig, source: InputMedia, weights: Path) -> dict[st
         named = Path(str(getattr(config, key))).expanduser()
         with contextlib.suppress(OSError):
             files[key] = hashlib.sha256(named.read_bytes()).hexdigest()
+    network = [weights, weights.with_suffix(".json")]
+    if weights.is_dir():
+        network = [path for path in sorted(weights.iterdir()) if path.is_file()]
     return {
         "options": options,
         "version": version_of("handloom"),
-        "weights": [[p.name, _state_of(p)] for p in sorted(weights.iterdir()) if p.is_file()],
+        "weights": [[p.name, _state_of(p)] for p in network],
         "inputs": inputs.hexdigest(),
         **files,
     }

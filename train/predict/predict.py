@@ -56,7 +56,6 @@ from train.predict.outputs import (
     write_mesh,
 )
 from train.predict.tables import write_csv, write_video
-from train.state.weights import weights_folder
 
 READ_AHEAD: Final = 2
 """Images decoded ahead of the network."""
@@ -107,6 +106,7 @@ def main(config: PredictConfig) -> int:
         python -m train predict run=runs/first images=photos boxes=boxes.json meshes=true
         python -m train predict run=runs/first images=hand.jpg boxes=none intrinsics=900,900,640,360
         python -m train predict run=runs/first images=clip.mp4 boxes=boxes.json every=5
+        python -m train predict model=hand.onnx images=photos boxes=boxes.json
     """
     console = Console()
     source = find_source(config.images, config.every)
@@ -121,9 +121,8 @@ def main(config: PredictConfig) -> int:
     if source.names is None:
         boxes = None if boxes is None else by_frame(boxes, f"boxes={config.boxes!r}")
         cameras = cameras.by_frame(f"intrinsics={config.intrinsics!r}")
-    folder = weights_folder(config.run)
-    predictor = load_predictor(config, folder)
-    crops = predictor.crops
+    predictor = load_predictor(config)
+    folder, crops = predictor.weights, predictor.crops
     remarks = _remarks(config, source, found, boxes, cameras, crops.view)
     if config.joint_set is None and len(crops.spec.joint_sets) > 1:
         names = ", ".join(s.name for s in crops.spec.joint_sets)
@@ -353,7 +352,8 @@ def _remarks(
 def _out_folder(config: PredictConfig, source: InputMedia) -> Path:
     images = Path(config.images).expanduser().resolve()
     name = images.name if images.is_dir() else images.stem
-    default = Path(config.run).expanduser() / f"predict-{name}"
+    given = Path(config.run or config.model or "").expanduser()
+    default = (given if config.model is None else given.parent) / f"predict-{name}"
     out = default if config.out is None else Path(config.out).expanduser()
     if out.is_file():
         raise ValueError(f"out={config.out!r} is a file, expected a folder")

@@ -83,14 +83,16 @@ def write_manifest(
     (run / "manifest.json").write_text(json.dumps(record))
 
 
-def config(run: Path, images: Path, **options: Any) -> PredictConfig:
+def config(run: Path | None, images: Path, **options: Any) -> PredictConfig:
     fixed: dict[str, Any] = {"device": Device.cpu, "precision": Precision.fp32}
-    out = options.pop("out", run.parent / "out")
+    out = options.pop("out", images.parent / "out" if run is None else run.parent / "out")
     options.setdefault("boxes", "none")
-    return PredictConfig(run=str(run), images=str(images), out=str(out), **fixed, **options)
+    return PredictConfig(
+        run=None if run is None else str(run), images=str(images), out=str(out), **fixed, **options
+    )
 
 
-def predicted(run: Path, images: Path, out: Path, *, code: int = 0, **options: Any) -> Any:
+def predicted(run: Path | None, images: Path, out: Path, *, code: int = 0, **options: Any) -> Any:
     """Run the command; return predictions.json."""
     assert main(config(run, images, out=out, **options)) == code
     return json.loads((out / "predictions.json").read_text())
