@@ -128,14 +128,14 @@ COMMANDS: Final = list(commands())
 
 @pytest.mark.parametrize("name", sorted({command.name for _, command, _ in COMMANDS}))
 def test_every_dialect_means_the_same(name: str) -> None:
-    for _, command, words in COMMANDS:
-        if command.name == name:
-            expected = meaning(command, words)
-            seen = [words]
-            for dialect in DIALECTS:
-                if (short := typed(command, words, dialect)) not in seen:
-                    assert meaning(command, short) == expected, short
-                    seen.append(short)
+    mine = [(command, words) for _, command, words in COMMANDS if command.name == name]
+    for i, (command, words) in enumerate(mine):
+        seen, expected = [words], None
+        for dialect in DIALECTS[: 2 if i else 3]:  # one with dashes
+            if (short := typed(command, words, dialect)) not in seen:
+                expected = expected or meaning(command, words)
+                assert meaning(command, short) == expected, short
+                seen.append(short)
 
 
 def test_the_pages_have_keys_that_can_be_shorter() -> None:
