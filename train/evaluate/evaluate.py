@@ -215,6 +215,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
         name = f"evaluate-{store_path.stem}-{loader.content_sha256[:8]}-{config.split}"
         errors = None if config.details is None else HandErrors()
         out = Path(config.out or run_dir / name)
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the scores
         batches = tracked(loader, len(loader), "evaluate", "batches")
         taken = torch.split(most_central(loader.parts[0].windows), pipeline.batch_size)
         sheet = None

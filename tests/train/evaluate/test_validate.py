@@ -69,6 +69,17 @@ def test_the_untrained_network_is_scored_beside_the_mean_pose(
     assert "untrained" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_scored(
+    freihand: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(config(freihand, tmp_path / "run", "steps=1", "model.head=joints")) == 0
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "scores"
+    monkeypatch.setattr("train.evaluate.evaluate.add_scores", pytest.fail)
+    with pytest.raises(NotADirectoryError, match=str(out)):
+        evaluate(EvaluateConfig(run=str(tmp_path / "run"), store=str(freihand.store), out=str(out)))
+
+
 def test_a_full_disk_costs_validation_its_files_only(
     freihand: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
