@@ -72,7 +72,7 @@ def row_of(family: str) -> Family:
     row = FAMILIES.get(family) or _installed().get(family)
     if row is None:
         names = ", ".join([*FAMILIES, *_installed()])
-        raise ValueError(f"model={family!r} is no model family; there are {names}")
+        raise ValueError(f"model={family!r:.80} is no model family; there are {names}")
     return row
 
 

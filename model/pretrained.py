@@ -229,6 +229,9 @@ def _check_mano(folder: Path, config: PretrainedConfig, mano: ManoModels | None)
 def _parsed(record: dict[str, Any]) -> PretrainedConfig:
     found = as_record(_Record, record)
     inputs = {f.name: getattr(found.inputs, f.name) for f in fields(_Inputs)}
+    unknown = [name for name in found.inputs.joint_sets if name not in JointSet.__members__]
+    if unknown:
+        raise ValueError(f"inputs.joint_sets: there is no {shown(unknown[0])}")
     inputs["joint_sets"] = tuple(JointSet[name] for name in found.inputs.joint_sets)
     return PretrainedConfig(
         model=from_plain(ModelConfig, found.model),

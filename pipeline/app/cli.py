@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # not needed to answer --help
     from omegaconf import DictConfig
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
+_GROUPS_SEEN: Final = set[str]()
+"""Names of Hydra's groups, which its store keeps as long as the process."""
 USER_ERRORS: Final = (ValueError, OSError)
 """Raised for invalid user input or environment; any other exception is a bug of ours."""
 
@@ -234,6 +236,9 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     ]
     overrides = [spellings.get(override, override) for override in overrides]
     store = ConfigStore.instance()
+    for group in ("experiment", *_GROUPS_SEEN):  # of an earlier call: a key may have that name
+        store.repo.pop(group, None)
+    _GROUPS_SEEN.update(chosen)
     experiment = dict(word.split("=", 1) for word in words if "=" in word).get("experiment", "")
     if experiments and _is_file_name(experiment):
         path = _experiment_path(experiments, experiment)
@@ -249,7 +254,8 @@ def compose(schema: type[Any], words: Sequence[str]) -> Any:
     store.store(name="schema", node=node)
     defaults += [{"experiment": None}] if experiments else []
     store.store(name="command", node={"defaults": [*defaults, "_self_"]})
-    folder = experiments.parent if experiments else ROOT
+    # Hydra takes every folder in it for a group of configurations, such as ROOT/model.
+    folder = experiments.parent if experiments else Path(__file__).parent
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             config = hydra_compose("command", overrides=overrides)

@@ -64,7 +64,7 @@ LIMIT_BYTES: Final = 2**30
 LIMIT_S: Final = 20
 ON_PURPOSE: Final[dict[str, str]] = {
     r"store attributes: (licence|citation|command|dataset|plan_sha256|mano_sha256|tables\..*"
-    r"|extra.*|official_counts.*|found_counts.*|flag_counts.*|flags.*|content_sha256"
+    r"|tables|extra.*|official_counts.*|found_counts.*|flag_counts.*|flags.*|content_sha256"
     r"|image_encoding|joint_set)( .*)?": "text and counts that only the build knows; "
     "verify-cache holds what it can against the dataset",
     r"(store .*|annotations: .*): whole text only": "the same values in another layout",

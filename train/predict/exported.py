@@ -21,7 +21,7 @@ from pipeline.app.files import existing
 from pipeline.batch import Batch
 from pipeline.config import ViewKind
 from train.config import PredictConfig
-from train.predict.hands import Crops, Predictor
+from train.predict.crops import Crops
 
 FORMAT: Final = 1
 """Version of ``model.json``."""
@@ -31,8 +31,8 @@ WRIST: Final = "hands.wrist"
 Run = Callable[[Batch], dict[str, Tensor]]
 
 
-def load_exported(config: PredictConfig) -> Predictor:
-    """Load an ONNX file with its description.
+def load_exported(config: PredictConfig) -> dict[str, Any]:
+    """Load an ONNX file with its description; return the fields of a ``Predictor``.
 
     Raises:
         FileNotFoundError: If one of them is missing.
@@ -69,23 +69,24 @@ def load_exported(config: PredictConfig) -> Predictor:
     joint_set = JointSet[config.joint_set or about["joint_set"]]
     run = session_of(file, about)
     decode = _decoder(mano, joint_set, about) if is_outside and mano is not None else prediction_of
-    return Predictor(
-        network=lambda batch: decode(run(batch), batch),
-        weights=file,
-        step=about["step"],
-        crops=Crops(
-            spec=spec,
-            margin=about["cached_margin"],
-            cache_px=about["cached_px"],
-            view=ViewKind[about["view"]],
-            is_known=True,
-        ),
-        num_frames=about["frames_per_window"],
-        joint_set=joint_set,
-        faces=None if mano is None else mano.right.f,
-        device=torch.device("cpu"),
-        batch_size=config.batch_size,
+    crops = Crops(
+        spec=spec,
+        margin=about["cached_margin"],
+        cache_px=about["cached_px"],
+        view=ViewKind[about["view"]],
+        is_known=True,
     )
+    return {
+        "network": lambda batch: decode(run(batch), batch),
+        "weights": file,
+        "step": about["step"],
+        "crops": crops,
+        "num_frames": about["frames_per_window"],
+        "joint_set": joint_set,
+        "faces": None if mano is None else mano.right.f,
+        "device": torch.device("cpu"),
+        "batch_size": config.batch_size,
+    }
 
 
 def session_of(file: Path, about: dict[str, Any]) -> Run:

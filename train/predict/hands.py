@@ -49,6 +49,8 @@ from train.config import Device, Precision, PredictConfig
 from train.device.device import backbone_dtype, choose_device
 from train.predict.boxes import HandBox, hand_boxes, square_of, whole_image
 from train.predict.cameras import Cameras, checked_camera
+from train.predict.crops import Crops
+from train.predict.exported import load_exported
 from train.predict.inputs import InputImage, Skipped, find_source, frames
 from train.predict.outputs import FoundObject, Hand
 from train.state.load import mano_of_weights
@@ -57,26 +59,6 @@ from train.step.step import predict
 
 Box = HandBox | Mapping[str, Any] | Sequence[float] | np.ndarray
 """A hand's box as the caller gives it; four numbers are those of a right hand."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Crops:
-    """Geometry and format of the crop: image square to network input."""
-
-    spec: InputSpec
-    margin: float
-    """Side of the cached crop over the side of the input crop."""
-    cache_px: int
-    """Side of the cached crop, pixels."""
-    view: ViewKind
-    """What a crop shows."""
-    is_known: bool
-    """False: the run did not record the last three; they are the pipeline's defaults."""
-
-    @property
-    def sides(self) -> tuple[bool | None, ...]:
-        """Whether each hand of a crop is right; None: as its box says."""
-        return (None,) if self.view is ViewKind.hand else (True, False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,9 +196,7 @@ def load_predictor(config: PredictConfig) -> Predictor:
             unknown, or a mesh is requested that the network does not predict.
     """
     if config.run is None:
-        from train.predict.exported import load_exported
-
-        return load_exported(config)
+        return Predictor(**load_exported(config))
     folder = weights_folder(config.run)
     about = read_pretrained_config(folder)
     has_mesh = about.model.needs_mano

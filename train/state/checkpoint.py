@@ -426,7 +426,7 @@ def _read(path: Path, run_id: str | None) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"torch cannot load it ({' '.join(str(error).split())[:200]})") from error
     found = payload.get("format") if isinstance(payload, dict) else None
-    if found != FORMAT or not isinstance(payload, dict):
+    if not isinstance(payload, dict) or type(found) is not int or found != FORMAT:
         raise ValueError(f"it has checkpoint format {found!r:.40}, this code reads {FORMAT}")
     facts = as_record(_Payload, {k: v for k, v in payload.items() if k in _PLAIN})
     states = ("model", "ema", "optimizer", "loader", "rng", "mean_pose")

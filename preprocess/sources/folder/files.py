@@ -121,8 +121,8 @@ def _header(path: Path, data: bytes) -> Header:
         raise SourceError(f"folder: the header of {path}: {error}; {_HEADER_HINT}") from error
     if isinstance(value, dict) and value.get("handloom", VERSION) != VERSION:
         raise SourceError(
-            f"folder: the header of {path} is of format {value['handloom']!r}, this release reads "
-            f"{VERSION}; upgrade Handloom"
+            f"folder: the header of {path} is of format {value['handloom']!r:.80}, this release "
+            f"reads {VERSION}; upgrade Handloom"
         )
     if not isinstance(value, dict) or "handloom" not in value:
         raise SourceError(f"folder: {path} does not begin with a header; {_HEADER_HINT}")

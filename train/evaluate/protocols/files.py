@@ -23,6 +23,8 @@ from pipeline.zips import open_zip, read_member
 
 PREDICTION_FILE: Final = "pred.json"
 _MAX_BYTES: Final = 8 * 2**30
+_MOST_PACKED: Final = 200
+"""Bytes of JSON over those packed; numbers with many digits have two or three."""
 
 
 def read_json(path: Path) -> Any:
@@ -39,6 +41,11 @@ def read_json(path: Path) -> Any:
                 names = [member.filename for member in found] or "none"
                 raise ValueError(f"{path}: expected one {PREDICTION_FILE} in it, got {names}")
             name = f"{found[0].filename} in {path}"
+            size, packed = found[0].file_size, found[0].compress_size
+            if size > _MOST_PACKED * packed + 2**20:
+                raise ValueError(
+                    f"{name} has {size} bytes packed into {packed}, which numbers cannot be"
+                )
             data = read_member(archive, found[0], name=name, max_bytes=_MAX_BYTES)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
