@@ -114,9 +114,9 @@ def replacing(
             yield write
             if durable:
                 os.fsync(descriptor)
+            partial.replace(path)  # still locked: no leftover for another process
         finally:
             os.close(descriptor)
-        partial.replace(path)
     except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import fcntl
 import multiprocessing
@@ -11,6 +12,7 @@ import pytest
 from pipeline.app.files import (
     PARTIAL,
     _remove_leftovers,
+    _remove_unlocked,
     existing,
     replace_file,
     replacing,
@@ -164,3 +166,19 @@ def test_a_file_under_way_is_no_leftover(tmp_path: Path) -> None:
         _remove_leftovers.cache_clear()  # as in another process
         replace_file(tmp_path / "b", b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_finished_file_is_no_leftover_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker that looks for leftovers at that moment took it away."""
+    plain = Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        with contextlib.suppress(OSError):
+            _remove_unlocked(self)
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    replace_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
